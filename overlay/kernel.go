@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package overlay
+
+import (
+	"context"
+	"net/netip"
+
+	"weft.dev/weft/subnet"
+)
+
+// A Store is where nodes lease subnets.
+type Store interface {
+	// Config blocks until the network's configuration is present and valid.
+	Config(ctx context.Context) (subnet.Config, error)
+	// Hold acquires the lease, publishes and renews it until ctx ends, and
+	// leaves it in the store. want carries one Path for each network of cfg;
+	// a non-zero Subnet in it is a hint (the subnet held before a restart).
+	// granted is called with the lease as published, at once when it is
+	// first granted and again whenever it changes. Hold returns ctx.Err(),
+	// or another error when the lease is lost for good: someone else holds
+	// it, or the configuration leaves no subnet.
+	Hold(ctx context.Context, cfg subnet.Config, want subnet.Lease, granted func(subnet.Lease)) error
+	// Watch calls set with the whole current content now and after each
+	// change, from one goroutine, until ctx ends. It reconnects by itself.
+	// While the store is out of reach set is not called.
+	Watch(ctx context.Context, cfg subnet.Config, set func(subnet.Snapshot)) error
+}
+
+// A Kernel is one network namespace.
+type Kernel interface {
+	// Dump returns what is on weft's devices now, complete or with an error.
+	Dump(ctx context.Context) (State, error)
+	// Apply makes the changes in order. It is idempotent: adding what is
+	// there and deleting what is gone succeed. A failing entry does not stop
+	// the others; all failures come back joined, each naming its entry.
+	Apply(ctx context.Context, c Changes) error
+}
+
+// Underlay is the device and address of this node that carry outer packets
+// of one family. Comparable.
+type Underlay struct {
+	Dev  string     // device name
+	Addr netip.Addr // local address: source of outer packets
+	MTU  int        // of Dev, bytes
+}
+
+// Names maps an underlay family to the stem of its device name, to which
+// the VNI is appended: "weft." gives "weft.1".
+type Names map[subnet.Family]string
+
+// Self is this node as an input to Desired. Lease is our lease as granted;
+// its Paths carry the announced underlay addresses and our own VTEP MACs.
+// Underlays holds at most one entry a family.
+type Self struct {
+	Lease     subnet.Lease
+	Underlays []Underlay
+	Names     Names
+}
+
+// Op says what a Change does.
+type Op uint8
+
+// The operations. Replace overwrites the entry that has the same kernel key
+// (see Diff), or adds it; for a Link it deletes and re-creates the device.
+// Modify changes a device in place.
+const (
+	Add Op = iota + 1
+	Replace
+	Modify
+	Delete
+)
+
+// Change is one operation on one entry.
+type Change struct {
+	Op    Op
+	Entry Entry
+}
+
+// Changes is an ordered list of operations.
+type Changes []Change

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package overlay
+
+import (
+	"net/netip"
+
+	"weft.dev/weft/subnet"
+)
+
+// RouteProtocol is the rtnetlink protocol number that marks weft's routes
+// (rtm_protocol, linux/rtnetlink.h). See docs/adr/0001 for who uses what.
+const RouteProtocol = 87
+
+// A Set holds comparable entries.
+type Set[E comparable] map[E]struct{}
+
+// State is everything that weft keeps in one network namespace. Entries are
+// comparable values that name devices, never interface indexes.
+type State struct {
+	Links  Set[Link]
+	Addrs  Set[Addr]
+	FDB    Set[FDB]
+	Neighs Set[Neigh]
+	Routes Set[Route]
+}
+
+// An Entry is one element of a State. String renders it in iproute2 syntax,
+// as the arguments that follow `ip link add`, `ip addr add` and so on.
+type Entry interface {
+	entry()
+	String() string
+}
+
+// Link is a VXLAN device. Changing anything but MAC, MTU, Learning, Up,
+// RPFilter and AddrGen means deleting and re-creating it (vxlan_changelink,
+// drivers/net/vxlan/vxlan_core.c refuses the rest or weft cannot trust it).
+type Link struct {
+	Name     string
+	VNI      uint32
+	Port     uint16     // outer UDP destination port
+	Local    netip.Addr // source address of outer packets
+	Underlay string     // name of the device that carries them
+	MAC      subnet.MAC
+	MTU      int // bytes
+	Learning bool
+	GBP      bool
+	Up       bool
+	RPFilter uint8  // net.ipv4.conf.DEV.rp_filter; 2 is loose (RFC 3704 section 2.4)
+	AddrGen  string // IPv6 address generation: "none" as weft sets it, else as dumped
+	Foreign  string // attributes weft never sets, in iproute2 syntax; empty when desired
+}
+
+// Addr is an address of a device.
+type Addr struct {
+	Dev    string
+	Prefix netip.Prefix
+}
+
+// FDB is a permanent forwarding entry of a VXLAN device: frames to MAC go to
+// the VTEP at Dst.
+type FDB struct {
+	Dev string
+	MAC subnet.MAC
+	Dst netip.Addr
+}
+
+// Neigh is a permanent neighbour: packets via IP are framed to MAC.
+type Neigh struct {
+	Dev string
+	IP  netip.Addr
+	MAC subnet.MAC
+}
+
+// Route is a unicast route in the main table.
+type Route struct {
+	Dev    string
+	Dst    netip.Prefix
+	Via    netip.Addr // zero for a route without gateway
+	Src    netip.Addr // preferred source; zero lets the kernel choose
+	Metric uint32
+	Onlink bool
+	Proto  uint8 // RouteProtocol when desired; as dumped otherwise
+}

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package subnet
+
+import "net/netip"
+
+// Config is the network's configuration, as net-conf.json holds it, with
+// every default filled in. ParseConfig guarantees: at least one Network, at
+// most one of each family, IPv4 first; prefixes masked; SubnetMin and
+// SubnetMax aligned, inside Prefix and in order; VNI, Port and MTU in range.
+type Config struct {
+	Networks []Network // enabled pod networks, IPv4 first
+	Backend  BackendConfig
+}
+
+// A Network is one family's pod network and how it is cut into node subnets.
+// Comparable.
+type Network struct {
+	Prefix    netip.Prefix // e.g. 10.244.0.0/16
+	SubnetLen int          // prefix length of a node's subnet
+	SubnetMin netip.Addr   // base of the first subnet to hand out
+	SubnetMax netip.Addr   // base of the last subnet to hand out
+}
+
+// BackendConfig is the Backend object of net-conf.json. Comparable.
+type BackendConfig struct {
+	Type          BackendType
+	VNI           uint32 // VXLAN network identifier, 1 to 16777215; default 1
+	Port          uint16 // outer UDP destination port; default 8472 (Linux, vxlan_core.c)
+	MTU           int    // underlay MTU to assume instead of the device's own; 0 follows the device
+	Learning      bool   // let the device learn remote VTEPs from traffic
+	GBP           bool   // VXLAN group policy extension
+	DirectRouting bool   // route without VXLAN to peers on the same link
+}
+
+// Network returns the pod network of family f.
+func (c Config) Network(f Family) (Network, bool) {
+	for _, n := range c.Networks {
+		if FamilyOf(n.Prefix.Addr()) == f {
+			return n, true
+		}
+	}
+	return Network{}, false
+}
