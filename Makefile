@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+# `make help` lists the targets. Everything is built into bin/, nothing is
+# installed except by `make deps`.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+GO      ?= go
+# Release builds are static and carry no paths of the machine that built them.
+BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w'
+# Debian packages that the lab and the tests use; the product needs none.
+DEPS    := iproute2 iputils-ping iperf3 etcd-server procps
+# Programs that must be there before a target starts.
+TOOLS   := ip bridge ping iperf3 etcd
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
+
+.PHONY: deps
+deps: ## install the Debian packages that lab and tests use (needs root)
+	@dist/deps.sh $(DEPS)
+
+.PHONY: build
+build: bin/.plugins ## build the agent, the CLI, the CNI plugins and the lab into bin/
+	$(BUILD) -o bin/weftd ./cmd/weftd
+	$(BUILD) -o bin/weft ./cmd/weft
+	$(BUILD) -o bin/cni/weft ./cni-shim
+	$(GO) -C tests build -trimpath -buildvcs=false -o ../bin/weft-lab ./lab
+
+bin/.plugins: dist/cni-plugins/go.mod dist/cni-plugins/go.sum
+	@mkdir -p bin/cni
+	CGO_ENABLED=0 $(GO) -C dist/cni-plugins build -trimpath -buildvcs=false -ldflags '-s -w' -o ../../bin/cni/ tool
+	@touch $@
+
+.PHONY: need-tools need-root
+need-tools:
+	@missing=; for t in $(TOOLS); do command -v $$t >/dev/null || missing="$$missing $$t"; done; \
+	if [ -n "$$missing" ]; then echo "missing:$$missing; \`make deps\` installs what the lab and the tests use" >&2; exit 1; fi
+need-root:
+	@if [ "$$(id -u)" != 0 ]; then echo "this target makes network namespaces and needs root: sudo make $(MAKECMDGOALS)" >&2; exit 1; fi
+
+.PHONY: lab
+lab: need-root need-tools build ## three nodes on this machine: ping matrix, iperf3, cleans up after itself
+	bin/weft-lab run
+
+.PHONY: lab-up lab-down
+lab-up: need-root need-tools build ## the same, left standing
+	bin/weft-lab up
+lab-down: ## end the lab that lab-up left
+	bin/weft-lab down
+
+.PHONY: test
+test: need-root need-tools build ## every test that needs no Kubernetes
+	$(GO) test -race -timeout 10m ./...
+	$(GO) -C tests test -timeout 18m -p 1 ./...
+
+.PHONY: test-full
+test-full: need-root need-tools build ## the same with full counts: outages of 60 s, 20 rounds of races
+	WEFT_FULL=1 $(GO) -C tests test -timeout 60m -p 1 -v ./...
+
+.PHONY: fuzz
+fuzz: ## fuzz every codec for FUZZTIME (default 30s) each
+	@for p in ./subnet ./cni-shim; do \
+	  for f in $$($(GO) test -list '^Fuzz' $$p | grep ^Fuzz); do \
+	    echo "== $$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $${FUZZTIME:-30s} $$p; \
+	  done; done
+
+.PHONY: golden
+golden: ## rewrite the golden files from what the code does now; read the diff
+	$(GO) test ./overlay -update
+
+.PHONY: lint
+lint: ## gofmt, vet, staticcheck, errcheck, ineffassign, misspell
+	@bad=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$bad" ]; then echo "gofmt differs:" $$bad >&2; exit 1; fi
+	$(GO) vet ./... && $(GO) -C tests vet ./...
+	@mkdir -p bin/tools && $(GO) -C dist/tools build -o ../../bin/tools/ tool
+	bin/tools/staticcheck ./...
+	cd tests && ../bin/tools/staticcheck ./...
+	bin/tools/errcheck -exclude dist/tools/errcheck.txt ./...
+	bin/tools/ineffassign ./...
+	bin/tools/misspell -error $$(git ls-files '*.go' '*.md' Makefile)
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/netip"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"weft.dev/weft/cmd/internal/api"
+	"weft.dev/weft/subnet"
+)
+
+func (c *cli) status(cmd *cobra.Command, _ []string) error {
+	var s api.Status
+	if err := api.Get(cmd.Context(), c.socket, api.StatusPath, &s); err != nil {
+		return err
+	}
+	if !s.Ready {
+		c.code = 1
+	}
+	if c.output == "json" {
+		return writeJSON(cmd.OutOrStdout(), s)
+	}
+	return printStatus(cmd.OutOrStdout(), s, time.Now())
+}
+
+func (c *cli) plan(cmd *cobra.Command, _ []string) error {
+	var p api.Plan
+	if err := api.Get(cmd.Context(), c.socket, api.PlanPath, &p); err != nil {
+		return err
+	}
+	if c.output == "json" {
+		return writeJSON(cmd.OutOrStdout(), p)
+	}
+	return printPlan(cmd.OutOrStdout(), p)
+}
+
+func writeJSON(w io.Writer, doc any) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(doc)
+}
+
+// printStatus renders a status for people. Names in it come from the store,
+// where other nodes write: control characters are made visible.
+func printStatus(out io.Writer, s api.Status, now time.Time) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	row := func(cells ...string) {
+		for i := range cells {
+			cells[i] = visible(cells[i])
+		}
+		fmt.Fprintln(w, strings.Join(cells, "\t"))
+	}
+	state := "ready"
+	if !s.Ready {
+		state = "NOT READY: " + s.Reason
+	}
+	row("Node:", s.Node)
+	row("State:", state)
+	row("Store:", s.Store+age(s.Snapshot, now))
+	row("Lease:", prefixes(s.Subnets))
+	row("Kernel:", kernelLine(s))
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	if len(s.Devices) > 0 {
+		fmt.Fprintln(w)
+		row("DEVICE", "VNI", "PORT", "MTU", "MAC", "LOCAL", "UNDERLAY")
+		for _, d := range s.Devices {
+			row(d.Name, fmt.Sprint(d.VNI), fmt.Sprint(d.Port), fmt.Sprint(d.MTU), d.MAC.String(), d.Local.String(), d.Underlay)
+		}
+	}
+	if len(s.Peers) > 0 {
+		fmt.Fprintln(w)
+		row("PEER", "SUBNET", "UNDERLAY", "MAC")
+		for _, p := range s.Peers {
+			name := p.Node
+			if name == "" {
+				name = "(flannel)"
+			}
+			for _, path := range p.Paths {
+				row(name, path.Subnet.String(), path.Underlay.String(), path.MAC.String())
+				name = ""
+			}
+		}
+	}
+	for i, ch := range s.Pending {
+		if i == 0 {
+			fmt.Fprintln(w, "\nNot applied:")
+		}
+		row("  " + ch.Text)
+	}
+	printProblems(w, s.Problems)
+	return w.Flush()
+}
+
+func kernelLine(s api.Status) string {
+	switch {
+	case s.InSync:
+		return fmt.Sprintf("in sync, %d peers", len(s.Peers))
+	case s.LastPass == nil:
+		return "not touched yet"
+	}
+	return fmt.Sprintf("OUT OF SYNC, %d changes not applied", len(s.Pending))
+}
+
+func age(t *time.Time, now time.Time) string {
+	if t == nil {
+		return " (no answer yet)"
+	}
+	return fmt.Sprintf(" (last change %s ago)", now.Sub(*t).Round(time.Second))
+}
+
+func prefixes(list []netip.Prefix) string {
+	if len(list) == 0 {
+		return "none"
+	}
+	var out []string
+	for _, p := range list {
+		out = append(out, p.String())
+	}
+	return strings.Join(out, ", ")
+}
+
+func printPlan(w io.Writer, p api.Plan) error {
+	if len(p.Changes) == 0 {
+		fmt.Fprintln(w, "nothing to do: the kernel holds what it should")
+	}
+	for _, ch := range p.Changes {
+		fmt.Fprintln(w, visible(ch.Text))
+	}
+	printProblems(w, p.Problems)
+	return nil
+}
+
+func printProblems(w io.Writer, problems []subnet.Problem) {
+	for i, p := range problems {
+		if i == 0 {
+			fmt.Fprintln(w, "\nProblems:")
+		}
+		fmt.Fprintln(w, "  "+visible(p.String()))
+	}
+}
+
+// visible replaces control characters, which could move a terminal's cursor
+// or break a table, by their escapes.
+func visible(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || (r >= 0x80 && r < 0xa0) {
+			return '\uFFFD'
+		}
+		return r
+	}, s)
+}

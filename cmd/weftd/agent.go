@@ -1,0 +1,316 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sync/errgroup"
+
+	"weft.dev/weft/backend"
+	"weft.dev/weft/overlay"
+	"weft.dev/weft/subnet"
+	"weft.dev/weft/subnet/etcd"
+)
+
+// underlayRetry is the pause between looks for an underlay address: at boot
+// the agent may be up before the network is.
+const underlayRetry = 2 * time.Second
+
+// agent joins the packages for the lifetime of the process. Its goroutines
+// share nothing but the atomic values here; each holds the latest of what
+// one goroutine writes and others read.
+type agent struct {
+	o     *options
+	log   *logrus.Logger
+	store *etcd.Store
+
+	phase      atomic.Pointer[string]           // what the start waits for; nil when done
+	held       atomic.Pointer[subnet.Problem]   // why the lease is lost; nil while held
+	host       atomic.Pointer[[]subnet.Problem] // what is wrong with the host
+	snapshot   atomic.Pointer[subnet.Snapshot]
+	reconciler atomic.Pointer[overlay.Reconciler]
+	network    atomic.Pointer[subnet.Config]
+	published  atomic.Bool // subnet.env and the CNI configuration are in place
+}
+
+func newAgent(o *options, log *logrus.Logger) *agent { return &agent{o: o, log: log} }
+
+// run returns when ctx ends, after the first sync with --once, or when the
+// node cannot be served at all. It leaves the data plane and the lease.
+func (a *agent) run(ctx context.Context) error {
+	for _, n := range a.o.notes {
+		a.log.Info(n)
+	}
+	instance, err := instanceID(a.o.StateDir)
+	if err != nil {
+		return err
+	}
+	a.store, err = etcd.New(storeOptions(a.o, a.log.WithField("node", a.o.NodeName)))
+	if err != nil {
+		return err
+	}
+	defer a.store.Close() //nolint:errcheck // nothing is lost by closing late
+
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.serve(ctx) })
+	g.Go(func() error {
+		err := a.runOverlay(ctx, instance)
+		if a.o.Once {
+			cancel()
+		}
+		return err
+	})
+	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// runOverlay waits for what the overlay needs, in order, then keeps it.
+func (a *agent) runOverlay(ctx context.Context, instance string) error {
+	a.waitFor("waiting for the network configuration in etcd")
+	cfg, err := a.store.Config(ctx)
+	if err != nil {
+		return err
+	}
+	a.network.Store(&cfg)
+	unlock, err := lock(filepath.Dir(a.o.Socket), cfg.Backend.VNI, a.o.NodeName)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+
+	problems, err := backend.Probe(ctx)
+	if err != nil {
+		return err
+	}
+	a.host.Store(&problems)
+	for _, p := range problems {
+		a.log.Warn(p.String())
+	}
+	underlays, err := a.underlays(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	want, err := a.request(cfg, instance, underlays)
+	if err != nil {
+		return err
+	}
+	return a.keep(ctx, cfg, want, underlays)
+}
+
+// keep holds the lease, watches the others and reconciles, until ctx ends.
+func (a *agent) keep(ctx context.Context, cfg subnet.Config, want subnet.Lease, underlays []overlay.Underlay) error {
+	names := presetFor(a.o.FlannelCompat).names
+	kernel, err := backend.New(backend.Options{Devices: deviceNames(names, cfg.Backend.VNI), Log: a.log})
+	if err != nil {
+		return err
+	}
+	defer kernel.Close()
+
+	changed := make(chan struct{}, 1)
+	r := overlay.NewReconciler(kernel, overlay.Options{
+		Config: cfg, Log: a.log.WithField("node", a.o.NodeName),
+		OnStatus: func(overlay.Status) { poke(changed) },
+	})
+	a.reconciler.Store(r)
+	a.waitFor("")
+
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return r.Run(ctx) })
+	g.Go(func() error {
+		return a.store.Watch(ctx, cfg, func(s subnet.Snapshot) {
+			a.snapshot.Store(&s)
+			r.SetSnapshot(s)
+		})
+	})
+	g.Go(func() error {
+		return a.hold(ctx, cfg, want, func(l subnet.Lease) {
+			r.SetSelf(overlay.Self{Lease: l, Underlays: underlays, Names: names})
+		})
+	})
+	g.Go(func() error {
+		err := a.publish(ctx, changed, cfg, r)
+		if a.o.Once && err == nil {
+			cancel()
+		}
+		return err
+	})
+	err = g.Wait()
+	if a.o.Once && errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// hold keeps the lease. When it is lost for good the agent stays, not ready
+// and saying why: the pods of this node still have their data plane, and only
+// an operator can tell which of two claimants is right.
+func (a *agent) hold(ctx context.Context, cfg subnet.Config, want subnet.Lease, granted func(subnet.Lease)) error {
+	err := a.store.Hold(ctx, cfg, want, granted)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if a.o.Once {
+		return err
+	}
+	a.held.Store(&subnet.Problem{Kind: "LeaseLost", Object: a.o.NodeName, Detail: err.Error()})
+	a.log.WithField("err", err).Error("lease lost; this node no longer takes part until weftd is restarted")
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// underlays finds the devices that carry outer packets, waiting until there
+// is one.
+func (a *agent) underlays(ctx context.Context, cfg subnet.Config) ([]overlay.Underlay, error) {
+	spec := backend.UnderlaySpec{Ifaces: a.o.Ifaces, Regexes: a.o.IfaceRegexes, CanReach: a.o.CanReach, PublicIPs: a.o.PublicIPs}
+	last := ""
+	for {
+		found, err := backend.FindUnderlays(ctx, spec, families(cfg))
+		if err == nil {
+			for _, u := range found {
+				a.log.WithFields(logrus.Fields{"dev": u.Dev, "dst": u.Addr}).Info("underlay found")
+			}
+			return found, nil
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if a.o.Once {
+			return nil, err
+		}
+		if err.Error() != last {
+			last = err.Error()
+			a.log.WithField("err", err).Warn("no underlay yet; looking again every " + underlayRetry.String())
+		}
+		a.waitFor("waiting for an underlay address: " + last)
+		if err := sleep(ctx, underlayRetry); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// families returns the underlay families to look for: first those of the pod
+// networks, then the other, which serves where the first is missing.
+func families(cfg subnet.Config) []subnet.Family {
+	var out []subnet.Family
+	for _, n := range cfg.Networks {
+		out = append(out, subnet.FamilyOf(n.Prefix.Addr()))
+	}
+	if len(out) == 1 {
+		out = append(out, out[0].Other())
+	}
+	return out
+}
+
+// request is the lease this node asks for: one path for each pod network, on
+// the underlay of its own family where there is one and else on the other;
+// the subnets held before, from the subnet file, are hints.
+func (a *agent) request(cfg subnet.Config, instance string, underlays []overlay.Underlay) (subnet.Lease, error) {
+	l := subnet.Lease{Node: a.o.NodeName, Instance: instance, Backend: cfg.Backend.Type}
+	if cfg.Backend.Type != subnet.BackendVXLAN {
+		return l, fmt.Errorf("backend type %q in the network configuration: this version of weftd programs %q only", cfg.Backend.Type, subnet.BackendVXLAN)
+	}
+	previous, err := subnet.ReadSubnetEnv(a.o.SubnetFile)
+	if err != nil {
+		a.log.WithField("err", err).Debug("no previous subnet")
+	}
+	for _, n := range cfg.Networks {
+		f := subnet.FamilyOf(n.Prefix.Addr())
+		u, ok := underlayOf(underlays, f)
+		if !ok {
+			if u, ok = underlayOf(underlays, f.Other()); !ok {
+				return l, fmt.Errorf("no underlay address of either family for network %s", n.Prefix)
+			}
+		}
+		uf := subnet.FamilyOf(u.Addr)
+		p := subnet.Path{
+			Underlay: a.announced(u), VNI: cfg.Backend.VNI,
+			MAC: subnet.DeriveMAC(a.o.EtcdPrefix, cfg.Backend.VNI, uf, a.o.NodeName),
+		}
+		for _, s := range previous.Subnets {
+			if subnet.FamilyOf(s.Addr()) == f {
+				p.Subnet = s.Masked()
+			}
+		}
+		l.Paths = append(l.Paths, p)
+	}
+	return l, nil
+}
+
+// announced is the address peers send to: the public address given for this
+// family, else the underlay's own.
+func (a *agent) announced(u overlay.Underlay) netip.Addr {
+	for _, ip := range a.o.PublicIPs {
+		if subnet.FamilyOf(ip) == subnet.FamilyOf(u.Addr) {
+			return ip
+		}
+	}
+	return u.Addr
+}
+
+func underlayOf(list []overlay.Underlay, f subnet.Family) (overlay.Underlay, bool) {
+	for _, u := range list {
+		if subnet.FamilyOf(u.Addr) == f {
+			return u, true
+		}
+	}
+	return overlay.Underlay{}, false
+}
+
+func deviceNames(names overlay.Names, vni uint32) []string {
+	var out []string
+	for _, f := range subnet.Families() {
+		out = append(out, fmt.Sprint(names[f], vni))
+	}
+	return out
+}
+
+// waitFor notes what the start waits for; "" when it waits for nothing.
+func (a *agent) waitFor(what string) {
+	if what == "" {
+		a.phase.Store(nil)
+		return
+	}
+	a.phase.Store(&what)
+}
+
+func poke(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}
+
+func storeOptions(o *options, log logrus.FieldLogger) etcd.Options {
+	return etcd.Options{
+		Endpoints: o.EtcdEndpoints, Prefix: o.EtcdPrefix,
+		CAFile: o.EtcdCAFile, CertFile: o.EtcdCertFile, KeyFile: o.EtcdKeyFile,
+		Username: o.EtcdUsername, Password: o.EtcdPassword, Insecure: o.EtcdInsecure,
+		LeaseTTL: o.LeaseTTL, RenewMargin: o.RenewMargin,
+		Defaults: subnet.Defaults{Flannel: o.FlannelCompat}, Log: log,
+	}
+}

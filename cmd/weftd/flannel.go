@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+)
+
+// flannelFlags are the flags of flanneld (flannel v0.28, main.go) that weftd
+// does not have itself. With --flannel-compat they are accepted, so that a
+// node can be switched by replacing the binary: those with a counterpart set
+// it, those that only tune flannel's inner workings have no effect and are
+// named once in the log, and those that ask for something weftd cannot do
+// are refused, because starting without it would break the node's pods.
+type flannelFlags struct {
+	renewMargin int
+	healthzIP   string
+	healthzPort int
+	ipMasq      bool
+	kube        bool
+	verbosity   int
+}
+
+func (fl *flannelFlags) define(f *pflag.FlagSet) {
+	f.IntVar(&fl.renewMargin, "subnet-lease-renew-margin", 60, "flannel: --lease-renew-margin in minutes, 1 to 1439")
+	f.StringVar(&fl.healthzIP, "healthz-ip", "0.0.0.0", "flannel: address of --listen")
+	f.IntVar(&fl.healthzPort, "healthz-port", 0, "flannel: port of --listen; 0 keeps --listen")
+	f.BoolVar(&fl.ipMasq, "ip-masq", false, "flannel: masquerade; not in this version")
+	f.BoolVar(&fl.kube, "kube-subnet-mgr", false, "flannel: lease through the Node API; not in this version")
+	f.IntVar(&fl.verbosity, "v", 0, "flannel: klog verbosity; 4 and more is --log-level debug")
+	for _, name := range ignoredStrings() {
+		f.String(name, "", "flannel: accepted without effect")
+	}
+	for _, name := range ignoredBools() {
+		f.Bool(name, false, "flannel: accepted without effect")
+	}
+}
+
+func ignoredStrings() []string {
+	return []string{"iptables-resync", "kube-api-url", "kubeconfig-file", "kube-annotation-prefix", "net-config-path", "vmodule", "log_backtrace_at"}
+}
+
+func ignoredBools() []string {
+	return []string{"iptables-forward-rules", "ip-blackhole-route", "ip-masq-fully-random-disable", "set-node-network-unavailable"}
+}
+
+// apply carries flannel's settings over into o and r. flannel speaks
+// plaintext to etcd wherever it is, so the preset allows that.
+func (fl *flannelFlags) apply(o *options, r *raw) error {
+	o.EtcdInsecure = true
+	for flag, on := range map[string]bool{"ip-masq": fl.ipMasq, "kube-subnet-mgr": fl.kube} {
+		if on {
+			return fmt.Errorf("%s (%s): this version of weftd cannot do it yet; nothing was changed on this node", flag, o.origin[flag])
+		}
+	}
+	if fl.renewMargin < 1 || fl.renewMargin > 1439 {
+		return fmt.Errorf("subnet-lease-renew-margin (%s): value %d: want 1 to 1439 minutes", o.origin["subnet-lease-renew-margin"], fl.renewMargin)
+	}
+	if o.origin["subnet-lease-renew-margin"] != "default" {
+		o.RenewMargin = time.Duration(fl.renewMargin) * time.Minute
+	}
+	if fl.healthzPort < 0 || fl.healthzPort > 65535 {
+		return fmt.Errorf("healthz-port (%s): value %d: want 0 to 65535", o.origin["healthz-port"], fl.healthzPort)
+	}
+	if fl.healthzPort != 0 {
+		o.Listen = fl.healthzIP + ":" + strconv.Itoa(fl.healthzPort)
+	}
+	if fl.verbosity >= 4 && o.origin["log-level"] == "default" {
+		r.logLevel = "debug"
+	}
+	for _, name := range append(ignoredStrings(), ignoredBools()...) {
+		if o.origin[name] != "default" {
+			o.notes = append(o.notes, o.origin[name]+" has no effect in weft")
+		}
+	}
+	return nil
+}
+
+// wantsFlannel reports whether the preset is on. It is read before all other
+// flags, because their defaults and their syntax depend on it.
+func wantsFlannel(args []string, env map[string]string) (bool, error) {
+	for _, a := range args {
+		name, val, hasVal := strings.Cut(a, "=")
+		if a == "--" {
+			break
+		}
+		if name != "--flannel-compat" && name != "-flannel-compat" {
+			continue
+		}
+		if !hasVal {
+			return true, nil
+		}
+		on, err := strconv.ParseBool(val)
+		if err != nil {
+			return false, fmt.Errorf("flannel-compat (flag %s): value %q: want true or false", name, val)
+		}
+		return on, nil
+	}
+	val, ok := env[envPrefix+"FLANNEL_COMPAT"]
+	if !ok {
+		return false, nil
+	}
+	on, err := strconv.ParseBool(val)
+	if err != nil {
+		return false, fmt.Errorf("environment %sFLANNEL_COMPAT: value %q: want true or false", envPrefix, val)
+	}
+	return on, nil
+}
+
+// doubleDashes rewrites -flag as --flag: Go's flag package, which flanneld
+// uses, takes both.
+func doubleDashes(args []string) []string {
+	out := make([]string, len(args))
+	for i, a := range args {
+		if strings.HasPrefix(a, "-") && !strings.HasPrefix(a, "--") && len(a) > 1 {
+			a = "-" + a
+		}
+		out[i] = a
+	}
+	return out
+}

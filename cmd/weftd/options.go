@@ -1,0 +1,301 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"github.com/spf13/pflag"
+
+	"weft.dev/weft/cmd/internal/api"
+	"weft.dev/weft/overlay"
+	"weft.dev/weft/subnet"
+)
+
+// envPrefix starts the name of the environment variable of every flag.
+const envPrefix = "WEFTD_"
+
+// options is the agent's configuration: flags over environment over defaults.
+type options struct {
+	FlannelCompat bool
+	NodeName      string
+
+	EtcdEndpoints []string
+	EtcdPrefix    string
+	EtcdCAFile    string
+	EtcdCertFile  string
+	EtcdKeyFile   string
+	EtcdUsername  string
+	EtcdPassword  string
+	EtcdInsecure  bool
+	LeaseTTL      time.Duration
+	RenewMargin   time.Duration
+
+	Ifaces       []string
+	IfaceRegexes []string
+	CanReach     []netip.Addr
+	PublicIPs    []netip.Addr
+
+	SubnetFile string
+	StateDir   string
+	Socket     string
+	Listen     string
+	CNIConf    string
+
+	Once        bool
+	CheckConfig bool
+	NetConf     string // file named after --check-config
+	LogLevel    logrus.Level
+	Version     bool
+
+	flags  *pflag.FlagSet
+	origin map[string]string // flag name -> where its value came from
+	notes  []string          // what was accepted without effect, for the log
+}
+
+// preset is what differs between weft's own names and flannel's.
+type preset struct {
+	etcdPrefix, subnetFile, cniConf, endpoints string
+	names                                      overlay.Names
+}
+
+func presetFor(flannel bool) preset {
+	if flannel {
+		// flannel v0.28: main.go (prefix, subnet file, endpoints),
+		// pkg/backend/vxlan (device names), Documentation/kube-flannel.yml.
+		return preset{
+			etcdPrefix: "/coreos.com/network", subnetFile: "/run/flannel/subnet.env",
+			cniConf:   "/etc/cni/net.d/10-flannel.conflist",
+			endpoints: "http://127.0.0.1:4001,http://127.0.0.1:2379",
+			names:     overlay.Names{subnet.IPv4: "flannel.", subnet.IPv6: "flannel-v6."},
+		}
+	}
+	return preset{
+		etcdPrefix: "/weft/network", subnetFile: "/run/weft/subnet.env",
+		cniConf:   "/etc/cni/net.d/05-weft.conflist",
+		endpoints: "http://127.0.0.1:2379",
+		names:     overlay.Names{subnet.IPv4: "weft.", subnet.IPv6: "weft6."},
+	}
+}
+
+// raw holds flag values as text, so that one place turns them into types and
+// every complaint can name the value and where it came from.
+type raw struct {
+	endpoints, canReach, publicIP, publicIPFor6, logLevel string
+	checkConfig                                           bool
+}
+
+func parseOptions(args, env []string) (*options, error) {
+	environ := envMap(env)
+	compat, err := wantsFlannel(args, environ)
+	if err != nil {
+		return nil, err
+	}
+	o := &options{origin: map[string]string{}}
+	r := &raw{}
+	var fl flannelFlags
+	o.flags = o.define(presetFor(compat), r)
+	if compat {
+		fl.define(o.flags)
+		args = doubleDashes(args)
+	}
+	if err := o.flags.Parse(args); err != nil {
+		return o, err
+	}
+	if err := o.fromEnvironment(environ, compat); err != nil {
+		return o, err
+	}
+	if compat {
+		if err := fl.apply(o, r); err != nil {
+			return o, err
+		}
+	}
+	return o, o.finish(r)
+}
+
+func (o *options) define(p preset, r *raw) *pflag.FlagSet {
+	f := pflag.NewFlagSet("weftd", pflag.ContinueOnError)
+	f.SortFlags = false
+	f.Usage = func() {}
+	host, _ := os.Hostname() // empty is refused in finish, naming --node-name
+
+	f.StringVar(&r.endpoints, "etcd-endpoints", p.endpoints, "comma-separated etcd endpoints; https turns TLS on")
+	f.StringVar(&o.EtcdPrefix, "etcd-prefix", p.etcdPrefix, "key below which config and subnets live; names the network")
+	f.StringVar(&o.EtcdCAFile, "etcd-cafile", "", "CA certificate (PEM) that signs the etcd servers' certificates")
+	f.StringVar(&o.EtcdCertFile, "etcd-certfile", "", "client certificate (PEM); needs --etcd-keyfile")
+	f.StringVar(&o.EtcdKeyFile, "etcd-keyfile", "", "key of the client certificate (PEM)")
+	f.StringVar(&o.EtcdUsername, "etcd-username", "", "etcd user")
+	f.StringVar(&o.EtcdPassword, "etcd-password", "", "etcd password; better set as "+envPrefix+"ETCD_PASSWORD")
+	f.BoolVar(&o.EtcdInsecure, "etcd-insecure", false, "allow plaintext to etcd beyond loopback")
+	f.DurationVar(&o.LeaseTTL, "lease-ttl", 24*time.Hour, "how long the store keeps this node's lease without renewal; at least 3s")
+	f.DurationVar(&o.RenewMargin, "lease-renew-margin", time.Hour, "renew when this much of the lease is left; less than --lease-ttl")
+	f.StringVar(&o.NodeName, "node-name", host, "name of this node, unique in the network")
+	f.StringArrayVar(&o.Ifaces, "iface", nil, "underlay interface by name or address; repeated: the first that exists")
+	f.StringArrayVar(&o.IfaceRegexes, "iface-regex", nil, "underlay interface by regular expression on addresses, then names; repeatable")
+	f.StringVar(&r.canReach, "iface-can-reach", "", "underlay interface through which this address is reached")
+	f.StringVar(&r.publicIP, "public-ip", "", "IPv4 address that peers send to (default: the underlay's own)")
+	f.StringVar(&r.publicIPFor6, "public-ipv6", "", "IPv6 address that peers send to (default: the underlay's own)")
+	f.StringVar(&o.SubnetFile, "subnet-file", p.subnetFile, "where the CNI plugin reads this node's subnets and MTU")
+	f.StringVar(&o.StateDir, "state-dir", "/var/lib/weft", "directory for what must survive a reboot (the instance id)")
+	f.StringVar(&o.Socket, "socket", api.DefaultSocket, "unix socket for `weft` and the CNI plugin")
+	f.StringVar(&o.Listen, "listen", "127.0.0.1:9469", "address for /livez, /readyz and /metrics; empty turns them off")
+	f.StringVar(&o.CNIConf, "cni-conf", p.cniConf, "CNI configuration to write after the first full sync; empty writes none")
+	f.BoolVar(&o.FlannelCompat, "flannel-compat", false, "take flannel's names, keys and flags instead of weft's")
+	f.BoolVar(&o.Once, "once", false, "lease, bring the kernel in sync once, and exit")
+	f.BoolVar(&r.checkConfig, "check-config", false, "check flags, environment and, when named, a net-conf.json; print them and exit")
+	f.StringVar(&r.logLevel, "log-level", "info", "error, warning, info or debug")
+	f.BoolVar(&o.Version, "version", false, "print the version and exit")
+	return f
+}
+
+// fromEnvironment fills every flag that the command line left out, and
+// refuses a WEFTD_ variable that no flag answers to: it is a typing error.
+func (o *options) fromEnvironment(env map[string]string, compat bool) (err error) {
+	known := map[string]bool{}
+	o.flags.VisitAll(func(f *pflag.Flag) {
+		name := envPrefix + envName(f.Name)
+		known[name] = true
+		if f.Changed {
+			o.origin[f.Name] = "flag --" + f.Name
+			return
+		}
+		o.origin[f.Name] = "default"
+		val, ok := env[name]
+		if !ok && compat {
+			name = "FLANNELD_" + envName(f.Name)
+			val, ok = env[name]
+		}
+		if !ok || err != nil {
+			return
+		}
+		if e := setFlag(o.flags, f, val); e != nil {
+			err = fmt.Errorf("environment %s=%q: %w", name, val, e)
+		}
+		o.origin[f.Name] = "environment " + name
+	})
+	for name := range env {
+		if err == nil && strings.HasPrefix(name, envPrefix) && !known[name] {
+			err = fmt.Errorf("environment %s: no such setting; `weftd --help` lists the flags, each is also %s<FLAG>", name, envPrefix)
+		}
+	}
+	return err
+}
+
+// setFlag sets a flag from one string. A list in the environment is separated
+// by commas, except that of regular expressions, where a comma means itself.
+func setFlag(fs *pflag.FlagSet, f *pflag.Flag, val string) error {
+	if list, ok := f.Value.(pflag.SliceValue); ok && f.Name != "iface-regex" {
+		return list.Replace(strings.Split(val, ","))
+	}
+	return fs.Set(f.Name, val)
+}
+
+func envName(flag string) string {
+	return strings.ToUpper(strings.NewReplacer("-", "_", ".", "_").Replace(flag))
+}
+
+func envMap(env []string) map[string]string {
+	m := make(map[string]string, len(env))
+	for _, kv := range env {
+		if k, v, ok := strings.Cut(kv, "="); ok {
+			m[k] = v
+		}
+	}
+	return m
+}
+
+// finish turns text into types and checks ranges. Errors name the value,
+// what is allowed and where the value came from.
+func (o *options) finish(r *raw) error {
+	bad := func(flag string, val any, want string) error {
+		return fmt.Errorf("%s (%s): value %q: want %s", flag, o.origin[flag], fmt.Sprint(val), want)
+	}
+	o.CheckConfig = r.checkConfig
+	if rest := o.flags.Args(); len(rest) == 1 && o.CheckConfig {
+		o.NetConf = rest[0]
+	} else if len(rest) > 0 {
+		return fmt.Errorf("argument %q: weftd takes flags only (a file may follow --check-config)", rest[0])
+	}
+	if o.EtcdEndpoints = splitList(r.endpoints); len(o.EtcdEndpoints) == 0 {
+		return bad("etcd-endpoints", r.endpoints, "at least one URL such as https://10.0.0.1:2379")
+	}
+	if !strings.HasPrefix(o.EtcdPrefix, "/") || strings.HasSuffix(o.EtcdPrefix, "/") {
+		return bad("etcd-prefix", o.EtcdPrefix, "a key that begins with / and does not end with it, such as /weft/network")
+	}
+	if !regexp.MustCompile(`^[a-zA-Z0-9]([-a-zA-Z0-9_.]{0,251}[a-zA-Z0-9])?$`).MatchString(o.NodeName) {
+		return bad("node-name", o.NodeName, "1 to 253 letters, digits, dots, dashes or underscores")
+	}
+	if o.LeaseTTL < 3*time.Second || o.LeaseTTL > 365*24*time.Hour {
+		return bad("lease-ttl", o.LeaseTTL, "3s to 8760h")
+	}
+	if o.RenewMargin <= 0 || o.RenewMargin >= o.LeaseTTL {
+		return bad("lease-renew-margin", o.RenewMargin, "more than 0 and less than --lease-ttl, "+o.LeaseTTL.String())
+	}
+	for _, re := range o.IfaceRegexes {
+		if _, err := regexp.Compile(re); err != nil {
+			return bad("iface-regex", re, "a Go regular expression: "+err.Error())
+		}
+	}
+	if err := o.addresses(r, bad); err != nil {
+		return err
+	}
+	level, err := logrus.ParseLevel(r.logLevel)
+	if err != nil || level < logrus.ErrorLevel || level > logrus.DebugLevel {
+		return bad("log-level", r.logLevel, "error, warning, info or debug")
+	}
+	o.LogLevel = level
+	return nil
+}
+
+func (o *options) addresses(r *raw, bad func(string, any, string) error) error {
+	if r.canReach != "" {
+		a, err := netip.ParseAddr(r.canReach)
+		if err != nil {
+			return bad("iface-can-reach", r.canReach, "an IP address")
+		}
+		o.CanReach = []netip.Addr{a}
+	}
+	for _, p := range []struct {
+		flag, val string
+		family    subnet.Family
+	}{{"public-ip", r.publicIP, subnet.IPv4}, {"public-ipv6", r.publicIPFor6, subnet.IPv6}} {
+		if p.val == "" {
+			continue
+		}
+		a, err := netip.ParseAddr(p.val)
+		if err != nil || subnet.FamilyOf(a) != p.family || !a.IsGlobalUnicast() {
+			return bad(p.flag, p.val, "a unicast "+p.family.String()+" address")
+		}
+		o.PublicIPs = append(o.PublicIPs, a.Unmap())
+	}
+	return nil
+}
+
+func splitList(s string) []string {
+	var out []string
+	for _, e := range strings.Split(s, ",") {
+		if e = strings.TrimSpace(e); e != "" {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+// usage is the text of --help.
+func usage(o *options) string {
+	return `weftd leases this node's pod subnets and keeps its VXLAN overlay in the kernel.
+
+  weftd                                   etcd on this machine, everything else found
+  weftd --etcd-endpoints https://10.0.0.1:2379 --etcd-cafile ca.pem
+  weftd --check-config net-conf.json      say what would be used, and why
+
+Every flag can also be set as ` + envPrefix + `<FLAG>, e.g. ` + envPrefix + `ETCD_PREFIX; flags win.
+
+` + o.flags.FlagUsages()
+}

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+	"strings"
+
+	"weft.dev/weft/cmd/internal/api"
+	"weft.dev/weft/overlay"
+	"weft.dev/weft/subnet"
+)
+
+// status is the one account of how this node does, from which readiness, the
+// metrics, `weft status` and the CNI plugin's messages are all made.
+func (a *agent) status() api.Status {
+	s := api.Status{
+		Node: a.o.NodeName, Version: version(),
+		Store:   "etcd " + strings.Join(a.o.EtcdEndpoints, ",") + " " + a.o.EtcdPrefix,
+		Pending: []api.Change{}, Devices: []api.Device{}, Peers: []api.Peer{}, Problems: []subnet.Problem{},
+	}
+	if host := a.host.Load(); host != nil {
+		s.Problems = append(s.Problems, *host...)
+	}
+	if reason := a.store.Reason(); reason != "" {
+		s.Problems = append(s.Problems, subnet.Problem{Kind: "StoreUnreachable", Object: s.Store, Detail: reason})
+	}
+	held := a.held.Load()
+	if held != nil {
+		s.Problems = append(s.Problems, *held)
+	}
+	r := a.reconciler.Load()
+	if r == nil {
+		s.Reason = a.waiting("starting")
+		return s
+	}
+	st := r.Status()
+	a.fill(&s, st)
+	switch {
+	case held != nil:
+		s.Reason = held.Detail
+	case !st.InSync || !st.Synced:
+		s.Reason = a.waiting(cmp.Or(st.Reason, "not in sync"))
+	case !a.published.Load():
+		s.Reason = "the subnet file or the CNI configuration is not written yet"
+	default:
+		s.Ready = true
+	}
+	return s
+}
+
+// waiting is why the agent is not ready yet: what the store says, if it is
+// the store that is waited for, comes before our own view.
+func (a *agent) waiting(own string) string {
+	if reason := a.store.Reason(); reason != "" {
+		return reason
+	}
+	if phase := a.phase.Load(); phase != nil {
+		return *phase
+	}
+	return own
+}
+
+func (a *agent) fill(s *api.Status, st overlay.Status) {
+	s.InSync = st.InSync
+	s.Problems = append(s.Problems, st.Problems...)
+	s.Pending = apiChanges(st.Pending)
+	if !st.LastPass.IsZero() {
+		s.LastPass = &st.LastPass
+	}
+	if !st.Snapshot.IsZero() {
+		s.Snapshot = &st.Snapshot
+	}
+	for _, p := range st.Lease.Paths {
+		s.Subnets = append(s.Subnets, p.Subnet)
+	}
+	for _, l := range st.Links {
+		s.Devices = append(s.Devices, api.Device{
+			Name: l.Name, VNI: l.VNI, Port: l.Port, MAC: l.MAC, MTU: l.MTU, Local: l.Local, Underlay: l.Underlay,
+		})
+	}
+	if snap := a.snapshot.Load(); snap != nil {
+		s.Peers = peers(snap.Leases, st.Lease)
+	}
+}
+
+// peers lists the leases of other nodes, by subnet.
+func peers(leases []subnet.Lease, own subnet.Lease) []api.Peer {
+	out := []api.Peer{}
+	for _, l := range leases {
+		if len(l.Paths) == 0 || (len(own.Paths) > 0 && l.Paths[0].Subnet == own.Paths[0].Subnet) {
+			continue
+		}
+		p := api.Peer{Node: l.Node}
+		for _, path := range l.Paths {
+			p.Paths = append(p.Paths, api.PeerPath{Subnet: path.Subnet, Underlay: path.Underlay, MAC: path.MAC})
+		}
+		out = append(out, p)
+	}
+	slices.SortFunc(out, func(x, y api.Peer) int {
+		return cmp.Or(x.Paths[0].Subnet.Addr().Compare(y.Paths[0].Subnet.Addr()), cmp.Compare(x.Node, y.Node))
+	})
+	return out
+}
+
+// plan asks the reconciler what it would do now.
+func (a *agent) plan(ctx context.Context) (api.Plan, error) {
+	r := a.reconciler.Load()
+	if r == nil {
+		return api.Plan{}, errors.New(a.waiting("starting"))
+	}
+	changes, problems, err := r.Plan(ctx)
+	if err != nil {
+		return api.Plan{}, err
+	}
+	return api.Plan{Changes: apiChanges(changes), Problems: append([]subnet.Problem{}, problems...)}, nil
+}
+
+func apiChanges(c overlay.Changes) []api.Change {
+	out := make([]api.Change, 0, len(c))
+	for _, ch := range c {
+		out = append(out, api.Change{Op: ch.Op.String(), Text: ch.String()})
+	}
+	return out
+}
