@@ -149,8 +149,8 @@ func printProblems(w io.Writer, problems []subnet.Problem) {
 	}
 }
 
-// visible replaces control characters, which could move a terminal's cursor
-// or break a table, by their escapes.
+// visible replaces control characters, which could move the cursor of a terminal
+// or break a table, by U+FFFD.
 func visible(s string) string {
 	return strings.Map(func(r rune) rune {
 		if r < ' ' || r == 0x7f || (r >= 0x80 && r < 0xa0) {

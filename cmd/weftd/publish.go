@@ -34,6 +34,9 @@ func (a *agent) publish(ctx context.Context, changed <-chan struct{}, cfg subnet
 		case <-changed:
 		}
 		st := r.Status()
+		if a.o.Once && !st.InSync && !st.LastPass.IsZero() {
+			return fmt.Errorf("not in sync: %s", st.Reason)
+		}
 		if !st.Synced || len(st.Lease.Paths) == 0 {
 			continue
 		}

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func parse(t *testing.T, env []string, args ...string) *options {
+	t.Helper()
+	o, err := parseOptions(append([]string{"--node-name=n1"}, args...), env)
+	if err != nil {
+		t.Fatalf("%v %v: %v", env, args, err)
+	}
+	return o
+}
+
+func TestDefaultsSuitANewcomer(t *testing.T) {
+	o := parse(t, nil)
+	for got, want := range map[string]string{
+		strings.Join(o.EtcdEndpoints, ","): "http://127.0.0.1:2379",
+		o.EtcdPrefix:                       "/weft/network",
+		o.SubnetFile:                       "/run/weft/subnet.env",
+		o.Socket:                           "/run/weft/weftd.sock",
+		o.Listen:                           "127.0.0.1:9469",
+		o.CNIConf:                          "/etc/cni/net.d/05-weft.conflist",
+		o.StateDir:                         "/var/lib/weft",
+	} {
+		if got != want {
+			t.Errorf("default %q, want %q", got, want)
+		}
+	}
+	if o.EtcdInsecure || o.LeaseTTL != 24*time.Hour || o.RenewMargin != time.Hour {
+		t.Errorf("insecure %t, TTL %s, margin %s", o.EtcdInsecure, o.LeaseTTL, o.RenewMargin)
+	}
+}
+
+func TestFlagsWinOverEnvironment(t *testing.T) {
+	env := []string{"WEFTD_ETCD_PREFIX=/env", "WEFTD_IFACE=eth1,eth2", "WEFTD_IFACE_REGEX=^10\\.[0-9]{1,3}", "PATH=/bin"}
+	o := parse(t, env, "--etcd-prefix=/flag")
+	if o.EtcdPrefix != "/flag" || o.origin["etcd-prefix"] != "flag --etcd-prefix" {
+		t.Errorf("prefix %q from %s", o.EtcdPrefix, o.origin["etcd-prefix"])
+	}
+	if got := strings.Join(o.Ifaces, " "); got != "eth1 eth2" {
+		t.Errorf("ifaces %q", got)
+	}
+	if got := strings.Join(o.IfaceRegexes, " "); got != `^10\.[0-9]{1,3}` {
+		t.Errorf("a regular expression with a comma became %q", got)
+	}
+	if o.origin["iface"] != "environment WEFTD_IFACE" || o.origin["listen"] != "default" {
+		t.Errorf("origins %q, %q", o.origin["iface"], o.origin["listen"])
+	}
+}
+
+// Every error names the value, what is allowed, and where the value came from.
+func TestWrongValues(t *testing.T) {
+	for name, c := range map[string]struct {
+		env, args []string
+		want      []string
+	}{
+		"prefix":          {args: []string{"--etcd-prefix=weft/"}, want: []string{"etcd-prefix", "flag --etcd-prefix", `"weft/"`, "begins with /"}},
+		"prefix from env": {env: []string{"WEFTD_ETCD_PREFIX=x"}, want: []string{"environment WEFTD_ETCD_PREFIX", `"x"`}},
+		"no endpoints":    {args: []string{"--etcd-endpoints=,"}, want: []string{"etcd-endpoints", "at least one URL"}},
+		"node name":       {args: []string{"--node-name=a b"}, want: []string{"node-name", `"a b"`, "letters"}},
+		"short TTL":       {args: []string{"--lease-ttl=1s"}, want: []string{"lease-ttl", `"1s"`, "3s to 8760h"}},
+		"margin over TTL": {args: []string{"--lease-ttl=10m", "--lease-renew-margin=20m"}, want: []string{"lease-renew-margin", "10m0s"}},
+		"regex":           {args: []string{"--iface-regex=("}, want: []string{"iface-regex", `"("`, "regular expression"}},
+		"public ip":       {args: []string{"--public-ip=fd00::1"}, want: []string{"public-ip", `"fd00::1"`, "IPv4"}},
+		"public ipv6":     {env: []string{"WEFTD_PUBLIC_IPV6=::1"}, want: []string{"environment WEFTD_PUBLIC_IPV6", "IPv6"}},
+		"can reach":       {args: []string{"--iface-can-reach=host"}, want: []string{"iface-can-reach", `"host"`, "IP address"}},
+		"log level":       {args: []string{"--log-level=loud"}, want: []string{"log-level", `"loud"`, "error, warning, info or debug"}},
+		"bad bool in env": {env: []string{"WEFTD_ONCE=perhaps"}, want: []string{"environment WEFTD_ONCE", `"perhaps"`}},
+		"unknown env":     {env: []string{"WEFTD_ETC_PREFIX=/x"}, want: []string{"WEFTD_ETC_PREFIX", "no such setting"}},
+		"unknown flag":    {args: []string{"--etcd-endpoint=x"}, want: []string{"etcd-endpoint"}},
+		"argument":        {args: []string{"start"}, want: []string{`"start"`, "flags only"}},
+	} {
+		_, err := parseOptions(append([]string{"--node-name=n1"}, c.args...), c.env)
+		if err == nil {
+			t.Errorf("%s: accepted", name)
+			continue
+		}
+		for _, w := range c.want {
+			if !strings.Contains(err.Error(), w) {
+				t.Errorf("%s: error %q does not mention %q", name, err, w)
+			}
+		}
+	}
+}
+
+func TestFlannelPreset(t *testing.T) {
+	o := parse(t, []string{"FLANNELD_ETCD_PREFIX=/mine/network", "FLANNELD_IPTABLES_RESYNC=5"},
+		"-flannel-compat", "-iface=eth1", "-v", "10", "-subnet-lease-renew-margin", "30", "-healthz-port=8081")
+	if o.EtcdPrefix != "/mine/network" || o.SubnetFile != "/run/flannel/subnet.env" || !o.EtcdInsecure {
+		t.Errorf("prefix %q, subnet file %q, insecure %t", o.EtcdPrefix, o.SubnetFile, o.EtcdInsecure)
+	}
+	if strings.Join(o.EtcdEndpoints, " ") != "http://127.0.0.1:4001 http://127.0.0.1:2379" {
+		t.Errorf("endpoints %q", o.EtcdEndpoints)
+	}
+	if o.RenewMargin != 30*time.Minute || o.Listen != "0.0.0.0:8081" || o.LogLevel.String() != "debug" {
+		t.Errorf("margin %s, listen %s, level %s", o.RenewMargin, o.Listen, o.LogLevel)
+	}
+	if len(o.notes) != 1 || !strings.Contains(o.notes[0], "FLANNELD_IPTABLES_RESYNC") {
+		t.Errorf("notes %q", o.notes)
+	}
+	if names := presetFor(true).names; names[4] != "flannel." || names[6] != "flannel-v6." {
+		t.Errorf("names %v", names)
+	}
+}
+
+func TestFlannelPresetFromEnvironment(t *testing.T) {
+	if o := parse(t, []string{"WEFTD_FLANNEL_COMPAT=true"}); !o.FlannelCompat || o.EtcdPrefix != "/coreos.com/network" {
+		t.Errorf("compat %t, prefix %q", o.FlannelCompat, o.EtcdPrefix)
+	}
+}
+
+// What weft cannot do for a flannel user is refused before anything changes.
+func TestFlannelPresetRefuses(t *testing.T) {
+	for _, args := range [][]string{{"-ip-masq"}, {"-kube-subnet-mgr"}, {"-subnet-lease-renew-margin=0"}, {"-healthz-port=70000"}} {
+		_, err := parseOptions(append([]string{"--node-name=n1", "--flannel-compat"}, args...), nil)
+		if err == nil || !strings.Contains(err.Error(), strings.Trim(strings.Split(args[0], "=")[0], "-")) {
+			t.Errorf("%v: %v", args, err)
+		}
+	}
+	if _, err := parseOptions([]string{"--node-name=n1", "-iface=eth1"}, nil); err == nil {
+		t.Error("a single dash was accepted without the preset")
+	}
+}
+
+func TestCheckConfig(t *testing.T) {
+	conf := filepath.Join(t.TempDir(), "net-conf.json")
+	if err := os.WriteFile(conf, []byte(`{"Network":"10.42.0.0/16"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var out, errs bytes.Buffer
+	args := []string{"--node-name=n1", "--check-config", "--etcd-password=secret", "--etcd-username=u", conf}
+	if code := run(context.Background(), args, nil, &out, &errs); code != 0 {
+		t.Fatalf("exit %d: %s", code, errs.String())
+	}
+	for _, want := range []string{"etcd-prefix", `"/weft/network"`, "default", "flag --etcd-password", "10.42.0.0/16", "VNI 1", "8472", "ok\n"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("output lacks %q:\n%s", want, out.String())
+		}
+	}
+	if strings.Contains(out.String(), "secret") {
+		t.Error("the password is printed")
+	}
+	if err := os.WriteFile(conf, []byte(`{"Network":"10.42.0.0/29"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if code := run(context.Background(), args, nil, &out, &errs); code != 1 || !strings.Contains(errs.String(), conf) {
+		t.Errorf("a wrong file: exit %d, %q", code, errs.String())
+	}
+}
+
+func TestUsage(t *testing.T) {
+	var out, errs bytes.Buffer
+	if code := run(context.Background(), []string{"--help"}, nil, &out, &errs); code != 0 || !strings.Contains(out.String(), "--etcd-endpoints") {
+		t.Errorf("exit %d: %s %s", code, out.String(), errs.String())
+	}
+	if code := run(context.Background(), []string{"--wrong"}, nil, &out, &errs); code != 2 {
+		t.Errorf("a wrong flag: exit %d", code)
+	}
+}
