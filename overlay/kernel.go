@@ -71,10 +71,29 @@ const (
 	Delete
 )
 
-// Change is one operation on one entry.
+// String returns "add", "replace", "modify" or "delete".
+func (o Op) String() string {
+	switch o {
+	case Add:
+		return "add"
+	case Replace:
+		return "replace"
+	case Modify:
+		return "modify"
+	case Delete:
+		return "delete"
+	}
+	return "no operation"
+}
+
+// Change is one operation on one entry. Was is the entry that a Replace or a
+// Modify found in its place, so that a reader sees what differs and a Kernel
+// can leave the rest alone (setting the MAC that a device has already still
+// flushes its neighbours); it is nil for Add and Delete. Comparable.
 type Change struct {
 	Op    Op
 	Entry Entry
+	Was   Entry
 }
 
 // Changes is an ordered list of operations.

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package overlay
+
+import (
+	"cmp"
+	"fmt"
+	"hash/fnv"
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+
+	"weft.dev/weft/subnet"
+)
+
+const (
+	rpFilterLoose = 2      // RFC 3704 section 2.4: asymmetric routing is legal
+	addrGenNone   = "none" // a VXLAN device needs no link-local address
+	maxLinkName   = 15     // IFNAMSIZ - 1, linux/if.h
+	minMTU        = 68     // RFC 791: every IPv4 module must forward this much
+	minMTUv6      = 1280   // RFC 8200 section 5; below it Linux switches IPv6 off
+)
+
+// Overhead returns how many bytes VXLAN takes from the MTU of an underlay of
+// family f: the inner Ethernet header (14), VXLAN (8, RFC 7348 section 5),
+// UDP (8) and the outer IP header (20 for IPv4, 40 for IPv6).
+func Overhead(f subnet.Family) int {
+	const headers = 14 + 8 + 8
+	if f == subnet.IPv6 {
+		return headers + 40
+	}
+	return headers + 20
+}
+
+// The metrics that routeMetric spreads over, [metricBase, metricBase+metricSpread).
+const (
+	metricBase   = 1024 // what the kernel gives IPv6 routes (IP6_RT_PRIO_USER, net/ip6_route.h)
+	metricSpread = 4096
+)
+
+// routeMetric returns the metric of the route to dst. It is spread on purpose:
+// the kernel hashes an IPv4 route's nexthop by device, protocol, scope, source
+// and metric but not by gateway (fib_info_hashfn, net/ipv4/fib_semantics.c), so
+// that with one metric all peers share one bucket and programming them takes
+// quadratic time. It depends on dst alone, so that an agent that restarts, or
+// another version, finds the routes it wants.
+func routeMetric(dst netip.Prefix) uint32 {
+	h := fnv.New32a()
+	a := dst.Addr().As16()
+	h.Write(a[:])
+	h.Write([]byte{byte(dst.Bits())})
+	return metricBase + h.Sum32()%metricSpread
+}
+
+// Desired returns what the kernel should hold on this node, and what is wrong
+// with the inputs. It is a pure function; the order of leases does not matter.
+//
+// Each underlay on which our lease offers a VTEP has a VXLAN device, which
+// carries our subnets' base addresses and, for every peer reached over it, an
+// FDB entry, a neighbour and a route for each of the peer's subnets whose
+// family we have a subnet of. A peer is reached on the underlay it announces
+// with the subnet, or else on the one we have.
+//
+// A peer that cannot be right is left out, path by path, and reported; it
+// never affects another. Where two peers claim the same (overlapping subnets,
+// one MAC at two addresses, one node name) the one already programmed in have
+// keeps it. If neither is, or both are, the lower underlay address wins, then
+// the lower MAC, then the lower subnet: never the name, which the claimant
+// chose for itself. have serves no other purpose.
+//
+// Problems are sorted by kind, object and detail. The desired state of an
+// uninstalled node is NewState().
+func Desired(self Self, cfg subnet.Config, leases []subnet.Lease, have State) (State, []subnet.Problem) {
+	p := newPlanner(self, cfg, have)
+	p.run(leases)
+	return p.state, p.with(nil)
+}
+
+// planner builds one State.
+type planner struct {
+	self     Self
+	cfg      subnet.Config
+	links    map[subnet.Family]Link // own devices by underlay family
+	vtep     map[subnet.Family]home // own VTEP address by pod family
+	have     programmed
+	state    State
+	problems Set[subnet.Problem]
+	reached  int // peers with at least one path
+}
+
+// home is an address of ours and the device that carries it.
+type home struct {
+	dev  string
+	addr netip.Addr
+}
+
+func newPlanner(self Self, cfg subnet.Config, have State) *planner {
+	return &planner{
+		self: self, cfg: cfg, have: indexProgrammed(have),
+		links: map[subnet.Family]Link{}, vtep: map[subnet.Family]home{},
+		state: NewState(), problems: Set[subnet.Problem]{},
+	}
+}
+
+func (p *planner) problem(kind, object, format string, args ...any) {
+	p.problems.Add(subnet.Problem{Kind: kind, Object: object, Detail: fmt.Sprintf(format, args...)})
+}
+
+// run builds the state.
+func (p *planner) run(leases []subnet.Lease) {
+	p.devices()
+	p.peers(leases)
+}
+
+// with returns our problems and the given ones, each once, sorted.
+func (p *planner) with(others []subnet.Problem) []subnet.Problem {
+	all := maps.Clone(p.problems)
+	for _, o := range others {
+		all.Add(o)
+	}
+	return slices.SortedFunc(maps.Keys(all), func(a, b subnet.Problem) int {
+		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Object, b.Object), cmp.Compare(a.Detail, b.Detail))
+	})
+}
+
+// devices adds our links and their addresses.
+func (p *planner) devices() {
+	for _, u := range p.self.Underlays {
+		f := subnet.FamilyOf(u.Addr)
+		if _, ok := p.self.Lease.VTEP(f); ok {
+			p.device(f, u)
+		}
+	}
+	for _, path := range p.self.Lease.Paths {
+		pod, f := subnet.FamilyOf(path.Subnet.Addr()), subnet.FamilyOf(path.Underlay)
+		l, ok := p.links[f]
+		switch {
+		case !ok:
+			p.problem("UnderlayMissing", path.Subnet.String(), "this node has no %s device to carry the subnet, but announces %s", f, path.Underlay)
+			continue
+		case !l.carries(pod):
+			need := minMTUv6 + Overhead(f)
+			p.problem("MTUTooSmall", l.Name, "MTU %d is below %d, so the device cannot carry IPv6: underlay %s needs an MTU of at least %d",
+				l.MTU, minMTUv6, l.Underlay, need)
+			continue
+		}
+		base := path.Subnet.Addr()
+		p.state.Addrs.Add(Addr{Dev: l.Name, Prefix: netip.PrefixFrom(base, base.BitLen())})
+		p.vtep[pod] = home{l.Name, base}
+	}
+	if p.cfg.Backend.DirectRouting {
+		p.problem("DirectRoutingIgnored", "Backend.DirectRouting", "not supported by this version: peers on the same link are reached through VXLAN too")
+	}
+}
+
+// device adds the link on underlay u of family f.
+func (p *planner) device(f subnet.Family, u Underlay) {
+	own, _ := p.self.Lease.VTEP(f)
+	b := p.cfg.Backend
+	l := Link{
+		Name: p.self.Names[f] + strconv.FormatUint(uint64(b.VNI), 10),
+		VNI:  b.VNI, Port: b.Port, Local: u.Addr.Unmap(), Underlay: u.Dev, MAC: own.MAC,
+		MTU:      cmp.Or(b.MTU, u.MTU) - Overhead(f),
+		Learning: b.Learning, GBP: b.GBP, Up: true, RPFilter: rpFilterLoose, AddrGen: addrGenNone,
+	}
+	switch {
+	case len(l.Name) > maxLinkName:
+		p.problem("LinkNameTooLong", l.Name, "a device name has at most %d bytes: choose a smaller VNI than %d", maxLinkName, b.VNI)
+	case l.MTU < minMTU:
+		p.problem("MTUTooSmall", l.Name, "MTU %d is below %d: underlay %s needs an MTU of at least %d", l.MTU, minMTU, u.Dev, minMTU+Overhead(f))
+	default:
+		p.links[f] = l
+		p.state.Links.Add(l)
+	}
+}
+
+// carries reports whether the kernel lets l carry packets of family pod.
+func (l Link) carries(pod subnet.Family) bool {
+	return pod != subnet.IPv6 || l.MTU >= minMTUv6
+}
+
+// program adds the entries of one accepted path of a peer.
+func (p *planner) program(c candidate) {
+	via := c.subnet.Addr()
+	p.state.FDB.Add(FDB{Dev: c.link.Name, MAC: c.vtep.MAC, Dst: c.vtep.Underlay})
+	p.state.Neighs.Add(Neigh{Dev: c.link.Name, IP: via, MAC: c.vtep.MAC})
+	r := Route{
+		Dev: c.link.Name, Dst: c.subnet, Via: via,
+		Metric: routeMetric(c.subnet), Onlink: true, Proto: RouteProtocol,
+	}
+	// Only where the device has no address of the pods' family to choose.
+	if own, ok := p.vtep[subnet.FamilyOf(via)]; ok && own.dev != c.link.Name {
+		r.Src = own.addr
+	}
+	p.state.Routes.Add(r)
+}

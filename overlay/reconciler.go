@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package overlay
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"io"
+	"sync/atomic"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"weft.dev/weft/subnet"
+)
+
+// Options configures a Reconciler. The zero value of a field other than
+// Config means its default.
+type Options struct {
+	Config   subnet.Config
+	Resync   time.Duration      // how often the kernel is audited when nothing happens, 20% more or less; default 5 s
+	MinGap   time.Duration      // least time between two passes; default 50 ms
+	Log      logrus.FieldLogger // default: nowhere
+	OnStatus func(Status)       // called after each pass, from the goroutine of Run; must not block
+}
+
+// A Reconciler keeps the kernel at the desired state. The goroutine of Run
+// owns everything; others hand it the latest inputs and a poke, so that no
+// queue can overflow and a storm of inputs costs one pass.
+type Reconciler struct {
+	kernel   Kernel
+	opts     Options
+	self     atomic.Pointer[Self]
+	snapshot atomic.Pointer[delivery]
+	status   atomic.Pointer[Status]
+	wake     chan struct{} // one slot: something has changed
+	plans    chan planRequest
+}
+
+// delivery is a snapshot and when it came.
+type delivery struct {
+	subnet.Snapshot
+	at time.Time
+}
+
+type planRequest struct {
+	ctx   context.Context
+	reply chan<- planReply // one slot
+}
+
+type planReply struct {
+	changes  Changes
+	problems []subnet.Problem
+	err      error
+}
+
+// NewReconciler returns a Reconciler for k. Nothing happens before Run.
+func NewReconciler(k Kernel, o Options) *Reconciler {
+	o.Resync = cmp.Or(o.Resync, 5*time.Second)
+	o.MinGap = cmp.Or(o.MinGap, 50*time.Millisecond)
+	if o.Log == nil {
+		l := logrus.New()
+		l.SetOutput(io.Discard)
+		o.Log = l
+	}
+	r := &Reconciler{kernel: k, opts: o, wake: make(chan struct{}, 1), plans: make(chan planRequest)}
+	r.status.Store(&Status{Reason: "starting"})
+	return r
+}
+
+// SetSelf hands over what is known of this node. s must not be changed
+// afterwards.
+func (r *Reconciler) SetSelf(s Self) {
+	r.self.Store(&s)
+	r.Poke()
+}
+
+// SetSnapshot hands over the store's content. s must not be changed
+// afterwards.
+func (r *Reconciler) SetSnapshot(s subnet.Snapshot) {
+	r.snapshot.Store(&delivery{s, time.Now()})
+	r.Poke()
+}
+
+// Poke asks for a pass soon: something may have changed in the kernel. It
+// never blocks.
+func (r *Reconciler) Poke() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Status returns what the last pass found. Its slices are shared and must not
+// be changed.
+func (r *Reconciler) Status() Status { return *r.status.Load() }
+
+// Plan returns what a pass would do now and the problems it would report, and
+// does nothing. It is answered by the goroutine of Run, between two passes.
+// While an input is missing it returns an error that says which.
+func (r *Reconciler) Plan(ctx context.Context) (Changes, []subnet.Problem, error) {
+	reply := make(chan planReply, 1)
+	select {
+	case <-ctx.Done():
+		return nil, nil, ctx.Err()
+	case r.plans <- planRequest{ctx, reply}:
+	}
+	select {
+	case <-ctx.Done():
+		return nil, nil, ctx.Err()
+	case a := <-reply:
+		return a.changes, a.problems, a.err
+	}
+}
+
+// inputs returns the latest inputs, or what is still waited for.
+func (r *Reconciler) inputs() (*Self, *delivery, error) {
+	self, snap := r.self.Load(), r.snapshot.Load()
+	switch {
+	case (self == nil || len(self.Lease.Paths) == 0) && snap == nil:
+		return nil, nil, errors.New("waiting for a subnet lease and for the store's first snapshot of leases")
+	case self == nil || len(self.Lease.Paths) == 0:
+		return nil, nil, errors.New("waiting for a subnet lease")
+	case snap == nil:
+		return nil, nil, errors.New("waiting for the store's first snapshot of leases")
+	}
+	return self, snap, nil
+}
