@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package backend
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"weft.dev/weft/overlay"
+	"weft.dev/weft/subnet"
+)
+
+// Apply implements overlay.Kernel. An entry that exists is brought to what is
+// wanted; deleting what is not there, or was on a device that is not there,
+// succeeds. A route to the same prefix with the same metric on a device that
+// is not ours is never replaced: that is an error which names the device.
+//
+// It stops early only when ctx ends; then one error counts what is left.
+func (k *Kernel) Apply(ctx context.Context, changes overlay.Changes) error {
+	a := applier{k: k, devices: map[string]device{}, held: map[subnet.Family]map[routeKey]rawRoute{}}
+	var errs []error
+	for i, c := range changes {
+		if err := ctx.Err(); err != nil {
+			errs = append(errs, fmt.Errorf("%d of %d changes not made: %w", len(changes)-i, len(changes), err))
+			break
+		}
+		if err := a.change(ctx, c); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", title(c), err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// title names a change in an error, e.g. "add fdb 0a:58:0a:00:00:02 dev weft.1
+// dst 10.0.0.2 self permanent".
+func title(c overlay.Change) string {
+	if l, ok := c.Entry.(overlay.Link); ok {
+		return fmt.Sprintf("%s link %s", c.Op, l.Name)
+	}
+	return fmt.Sprintf("%s %s %s", c.Op, c.Kind(), c.Entry)
+}
+
+// applier is what one Apply looked up. Each item is asked for when first
+// needed.
+type applier struct {
+	k       *Kernel
+	devices map[string]device // index 0: it does not exist
+	held    map[subnet.Family]map[routeKey]rawRoute // routes that are not ours
+}
+
+// routeKey is what the kernel takes for one route when it adds or replaces.
+type routeKey struct {
+	dst    netip.Prefix
+	metric uint32
+}
+
+func (a *applier) change(ctx context.Context, c overlay.Change) error {
+	if l, ok := c.Entry.(overlay.Link); ok {
+		if !slices.Contains(a.k.devices, l.Name) {
+			return notOurs(l.Name)
+		}
+		delete(a.devices, l.Name) // a new device has a new index
+		return a.k.applyLink(ctx, c.Op, l)
+	}
+	name := deviceOf(c.Entry)
+	dev, err := a.device(ctx, name)
+	if err != nil {
+		return err
+	}
+	del := c.Op == overlay.Delete
+	if dev.index == 0 {
+		if del {
+			return nil
+		}
+		return unix.ENODEV
+	}
+	if done, err := a.special(ctx, c, dev); done || err != nil {
+		return err
+	}
+	r := message(c, dev.index)
+	if r == nil {
+		return fmt.Errorf("unknown kind of entry %T", c.Entry)
+	}
+	err = a.k.conn.change(ctx, r)
+	switch {
+	case del && gone(err):
+		return nil
+	case errors.Is(err, unix.EEXIST):
+		return a.exists(ctx, c, dev, err)
+	}
+	return err
+}
+
+// message builds the one request that makes a plain change.
+func message(c overlay.Change, index int) *nl.NetlinkRequest {
+	del := c.Op == overlay.Delete
+	switch e := c.Entry.(type) {
+	case overlay.Addr:
+		return addrRequest(e, index, del)
+	case overlay.FDB:
+		return fdbRequest(e, index, del)
+	case overlay.Neigh:
+		return neighRequest(e, index, del)
+	case overlay.Route:
+		flags := unix.NLM_F_EXCL
+		if c.Op == overlay.Replace {
+			flags = unix.NLM_F_REPLACE
+		}
+		return routeRequest(e, index, flags, del)
+	}
+	return nil // not reached: a link has a path of its own, and overlay has no further kinds
+}
+
+// special makes the changes that need a look at the kernel first: those of
+// entries that Dump marked as more than overlay's types can say, and
+// replacing a route, which must not meet somebody else's. done says that
+// nothing is left to do.
+func (a *applier) special(ctx context.Context, c overlay.Change, dev device) (done bool, err error) {
+	switch e := c.Entry.(type) {
+	case overlay.FDB:
+		was, _ := c.Was.(overlay.FDB)
+		switch {
+		case c.Op == overlay.Delete && !e.Dst.IsValid():
+			return true, a.k.deleteOdd(ctx, dev, e.MAC)
+		case c.Op == overlay.Replace && c.Was != nil && !was.Dst.IsValid():
+			return false, a.k.deleteOdd(ctx, dev, e.MAC)
+		}
+	case overlay.Route:
+		switch {
+		case c.Op == overlay.Delete && !e.Onlink:
+			return true, a.deleteExactly(ctx, e, dev)
+		case c.Op == overlay.Replace:
+			return false, a.notHeld(ctx, e)
+		}
+	}
+	return false, nil
+}
+
+// deleteExactly deletes the routes that Dump shows as r.
+func (a *applier) deleteExactly(ctx context.Context, r overlay.Route, dev device) error {
+	routes, err := a.k.routes(ctx, subnet.FamilyOf(r.Dst.Addr()), dev.index)
+	if err != nil {
+		return err
+	}
+	for _, raw := range routes {
+		if !slices.Contains(raw.on(dev), r) {
+			continue
+		}
+		if err := a.k.conn.change(ctx, raw.deleteRequest()); err != nil && !gone(err) {
+			return err
+		}
+	}
+	return nil
+}
+
+// exists deals with an entry that turned out to be there already. Only routes
+// are added so that this can happen: other requests replace by themselves.
+func (a *applier) exists(ctx context.Context, c overlay.Change, dev device, err error) error {
+	r, ok := c.Entry.(overlay.Route)
+	if !ok {
+		return err
+	}
+	if c.Op == overlay.Add {
+		if err := a.notHeld(ctx, r); err != nil {
+			return err
+		}
+		err = a.k.conn.change(ctx, routeRequest(r, dev.index, unix.NLM_F_REPLACE, false))
+	}
+	if errors.Is(err, unix.EEXIST) {
+		return nil // this very route is there, behind another of ours with its key
+	}
+	return err
+}
+
+// notHeld fails when a route that is not ours has r's prefix and metric: the
+// kernel would put r in its place.
+func (a *applier) notHeld(ctx context.Context, r overlay.Route) error {
+	f := subnet.FamilyOf(r.Dst.Addr())
+	if a.held[f] == nil {
+		held, err := a.foreignRoutes(ctx, f)
+		if err != nil {
+			return fmt.Errorf("look for a foreign route in its place: %w", err)
+		}
+		a.held[f] = held
+	}
+	if holder, ok := a.held[f][routeKey{r.Dst, r.Metric}]; ok {
+		return fmt.Errorf("%s has the same prefix and metric and is not ours: delete it, or give it another metric: %w", a.describe(ctx, holder), unix.EEXIST)
+	}
+	return nil
+}
+
+// foreignRoutes returns the routes of family f in the main table that no
+// device of ours carries, and those that the kernel made itself.
+func (a *applier) foreignRoutes(ctx context.Context, f subnet.Family) (map[routeKey]rawRoute, error) {
+	var ours []int
+	for _, name := range a.k.devices {
+		dev, err := a.device(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		ours = append(ours, dev.index)
+	}
+	routes, err := a.k.routes(ctx, f, 0)
+	if err != nil {
+		return nil, err
+	}
+	out := map[routeKey]rawRoute{}
+	for _, r := range routes {
+		own := slices.ContainsFunc(r.hops, func(h hop) bool { return h.index != 0 && slices.Contains(ours, h.index) })
+		if own && r.proto != unix.RTPROT_KERNEL || r.tos != 0 {
+			continue
+		}
+		out[routeKey{r.dst, r.metric}] = r
+	}
+	return out, nil
+}
+
+// describe names a foreign route in an error.
+func (a *applier) describe(ctx context.Context, r rawRoute) string {
+	if r.typ != unix.RTN_UNICAST || len(r.hops) == 0 || r.hops[0].index == 0 {
+		return fmt.Sprintf("a route of type %d", r.typ)
+	}
+	name, err := a.k.nameOf(ctx, r.hops[0].index)
+	if err != nil {
+		name = fmt.Sprintf("if%d", r.hops[0].index)
+	}
+	return "the route on " + name
+}
+
+// device looks up one of ours. Its index is 0 when it does not exist.
+func (a *applier) device(ctx context.Context, name string) (device, error) {
+	if d, ok := a.devices[name]; ok {
+		return d, nil
+	}
+	if !slices.Contains(a.k.devices, name) {
+		return device{}, notOurs(name)
+	}
+	l, found, err := a.k.ownLink(ctx, name)
+	if err != nil {
+		return device{}, err
+	}
+	d := device{name: name}
+	if found {
+		d.index, d.learning = l.index, decodeVXLAN(l.data).learning
+	}
+	a.devices[name] = d
+	return d, nil
+}
+
+func notOurs(name string) error {
+	return fmt.Errorf("device %s is not one that weft was told to look after", name)
+}
+
+func deviceOf(e overlay.Entry) string {
+	switch e := e.(type) {
+	case overlay.Link:
+		return e.Name
+	case overlay.Addr:
+		return e.Dev
+	case overlay.FDB:
+		return e.Dev
+	case overlay.Neigh:
+		return e.Dev
+	case overlay.Route:
+		return e.Dev
+	}
+	return ""
+}

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package backend
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/sirupsen/logrus"
+
+	"weft.dev/weft/overlay"
+	"weft.dev/weft/subnet"
+)
+
+// maxDevName is IFNAMSIZ - 1 (linux/if.h).
+const maxDevName = 15
+
+// Options say what a Kernel looks after.
+type Options struct {
+	// Devices names the VXLAN devices that are ours, e.g. "weft.1" and
+	// "weft6.1". Everything on them is ours except foreign routes, and
+	// nothing on any other device is.
+	Devices []string
+	// Log gets what an operator should know and no error carries: a device
+	// created, a device deleted. nil discards it.
+	Log logrus.FieldLogger
+}
+
+// Kernel is the network namespace in which it was made, reached through one
+// rtnetlink socket that stays open. It remembers nothing about the kernel's
+// state. Its methods may be called from any goroutine.
+type Kernel struct {
+	conn    *conn
+	devices []string
+	log     logrus.FieldLogger
+}
+
+var _ overlay.Kernel = (*Kernel)(nil)
+
+// New opens the kernel of the calling thread's network namespace. It fails
+// when a device name is empty, longer than 15 bytes or there twice.
+func New(o Options) (*Kernel, error) {
+	for i, d := range o.Devices {
+		if d == "" || len(d) > maxDevName {
+			return nil, fmt.Errorf("device name %q: want 1 to %d bytes", d, maxDevName)
+		}
+		if slices.Contains(o.Devices[:i], d) {
+			return nil, fmt.Errorf("device name %q stands twice in the list of own devices", d)
+		}
+	}
+	c, err := dial()
+	if err != nil {
+		return nil, err
+	}
+	if o.Log == nil {
+		l := logrus.New()
+		l.SetOutput(io.Discard)
+		o.Log = l
+	}
+	return &Kernel{conn: c, devices: slices.Clone(o.Devices), log: o.Log}, nil
+}
+
+// Close releases the socket. What is in the kernel stays there.
+func (k *Kernel) Close() { k.conn.close() }
+
+// Dump implements overlay.Kernel. A device of ours that does not exist adds
+// nothing; one that is no VXLAN device is a ForeignDeviceError.
+//
+// It returns, of each own device: all addresses but IPv6 link-local ones;
+// permanent unicast neighbours; FDB entries with a destination; unicast routes
+// of the main table except those the kernel made itself (protocol 2). Some
+// things that overlay's types cannot say are made to differ from anything
+// wanted, so that Diff replaces or removes them:
+//
+//   - an FDB entry with a port, VNI, device or nexthop group of its own, or
+//     one that ages, has the zero Dst (Apply deletes exactly those);
+//   - a route with attributes that weft never sets (TOS, metrics, encapsulation,
+//     nexthop object, further paths) has Onlink false;
+//   - an address with a peer is the peer's.
+//
+// An entry that somebody changes meanwhile may be missing or stale in the
+// result; a table that changed under the dump is read again.
+func (k *Kernel) Dump(ctx context.Context) (overlay.State, error) {
+	s := overlay.NewState()
+	for _, name := range k.devices {
+		l, found, err := k.ownLink(ctx, name)
+		if err != nil {
+			return overlay.State{}, err
+		}
+		if !found {
+			continue
+		}
+		if err := k.dumpDevice(ctx, l, s); err != nil {
+			return overlay.State{}, fmt.Errorf("dump device %s: %w", name, err)
+		}
+	}
+	return s, nil
+}
+
+// dumpDevice adds l and what is on it to s.
+func (k *Kernel) dumpDevice(ctx context.Context, l rawLink, s overlay.State) error {
+	link, err := k.overlayLink(ctx, l)
+	if err != nil {
+		return err
+	}
+	s.Add(link)
+	dev := device{name: l.name, index: l.index, learning: link.Learning}
+	if err := k.dumpFDB(ctx, dev, s.FDB); err != nil {
+		return fmt.Errorf("FDB: %w", err)
+	}
+	for _, f := range subnet.Families() {
+		if err := k.dumpAddrs(ctx, dev, f, s.Addrs); err != nil {
+			return fmt.Errorf("%v addresses: %w", f, err)
+		}
+		if err := k.dumpNeighs(ctx, dev, f, s.Neighs); err != nil {
+			return fmt.Errorf("%v neighbours: %w", f, err)
+		}
+		if err := k.dumpRoutes(ctx, dev, f, s.Routes); err != nil {
+			return fmt.Errorf("%v routes: %w", f, err)
+		}
+	}
+	return nil
+}
+
+// device is one of ours as it stands at the moment.
+type device struct {
+	name     string
+	index    int
+	learning bool
+}
+
+// afOf returns the kernel's number of an address family (bits/socket.h).
+func afOf(f subnet.Family) uint8 {
+	if f == subnet.IPv6 {
+		return afInet6
+	}
+	return afInet
+}

@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package backend
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"weft.dev/weft/overlay"
+	"weft.dev/weft/subnet"
+)
+
+// rtaNHID is RTA_NH_ID (linux/rtnetlink.h, Linux 5.3).
+const rtaNHID = 0x1e
+
+// sizeofRTNexthop is the size of struct rtnexthop (linux/rtnetlink.h).
+const sizeofRTNexthop = 8
+
+// hop is one path of a route.
+type hop struct {
+	index  int // 0 when the message does not say
+	via    netip.Addr
+	onlink bool
+}
+
+// rawRoute is an RTM_NEWROUTE message of the main table.
+type rawRoute struct {
+	dst    netip.Prefix
+	src    netip.Addr
+	metric uint32
+	proto  uint8
+	typ    uint8
+	tos    uint8
+	hops   []hop
+	odd    bool         // has attributes that weft never sets
+	key    []*nl.RtAttr // what names it besides dst, metric, proto and tos
+}
+
+// decodeRoute reads a message of family f. ok is false for one of another
+// family or table, and for a cached copy of a route.
+func decodeRoute(msg []byte, f subnet.Family) (r rawRoute, ok bool) {
+	if len(msg) < unix.SizeofRtMsg || msg[0] != afOf(f) {
+		return r, false
+	}
+	h := nl.DeserializeRtMsg(msg)
+	table := uint32(h.Table)
+	r = rawRoute{proto: h.Protocol, typ: h.Type, tos: h.Tos, odd: h.Tos != 0}
+	base := netip.IPv4Unspecified()
+	if f == subnet.IPv6 {
+		base = netip.IPv6Unspecified()
+	}
+	single := hop{onlink: h.Flags&unix.RTNH_F_ONLINK != 0}
+	var paths []hop
+	for t, v := range attrs(msg[unix.SizeofRtMsg:]) {
+		switch t {
+		case unix.RTA_DST:
+			base, _ = netip.AddrFromSlice(v)
+		case unix.RTA_TABLE:
+			table = u32(v)
+		case unix.RTA_PRIORITY:
+			r.metric = u32(v)
+		case unix.RTA_PREFSRC:
+			r.src, _ = netip.AddrFromSlice(v)
+		case unix.RTA_OIF:
+			single.index = int(u32(v))
+		case unix.RTA_GATEWAY, unix.RTA_VIA:
+			single.via = gateway(t, v)
+			r.odd = r.odd || t == unix.RTA_VIA
+		case unix.RTA_MULTIPATH:
+			paths = decodeHops(v)
+			r.odd = true
+		case unix.RTA_METRICS, unix.RTA_ENCAP, unix.RTA_FLOW, rtaNHID:
+			r.odd = true
+		case unix.RTA_CACHEINFO: // struct rta_cacheinfo: rta_expires is its third member
+			r.odd = r.odd || len(v) >= 12 && u32(v[8:]) != 0
+		}
+		r.remember(t, v)
+	}
+	r.dst = netip.PrefixFrom(base, int(h.Dst_len))
+	r.hops = append(paths, single)
+	if len(paths) > 0 {
+		r.hops = paths
+	}
+	return r, table == unix.RT_TABLE_MAIN && r.dst.IsValid() && h.Flags&unix.RTM_F_CLONED == 0
+}
+
+// remember keeps the attributes that tell a route from its twins when it is
+// deleted. A nexthop object excludes the description of its content.
+func (r *rawRoute) remember(t uint16, v []byte) {
+	switch t {
+	case rtaNHID:
+		r.key = []*nl.RtAttr{nl.NewRtAttr(rtaNHID, v)}
+	case unix.RTA_OIF, unix.RTA_GATEWAY, unix.RTA_VIA, unix.RTA_MULTIPATH, unix.RTA_METRICS, unix.RTA_PREFSRC:
+		if len(r.key) == 1 && r.key[0].Type == rtaNHID {
+			return
+		}
+		r.key = append(r.key, nl.NewRtAttr(int(t), v))
+	}
+}
+
+// gateway reads RTA_GATEWAY, or RTA_VIA: a gateway of the other family, after
+// two bytes that name it (struct rtvia).
+func gateway(t uint16, v []byte) netip.Addr {
+	if t == unix.RTA_VIA && len(v) > 2 {
+		v = v[2:]
+	}
+	a, _ := netip.AddrFromSlice(v)
+	return a
+}
+
+// decodeHops reads RTA_MULTIPATH: a list of struct rtnexthop, each followed by
+// its attributes.
+func decodeHops(b []byte) []hop {
+	var out []hop
+	for len(b) >= sizeofRTNexthop {
+		n := int(u16(b))
+		if n < sizeofRTNexthop || n > len(b) {
+			return out
+		}
+		h := hop{index: int(u32(b[4:])), onlink: b[2]&unix.RTNH_F_ONLINK != 0}
+		for t, v := range attrs(b[sizeofRTNexthop:n]) {
+			if t == unix.RTA_GATEWAY || t == unix.RTA_VIA {
+				h.via = gateway(t, v)
+			}
+		}
+		out = append(out, h)
+		b = b[min((n+3)&^3, len(b)):]
+	}
+	return out
+}
+
+// on returns r as overlay sees it: one Route for each path on dev. A path
+// without a device is on dev, because the kernel picked r when asked for dev.
+func (r rawRoute) on(dev device) []overlay.Route {
+	if r.typ != unix.RTN_UNICAST || r.proto == unix.RTPROT_KERNEL {
+		return nil
+	}
+	var out []overlay.Route
+	for _, h := range r.hops {
+		if h.index == dev.index || h.index == 0 {
+			out = append(out, overlay.Route{
+				Dev: dev.name, Dst: r.dst, Via: h.via, Src: r.src, Metric: r.metric,
+				Onlink: h.onlink && !r.odd, Proto: r.proto,
+			})
+		}
+	}
+	return out
+}
+
+// routes returns the main table's routes of family f, all or, when index is
+// not 0, those that use that device.
+func (k *Kernel) routes(ctx context.Context, f subnet.Family, index int) ([]rawRoute, error) {
+	msgs, err := k.conn.dump(ctx, func() *nl.NetlinkRequest {
+		r := request(unix.RTM_GETROUTE, 0, &nl.RtMsg{RtMsg: unix.RtMsg{Family: afOf(f), Table: unix.RT_TABLE_MAIN}})
+		if index != 0 {
+			r.AddData(nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(index))))
+		}
+		return r
+	})
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) {
+		return nil, nil // no such table yet; or the device has just gone
+	}
+	var out []rawRoute
+	for _, m := range msgs {
+		if r, ok := decodeRoute(m, f); ok {
+			out = append(out, r)
+		}
+	}
+	return out, err
+}
+
+func (k *Kernel) dumpRoutes(ctx context.Context, dev device, f subnet.Family, s overlay.Set[overlay.Route]) error {
+	routes, err := k.routes(ctx, f, dev.index)
+	for _, r := range routes {
+		for _, o := range r.on(dev) {
+			s.Add(o)
+		}
+	}
+	return err
+}
+
+// routeRequest adds or deletes a route. flags are NLM_F_EXCL or NLM_F_REPLACE
+// for an addition. A deletion matches any scope.
+func routeRequest(r overlay.Route, index int, flags int, del bool) *nl.NetlinkRequest {
+	h := unix.RtMsg{
+		Family: afOf(subnet.FamilyOf(r.Dst.Addr())), Dst_len: uint8(r.Dst.Bits()), Table: unix.RT_TABLE_MAIN,
+		Protocol: r.Proto, Type: unix.RTN_UNICAST,
+	}
+	typ := uint16(unix.RTM_NEWROUTE)
+	switch {
+	case del:
+		typ, flags, h.Scope = unix.RTM_DELROUTE, 0, unix.RT_SCOPE_NOWHERE
+	case !r.Via.IsValid() && r.Dst.Addr().Is4():
+		h.Scope = unix.RT_SCOPE_LINK // the kernel wants link scope for what has no gateway
+		flags |= unix.NLM_F_CREATE
+	default:
+		flags |= unix.NLM_F_CREATE
+	}
+	if r.Onlink && !del {
+		h.Flags = unix.RTNH_F_ONLINK
+	}
+	m := request(typ, flags, &nl.RtMsg{RtMsg: h},
+		nl.NewRtAttr(unix.RTA_DST, r.Dst.Addr().AsSlice()),
+		nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(index))))
+	if r.Metric != 0 {
+		m.AddData(nl.NewRtAttr(unix.RTA_PRIORITY, nl.Uint32Attr(r.Metric)))
+	}
+	if r.Via.IsValid() {
+		m.AddData(nl.NewRtAttr(unix.RTA_GATEWAY, r.Via.AsSlice()))
+	}
+	if r.Src.IsValid() {
+		m.AddData(nl.NewRtAttr(unix.RTA_PREFSRC, r.Src.AsSlice()))
+	}
+	return m
+}
+
+// deleteRequest deletes exactly r.
+func (r rawRoute) deleteRequest() *nl.NetlinkRequest {
+	m := request(unix.RTM_DELROUTE, 0, &nl.RtMsg{RtMsg: unix.RtMsg{
+		Family: afOf(subnet.FamilyOf(r.dst.Addr())), Dst_len: uint8(r.dst.Bits()), Table: unix.RT_TABLE_MAIN,
+		Protocol: r.proto, Type: r.typ, Tos: r.tos, Scope: unix.RT_SCOPE_NOWHERE,
+	}}, nl.NewRtAttr(unix.RTA_DST, r.dst.Addr().AsSlice()))
+	if r.metric != 0 {
+		m.AddData(nl.NewRtAttr(unix.RTA_PRIORITY, nl.Uint32Attr(r.metric)))
+	}
+	for _, a := range r.key {
+		m.AddData(a)
+	}
+	return m
+}
