@@ -81,7 +81,7 @@ func writeAt(f *os.File, text string) error {
 	return err
 }
 
-func newLogger(o *options, w interface{ Write([]byte) (int, error) }) *logrus.Logger {
+func newLogger(o *options, w io.Writer) *logrus.Logger {
 	log := logrus.New()
 	log.SetOutput(w)
 	log.SetLevel(o.LogLevel)
