@@ -115,46 +115,65 @@ func (l Link) endpoint() endpoint {
 //     (fib_sync_down_addr, net/ipv4/fib_semantics.c), even when another link
 //     has got it meanwhile.
 //
-// The last two only matter here when wanted routes would go; their addresses
-// are then removed early, while the routes can still be added again.
+// The last two only matter here when wanted entries would go; their addresses
+// are then removed early, while those can still be added again.
 type cascade struct {
 	linkPlan
 	early   Set[Addr]
 	bare    map[string]bool // links that lose their last IPv4 address early
-	sources Set[netip.Addr] // addresses removed early
+	sources Set[netip.Addr] // addresses that go early or with a link
 }
 
+// cascade returns what goes by itself, and the early deletes.
 func (p linkPlan) cascade(want, have State) (cascade, Changes) {
 	c := cascade{linkPlan: p, early: Set[Addr]{}, bare: map[string]bool{}, sources: Set[netip.Addr]{}}
-	addressed, routed, sources := map[string]bool{}, map[string]bool{}, Set[netip.Addr]{}
-	for a := range want.Addrs {
-		if a.Prefix.Addr().Is4() {
-			addressed[a.Dev] = true
+	needed := needs(want)
+	stale := func(a Addr) bool { return a.Prefix.Addr().Is4() && !want.Addrs.Has(a) && !p.gone[a.Dev] }
+	for a := range have.Addrs {
+		if stale(a) && !needed.addressed[a.Dev] && (needed.devs[a.Dev] || needed.sources.Has(a.Prefix.Addr())) {
+			c.bare[a.Dev] = true
 		}
-	}
-	for r := range want.Routes {
-		if r.Dst.Addr().Is4() {
-			routed[r.Dev] = true
-			sources.Add(r.Src)
+		if p.gone[a.Dev] && a.Prefix.Addr().Is4() {
+			c.sources.Add(a.Prefix.Addr())
 		}
 	}
 	var changes Changes
 	for _, a := range sorted(have.Addrs) {
-		if want.Addrs.Has(a) || !a.Prefix.Addr().Is4() || p.gone[a.Dev] {
-			continue
+		if stale(a) && (c.bare[a.Dev] || needed.sources.Has(a.Prefix.Addr())) {
+			c.sources.Add(a.Prefix.Addr())
+			c.early.Add(a)
+			changes = append(changes, Change{Op: Delete, Entry: a})
 		}
-		last := routed[a.Dev] && !addressed[a.Dev]
-		if !last && !sources.Has(a.Prefix.Addr()) {
-			continue
-		}
-		if last {
-			c.bare[a.Dev] = true
-		}
-		c.sources.Add(a.Prefix.Addr())
-		c.early.Add(a)
-		changes = append(changes, Change{Op: Delete, Entry: a})
 	}
 	return c, changes
+}
+
+// need is what IPv4 entries of a wanted state depend on.
+type need struct {
+	addressed map[string]bool // links with an address
+	devs      map[string]bool // links with routes or neighbours
+	sources   Set[netip.Addr] // preferred sources of routes
+}
+
+func needs(want State) need {
+	n := need{addressed: map[string]bool{}, devs: map[string]bool{}, sources: Set[netip.Addr]{}}
+	for a := range want.Addrs {
+		if a.Prefix.Addr().Is4() {
+			n.addressed[a.Dev] = true
+		}
+	}
+	for e := range want.Neighs {
+		if e.IP.Is4() {
+			n.devs[e.Dev] = true
+		}
+	}
+	for r := range want.Routes {
+		if r.Dst.Addr().Is4() {
+			n.devs[r.Dev] = true
+			n.sources.Add(r.Src)
+		}
+	}
+	return n
 }
 
 // survivors returns what is left of have. It returns have itself when the

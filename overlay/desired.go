@@ -119,7 +119,11 @@ func (p *planner) with(others []subnet.Problem) []subnet.Problem {
 	for _, o := range others {
 		all.Add(o)
 	}
-	return slices.SortedFunc(maps.Keys(all), func(a, b subnet.Problem) int {
+	return sortedProblems(all)
+}
+
+func sortedProblems(s Set[subnet.Problem]) []subnet.Problem {
+	return slices.SortedFunc(maps.Keys(s), func(a, b subnet.Problem) int {
 		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Object, b.Object), cmp.Compare(a.Detail, b.Detail))
 	})
 }
@@ -140,9 +144,7 @@ func (p *planner) devices() {
 			p.problem("UnderlayMissing", path.Subnet.String(), "this node has no %s device to carry the subnet, but announces %s", f, path.Underlay)
 			continue
 		case !l.carries(pod):
-			need := minMTUv6 + Overhead(f)
-			p.problem("MTUTooSmall", l.Name, "MTU %d is below %d, so the device cannot carry IPv6: underlay %s needs an MTU of at least %d",
-				l.MTU, minMTUv6, l.Underlay, need)
+			p.tooSmall(l, f, minMTUv6, "so the device cannot carry IPv6")
 			continue
 		}
 		base := path.Subnet.Addr()
@@ -168,11 +170,19 @@ func (p *planner) device(f subnet.Family, u Underlay) {
 	case len(l.Name) > maxLinkName:
 		p.problem("LinkNameTooLong", l.Name, "a device name has at most %d bytes: choose a smaller VNI than %d", maxLinkName, b.VNI)
 	case l.MTU < minMTU:
-		p.problem("MTUTooSmall", l.Name, "MTU %d is below %d: underlay %s needs an MTU of at least %d", l.MTU, minMTU, u.Dev, minMTU+Overhead(f))
+		p.tooSmall(l, f, minMTU, "so there can be no device")
 	default:
 		p.links[f] = l
 		p.state.Links.Add(l)
 	}
+}
+
+func (p *planner) tooSmall(l Link, f subnet.Family, least int, effect string) {
+	what := "underlay " + l.Underlay + " needs an MTU"
+	if p.cfg.Backend.MTU != 0 {
+		what = "Backend.MTU in the network configuration needs a value"
+	}
+	p.problem("MTUTooSmall", l.Name, "MTU %d is below %d, %s: %s of at least %d", l.MTU, least, effect, what, least+Overhead(f))
 }
 
 // carries reports whether the kernel lets l carry packets of family pod.

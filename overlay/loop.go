@@ -9,8 +9,6 @@ import (
 	"math/rand/v2"
 	"time"
 
-	"github.com/sirupsen/logrus"
-
 	"weft.dev/weft/subnet"
 )
 
@@ -110,6 +108,9 @@ func (l *loop) sync(ctx context.Context, self *Self, snap *delivery) Status {
 		st.InSync = true
 		return st
 	}
+	if ctx.Err() != nil {
+		return st
+	}
 	for _, c := range changes {
 		l.r.opts.Log.Debug(c.String())
 	}
@@ -123,6 +124,8 @@ func (l *loop) sync(ctx context.Context, self *Self, snap *delivery) Status {
 	st.InSync = st.Pending.Empty()
 	if !st.InSync {
 		st.Reason = shortfall(applied, len(changes), st.Pending)
+	} else if applied != nil { // refused, and yet it is as we want it
+		l.r.opts.Log.WithField("err", applied).Debug("in sync despite an error")
 	}
 	return st
 }
@@ -175,29 +178,33 @@ func (l *loop) logEdges(old, st Status) {
 			log.Info(st.Reason)
 		}
 	case !st.InSync && (old.InSync || old.LastPass.IsZero()):
-		log.WithField(logrus.ErrorKey, st.Reason).Warnf("out of sync: %d changes pending", len(st.Pending))
+		log.WithField("err", st.Reason).Warnf("out of sync: %d changes pending", len(st.Pending))
 	}
 	now := make(Set[subnet.Problem], len(st.Problems))
-	var fresh []subnet.Problem
 	for _, p := range st.Problems {
 		now.Add(p)
-		if !l.problems.Has(p) {
-			fresh = append(fresh, p)
+	}
+	logProblems(log.Warn, "", now, l.problems)
+	logProblems(log.Info, "no longer: ", l.problems, now)
+	l.problems = now
+}
+
+// logProblems logs the first few of those in a and not in b, and how many
+// more there are.
+func logProblems(log func(...any), prefix string, a, b Set[subnet.Problem]) {
+	only := Set[subnet.Problem]{}
+	for p := range a {
+		if !b.Has(p) {
+			only.Add(p)
 		}
 	}
-	for i, p := range fresh {
+	for i, p := range sortedProblems(only) {
 		if i == logMost {
-			log.Warnf("%d more problems", len(fresh)-i)
+			log(fmt.Sprintf("%s%d more problems", prefix, len(only)-i))
 			break
 		}
-		log.Warn(p.String())
+		log(prefix + p.String())
 	}
-	for p := range l.problems {
-		if !now.Has(p) {
-			log.Infof("no longer: %s", p)
-		}
-	}
-	l.problems = now
 }
 
 // jittered spreads d by 20% either way, so that agents that started together

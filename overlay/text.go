@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+
+	"weft.dev/weft/subnet"
 )
 
 func (Link) entry()  {}
@@ -59,18 +61,17 @@ func (l Link) sysctl() string {
 
 // settle is what follows `ip link add`: the address generation mode has to be
 // in place before the device comes up, or the kernel adds a link-local
-// address, and `ip link add` refuses to take it.
+// address. `ip link add` refuses to take it, and in one request with `up` the
+// kernel brings the device up first.
 func (l Link) settle() []string {
-	set := "ip link set " + l.Name
-	if l.AddrGen != "" {
-		set += " addrgenmode " + l.AddrGen
+	out := []string{l.sysctl()}
+	if l.AddrGen != "" && l.carries(subnet.IPv6) { // else it has no such mode
+		out = append(out, "ip link set "+l.Name+" addrgenmode "+l.AddrGen)
 	}
 	if l.Up {
-		set += " up"
-	} else {
-		set += " down"
+		out = append(out, "ip link set "+l.Name+" up")
 	}
-	return []string{l.sysctl(), set}
+	return out
 }
 
 // modify is the commands that turn was into l. Learning needs a command of
@@ -83,14 +84,14 @@ func (l Link) modify(was Link) []string {
 	if l.MTU != was.MTU {
 		set = append(set, "mtu", strconv.Itoa(l.MTU))
 	}
-	if l.AddrGen != was.AddrGen {
-		set = append(set, "addrgenmode", l.AddrGen)
-	}
 	if l.Up != was.Up {
 		set = append(set, map[bool]string{true: "up", false: "down"}[l.Up])
 	}
 	if l.RPFilter != was.RPFilter {
 		out = append(out, l.sysctl())
+	}
+	if l.AddrGen != was.AddrGen {
+		out = append(out, "ip link set "+l.Name+" addrgenmode "+l.AddrGen)
 	}
 	if l.Learning != was.Learning {
 		out = append(out, fmt.Sprintf("ip link set %s type vxlan id %d %s", l.Name, l.VNI, l.learning()))

@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package overlay
+
+import (
+	"reflect"
+	"testing"
+
+	"pgregory.net/rapid"
+)
+
+// drawPair draws a wanted state and one to start from, related or not.
+func drawPair(t *rapid.T) (want, have State) {
+	want = drawState(t, true)
+	if rapid.Bool().Draw(t, "related") {
+		return want, drift(t, want)
+	}
+	return want, drawState(t, false)
+}
+
+func TestDiffOfEqualStatesIsEmpty(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		s := drawState(t, true)
+		if c := Diff(s, s.Clone()); !c.Empty() {
+			t.Fatalf("state:\n%schanges:\n%s", s, c)
+		}
+	})
+}
+
+// Applying Diff(want, have) to have gives want, and foreign routes that
+// nothing forced out; every step is one that the kernel accepts.
+func TestDiffLeadsToWant(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		want, have := drawPair(t)
+		changes := Diff(want, have)
+		got := have.Clone()
+		if err := applyAll(got, changes); err != nil {
+			t.Fatalf("want:\n%shave:\n%schanges:\n%s%v", want, have, changes, err)
+		}
+		fail := func(why string, e Entry) {
+			t.Fatalf("%s: %s\nwant:\n%shave:\n%schanges:\n%sgot:\n%s", why, e, want, have, changes, got)
+		}
+		wanted := destinations(want.Routes)
+		for r := range want.Routes {
+			if !got.Routes.Has(r) {
+				fail("missing", r)
+			}
+		}
+		for r := range got.Routes {
+			if !want.Routes.Has(r) && (!have.Routes.Has(r) || r.ours(wanted)) {
+				fail("left", r)
+			}
+		}
+		for r := range have.Routes {
+			if !got.Routes.Has(r) && !r.ours(wanted) && undisturbed(want, have, r.Dev) {
+				fail("foreign route lost", r)
+			}
+		}
+		got.Routes, want.Routes = nil, nil
+		if !got.Equal(want) {
+			t.Fatalf("want:\n%shave:\n%schanges:\n%sgot:\n%s", want, have, changes, got)
+		}
+		if again := Diff(want, got); !again.Empty() {
+			t.Fatalf("a second pass would still do\n%s", again)
+		}
+	})
+}
+
+// undisturbed reports whether nothing on dev, nor any address, has to change,
+// so that the kernel has no cause to flush a route.
+func undisturbed(want, have State, dev string) bool {
+	l := have.dev(dev)
+	if l == nil || !want.Links.Has(*l) {
+		return false
+	}
+	for a := range have.Addrs {
+		if !want.Addrs.Has(a) {
+			return false
+		}
+	}
+	return true
+}
+
+// Everything is put in place before anything is deleted, except what the
+// kernel gives no choice about: a link in the way of another, and an address
+// whose removal flushes wanted routes.
+func TestDiffAddsBeforeItDeletes(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		want, have := drawPair(t)
+		changes := Diff(want, have)
+		deleting := false
+		for _, c := range changes {
+			switch {
+			case c.Op != Delete && deleting:
+				t.Fatalf("%s comes after a delete:\n%s", c, changes)
+			case c.Op == Delete:
+				_, isLink := c.Entry.(Link)
+				_, isAddr := c.Entry.(Addr)
+				deleting = deleting || !isLink && !isAddr
+			}
+		}
+		rank := map[string]int{"link": 1, "addr": 2, "fdb": 3, "neigh": 4, "route": 5}
+		last := 0
+		for _, c := range changes {
+			if c.Op != Delete {
+				if rank[c.Kind()] < last {
+					t.Fatalf("%s is out of order:\n%s", c, changes)
+				}
+				last = rank[c.Kind()]
+			}
+		}
+	})
+}
+
+// Two peers' entries never depend on the order in which a map is walked.
+func TestDiffIsDeterministic(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		want, have := drawPair(t)
+		if a, b := Diff(want, have), Diff(want.Clone(), have.Clone()); !reflect.DeepEqual(a, b) {
+			t.Fatalf("%s\nand\n%s", a, b)
+		}
+	})
+}
+
+func TestDiffNamedCases(t *testing.T) {
+	link := Link{Name: "weft.1", VNI: 1, Port: 8472, Local: addr("10.0.0.1"), Underlay: "eth0", MAC: mac(1), MTU: 1450, Up: true, RPFilter: 2, AddrGen: "none"}
+	with := func(f func(*Link)) Link { l := link; f(&l); return l }
+	route := Route{Dev: "weft.1", Dst: pods(4, 2), Via: pods(4, 2).Addr(), Metric: 1100, Onlink: true, Proto: RouteProtocol}
+	routeWith := func(f func(*Route)) Route { r := route; f(&r); return r }
+	state := func(entries ...Entry) State {
+		s := NewState()
+		for _, e := range entries {
+			s.Add(e)
+		}
+		return s
+	}
+	fdb, neigh := FDB{"weft.1", mac(2), addr("10.0.0.2")}, Neigh{"weft.1", route.Via, mac(2)}
+	foreign := routeWith(func(r *Route) { r.Dst, r.Onlink, r.Proto, r.Metric = pods(4, 9), false, 4, 0 })
+	for _, tt := range []struct {
+		name       string
+		want, have State
+		diff       string
+	}{
+		{
+			"flannel's route is taken over, another's is left",
+			state(link, route), state(link, routeWith(func(r *Route) { r.Metric, r.Proto = 0, protoBoot }), foreign),
+			`ip route add 10.5.2.0/24 via 10.5.2.0 dev weft.1 proto 87 metric 1100 onlink
+ip route del 10.5.2.0/24 via 10.5.2.0 dev weft.1 proto 3 onlink
+`,
+		},
+		{
+			"a stale flannel route goes (flannel #2554)",
+			state(link), state(link, routeWith(func(r *Route) { r.Metric, r.Proto = 0, protoBoot })),
+			"ip route del 10.5.2.0/24 via 10.5.2.0 dev weft.1 proto 3 onlink\n",
+		},
+		{
+			"any route to a wanted prefix with another metric shadows ours",
+			state(link, route), state(link, route, routeWith(func(r *Route) { r.Metric, r.Proto, r.Via = 5, 4, addr("10.5.2.9") })),
+			"ip route del 10.5.2.0/24 via 10.5.2.9 dev weft.1 proto 4 metric 5 onlink\n",
+		},
+		{
+			"a second destination of one MAC is deleted, not replaced",
+			state(link, fdb), state(link, fdb, FDB{"weft.1", mac(2), addr("10.0.0.7")}),
+			"bridge fdb del 0a:00:00:00:00:02 dev weft.1 dst 10.0.0.7 self permanent\n",
+		},
+		{
+			"one of two stale destinations is replaced, the other deleted",
+			state(link, fdb), state(link, FDB{"weft.1", mac(2), addr("10.0.0.7")}, FDB{"weft.1", mac(2), addr("10.0.0.8")}),
+			`bridge fdb replace 0a:00:00:00:00:02 dev weft.1 dst 10.0.0.2 self permanent
+bridge fdb del 0a:00:00:00:00:02 dev weft.1 dst 10.0.0.8 self permanent
+`,
+		},
+		{
+			"an own MAC changed by udev is put back and neighbours added again",
+			state(link, fdb, neigh, route), state(with(func(l *Link) { l.MAC = mac(9) }), fdb, neigh, route),
+			`ip link set weft.1 address 0a:00:00:00:00:01
+ip neigh add 10.5.2.0 lladdr 0a:00:00:00:00:02 dev weft.1 nud permanent
+`,
+		},
+		{
+			"the MTU follows in place",
+			state(link, fdb, neigh, route), state(with(func(l *Link) { l.MTU = 1350 }), fdb, neigh, route),
+			"ip link set weft.1 mtu 1450\n",
+		},
+		{
+			"a link that cannot be changed is created again with everything on it",
+			state(link, fdb), state(with(func(l *Link) { l.Port = 4789 }), fdb, neigh),
+			`ip link del weft.1 && ip link add weft.1 address 0a:00:00:00:00:01 mtu 1450 type vxlan id 1 local 10.0.0.1 dev eth0 dstport 8472 nolearning && sysctl -qw net.ipv4.conf.weft/1.rp_filter=2 && ip link set weft.1 addrgenmode none && ip link set weft.1 up
+bridge fdb add 0a:00:00:00:00:02 dev weft.1 dst 10.0.0.2 self permanent
+`,
+		},
+		{
+			"a device of another name in the way goes first",
+			state(link), state(with(func(l *Link) { l.Name = "flannel.1" }), FDB{"flannel.1", mac(2), addr("10.0.0.2")}),
+			`ip link del flannel.1
+ip link add weft.1 address 0a:00:00:00:00:01 mtu 1450 type vxlan id 1 local 10.0.0.1 dev eth0 dstport 8472 nolearning && sysctl -qw net.ipv4.conf.weft/1.rp_filter=2 && ip link set weft.1 addrgenmode none && ip link set weft.1 up
+`,
+		},
+		{
+			"the last IPv4 address takes the routes with it, so they follow it",
+			state(link, route, neigh), state(link, Addr{"weft.1", prefix("10.5.1.0/32")}, route, neigh),
+			`ip addr del 10.5.1.0/32 dev weft.1
+ip neigh add 10.5.2.0 lladdr 0a:00:00:00:00:02 dev weft.1 nud permanent
+ip route add 10.5.2.0/24 via 10.5.2.0 dev weft.1 proto 87 metric 1100 onlink
+`,
+		},
+		{
+			"a deleted link takes its entries along",
+			NewState(), state(link, fdb, neigh, route, foreign),
+			"ip link del weft.1\n",
+		},
+		{
+			"entries on no link of ours go one by one, in reverse",
+			NewState(), state(Addr{"weft.1", prefix("10.5.1.0/32")}, fdb, neigh, route, foreign),
+			`ip route del 10.5.2.0/24 via 10.5.2.0 dev weft.1 proto 87 metric 1100 onlink
+ip neigh del 10.5.2.0 lladdr 0a:00:00:00:00:02 dev weft.1 nud permanent
+bridge fdb del 0a:00:00:00:00:02 dev weft.1 dst 10.0.0.2 self permanent
+ip addr del 10.5.1.0/32 dev weft.1
+`,
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := Diff(tt.want, tt.have).String(); got != tt.diff {
+				t.Errorf("got:\n%swant:\n%s", got, tt.diff)
+			}
+		})
+	}
+}
