@@ -30,24 +30,19 @@ type special struct {
 // address registries, RFC 6890). Private, shared and unique local space is
 // fine, and so is 240.0.0.0/4, which Linux routes since 2.6.25.
 func specials() [9]special {
-	v4 := func(a, b byte, bits int) netip.Prefix {
-		return netip.PrefixFrom(netip.AddrFrom4([4]byte{a, b}), bits)
-	}
-	v6 := func(a, b byte, bits int) netip.Prefix {
-		return netip.PrefixFrom(netip.AddrFrom16([16]byte{a, b}), bits)
-	}
-	broadcast := netip.AddrFrom4([4]byte{255, 255, 255, 255})
+	quad := func(bits int, b [4]byte) netip.Prefix { return netip.PrefixFrom(netip.AddrFrom4(b), bits) }
+	octets := func(bits int, b [16]byte) netip.Prefix { return netip.PrefixFrom(netip.AddrFrom16(b), bits) }
 	return [9]special{
-		{prefix: v4(0, 0, 8), what: "this network, RFC 1122"},
-		{prefix: v4(127, 0, 8), what: "loopback"},
-		{prefix: v4(169, 254, 16), what: "link-local", underlay: true},
-		{prefix: v4(224, 0, 4), what: "multicast"},
-		{prefix: netip.PrefixFrom(broadcast, 32), what: "broadcast"},
-		{prefix: v6(0, 0, 96), what: "unspecified and loopback, RFC 4291"},
+		{prefix: quad(8, [4]byte{0}), what: "this network, RFC 1122"},
+		{prefix: quad(8, [4]byte{127}), what: "loopback"},
+		{prefix: quad(16, [4]byte{169, 254}), what: "link-local", underlay: true},
+		{prefix: quad(4, [4]byte{224}), what: "multicast"},
+		{prefix: quad(32, [4]byte{255, 255, 255, 255}), what: "broadcast"},
+		{prefix: octets(96, [16]byte{}), what: "unspecified and loopback, RFC 4291"},
 		// An outer address must work without a zone, which a lease lacks.
-		{prefix: v6(0xfe, 0x80, 10), what: "link-local"},
-		{prefix: v6(0xff, 0, 8), what: "multicast"},
-		{prefix: netip.PrefixFrom(netip.AddrFrom16([16]byte{10: 0xff, 11: 0xff}), 96), what: "IPv4-mapped"},
+		{prefix: octets(10, [16]byte{0xfe, 0x80}), what: "link-local"},
+		{prefix: octets(8, [16]byte{0xff}), what: "multicast"},
+		{prefix: octets(96, [16]byte{10: 0xff, 11: 0xff}), what: "IPv4-mapped"},
 	}
 }
 

@@ -316,15 +316,14 @@ func stringValue(key string, raw json.RawMessage) (string, error) {
 	return v, nil
 }
 
-// intValue reads a number from least to most. As in a JSON schema, 24.0 is
-// the integer 24.
+// intValue reads an integer from least to most. Like flannel it refuses
+// 24.0, so that what weft accepts can be given back to flannel.
 func intValue(key string, raw json.RawMessage, absent, least, most int) (int, error) {
-	v := float64(absent)
-	err := json.Unmarshal(orNull(raw), &v)
-	if err != nil || v != math.Trunc(v) || v < float64(least) || v > float64(most) {
+	v := absent
+	if err := json.Unmarshal(orNull(raw), &v); err != nil || v < least || v > most {
 		return 0, fmt.Errorf("%s %s: want an integer from %d to %d", key, clip(string(raw)), least, most)
 	}
-	return int(v), nil
+	return v, nil
 }
 
 func orNull(raw json.RawMessage) json.RawMessage {
