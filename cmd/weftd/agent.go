@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -23,6 +24,9 @@ import (
 // underlayRetry is the pause between looks for an underlay address: at boot
 // the agent may be up before the network is.
 const underlayRetry = 2 * time.Second
+
+// hostProbe is the pause between two looks at what the host must provide.
+const hostProbe = 30 * time.Second
 
 // agent joins the packages for the lifetime of the process. Its goroutines
 // share nothing but the atomic values here; each holds the latest of what
@@ -90,13 +94,8 @@ func (a *agent) runOverlay(ctx context.Context, instance string) error {
 	}
 	defer unlock()
 
-	problems, err := backend.Probe(ctx)
-	if err != nil {
+	if err := a.probe(ctx); err != nil {
 		return err
-	}
-	a.host.Store(&problems)
-	for _, p := range problems {
-		a.log.Warn(p.String())
 	}
 	underlays, err := a.underlays(ctx, cfg)
 	if err != nil {
@@ -130,6 +129,7 @@ func (a *agent) keep(ctx context.Context, cfg subnet.Config, want subnet.Lease, 
 	defer cancel()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return r.Run(ctx) })
+	g.Go(func() error { return a.watchHost(ctx) })
 	g.Go(func() error {
 		return a.store.Watch(ctx, cfg, func(s subnet.Snapshot) {
 			a.snapshot.Store(&s)
@@ -153,6 +153,44 @@ func (a *agent) keep(ctx context.Context, cfg subnet.Config, want subnet.Lease, 
 		return nil
 	}
 	return err
+}
+
+// probe looks at the host once. A kernel that cannot carry the overlay is an
+// error; what an operator can mend is a Problem, logged when it appears and
+// when it is gone.
+func (a *agent) probe(ctx context.Context) error {
+	problems, err := backend.Probe(ctx)
+	if err != nil {
+		return err
+	}
+	var before []subnet.Problem
+	if last := a.host.Swap(&problems); last != nil {
+		before = *last
+	}
+	for _, p := range problems {
+		if !slices.Contains(before, p) {
+			a.log.Warn(p.String())
+		}
+	}
+	for _, p := range before {
+		if !slices.Contains(problems, p) {
+			a.log.Infof("%s %s: solved", p.Kind, p.Object)
+		}
+	}
+	return nil
+}
+
+// watchHost probes from time to time: forwarding may be switched on or off
+// under a running agent.
+func (a *agent) watchHost(ctx context.Context) error {
+	for {
+		if err := sleep(ctx, hostProbe); err != nil {
+			return err
+		}
+		if err := a.probe(ctx); err != nil {
+			a.log.WithField("err", err).Debug("the host could not be probed")
+		}
+	}
 }
 
 // hold keeps the lease. When it is lost for good the agent stays, not ready

@@ -26,7 +26,7 @@ func (a *agent) status() api.Status {
 		s.Problems = append(s.Problems, *host...)
 	}
 	if reason := a.store.Reason(); reason != "" {
-		s.Problems = append(s.Problems, subnet.Problem{Kind: "StoreUnreachable", Object: s.Store, Detail: reason})
+		s.Problems = append(s.Problems, subnet.Problem{Kind: "StoreWaiting", Object: s.Store, Detail: reason})
 	}
 	held := a.held.Load()
 	if held != nil {
