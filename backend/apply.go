@@ -50,7 +50,7 @@ func title(c overlay.Change) string {
 // needed.
 type applier struct {
 	k       *Kernel
-	devices map[string]device // index 0: it does not exist
+	devices map[string]device                       // index 0: it does not exist
 	held    map[subnet.Family]map[routeKey]rawRoute // routes that are not ours
 }
 
@@ -93,6 +93,8 @@ func (a *applier) change(ctx context.Context, c overlay.Change) error {
 		return nil
 	case errors.Is(err, unix.EEXIST):
 		return a.exists(ctx, c, dev, err)
+	case errors.Is(err, unix.EINVAL):
+		return a.k.explainRoute(ctx, c.Entry, dev, err)
 	}
 	return err
 }
@@ -136,10 +138,25 @@ func (a *applier) special(ctx context.Context, c overlay.Change, dev device) (do
 		case c.Op == overlay.Delete && !e.Onlink:
 			return true, a.deleteExactly(ctx, e, dev)
 		case c.Op == overlay.Replace:
-			return false, a.notHeld(ctx, e)
+			if err := a.notHeld(ctx, e); err != nil {
+				return true, err
+			}
+			return false, a.vacate(ctx, c.Was, e)
 		}
 	}
 	return false, nil
+}
+
+// vacate deletes the route that r replaces if it is an IPv6 one on another
+// device. The kernel refuses an onlink gateway that another device's route
+// covers (ip6_route_check_nh_onlink, net/ipv6/route.c), so here the old route
+// cannot stay until the new one is there.
+func (a *applier) vacate(ctx context.Context, was overlay.Entry, r overlay.Route) error {
+	old, ok := was.(overlay.Route)
+	if !ok || old.Dev == r.Dev || !r.Dst.Addr().Is6() {
+		return nil
+	}
+	return a.change(ctx, overlay.Change{Op: overlay.Delete, Entry: old})
 }
 
 // deleteExactly deletes the routes that Dump shows as r.

@@ -50,6 +50,24 @@ func (k *Kernel) explainUp(ctx context.Context, want overlay.Link, err error) er
 	return fmt.Errorf("set up true: UDP port %d is held by %s (see `ss -lun sport = :%d`): %w", want.Port, other, want.Port, err)
 }
 
+// explainRoute does the same for a route with a gateway that another route
+// leads elsewhere: the kernel refuses such an IPv6 route, onlink or not.
+func (k *Kernel) explainRoute(ctx context.Context, e overlay.Entry, dev device, err error) error {
+	r, ok := e.(overlay.Route)
+	if !ok || !r.Via.Is6() {
+		return err
+	}
+	index, _, lookupErr := k.routeTo(ctx, r.Via)
+	if lookupErr != nil || index == dev.index {
+		return err
+	}
+	name, lookupErr := k.nameOf(ctx, index)
+	if lookupErr != nil {
+		return err
+	}
+	return fmt.Errorf("another route leads its gateway %s to %s: %w", r.Via, name, err)
+}
+
 // rival finds a VXLAN device of this namespace that match accepts.
 func (k *Kernel) rival(ctx context.Context, match func(vxlan) bool) (name string, found bool) {
 	msgs, err := k.conn.dump(ctx, func() *nl.NetlinkRequest {

@@ -116,9 +116,14 @@ func (f *finder) candidates(ctx context.Context, family subnet.Family) error {
 			return err
 		}
 	}
-	for _, a := range f.spec.CanReach {
-		if err := f.byRoute(ctx, a); err != nil {
-			return err
+	for _, of := range [...]subnet.Family{family, family.Other()} {
+		for _, a := range f.spec.CanReach {
+			if subnet.FamilyOf(a) != of {
+				continue
+			}
+			if err := f.byRoute(ctx, a); err != nil {
+				return err
+			}
 		}
 	}
 	if len(f.spec.Ifaces)+len(f.spec.Regexes)+len(f.spec.CanReach) > 0 {
