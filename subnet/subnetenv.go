@@ -95,7 +95,7 @@ func parseEnv(data []byte) (SubnetEnv, error) {
 			continue
 		}
 		name, value, ok := strings.Cut(line, "=")
-		if !ok || strings.ContainsAny(name, " \t") {
+		if !ok || name == "" || strings.ContainsAny(name, " \t") {
 			return SubnetEnv{}, fmt.Errorf("line %d %q: want NAME=value", i+1, clip(line))
 		}
 		if !slices.Contains(envNames(), name) {
