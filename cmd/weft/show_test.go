@@ -49,7 +49,7 @@ func serve(t *testing.T, docs map[string]any) string {
 		})
 	}
 	s := &http.Server{Handler: mux}
-	go s.Serve(l) //nolint:errcheck // it ends when the test closes it
+	go s.Serve(l) // it ends when the test closes it
 	t.Cleanup(func() { s.Close() })
 	return socket
 }

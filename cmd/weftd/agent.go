@@ -61,7 +61,7 @@ func (a *agent) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer a.store.Close() //nolint:errcheck // nothing is lost by closing late
+	defer a.store.Close() // nothing is lost by closing late
 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -64,16 +64,16 @@ func lock(dir string, vni uint32, node string) (unlock func(), err error) {
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		holder, _ := os.ReadFile(path)
-		f.Close() //nolint:errcheck // nothing was written
+		f.Close() // nothing was written
 		return nil, fmt.Errorf("VNI %d in this network namespace is served by another weftd (%s): stop it first, or give this one another network (%s: %w)",
 			vni, strings.TrimSpace(string(holder)), path, err)
 	}
 	text := fmt.Sprintf("pid %d, node %s\n", os.Getpid(), node)
 	if err := errors.Join(f.Truncate(0), writeAt(f, text)); err != nil {
-		f.Close() //nolint:errcheck // the write error is the one to report
+		f.Close() // the write error is the one to report
 		return nil, fmt.Errorf("write %s: %w", path, err)
 	}
-	return func() { f.Close() }, nil //nolint:errcheck // closing releases the lock whatever it returns
+	return func() { f.Close() }, nil // closing releases the lock whatever it returns
 }
 
 func writeAt(f *os.File, text string) error {

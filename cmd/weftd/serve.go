@@ -41,7 +41,7 @@ func (a *agent) serve(ctx context.Context) error {
 		var lc net.ListenConfig
 		tcp, err := lc.Listen(ctx, "tcp", a.o.Listen)
 		if err != nil {
-			unix.Close() //nolint:errcheck // the error below says why we stop
+			unix.Close() // the error below says why we stop
 			return fmt.Errorf("listen (%s): %w; --listen names another address, empty turns it off", a.o.origin["listen"], err)
 		}
 		g.Go(func() error { return serveHTTP(ctx, tcp, a.healthRoutes()) })
@@ -57,7 +57,7 @@ func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	if err != nil {
 		var d net.Dialer
 		if c, dialErr := d.DialContext(ctx, "unix", path); dialErr == nil {
-			c.Close() //nolint:errcheck // it only showed that somebody answers
+			c.Close() // it only showed that somebody answers
 			return nil, fmt.Errorf("socket %s is served by another process: stop it, or give --socket", path)
 		}
 		if rmErr := os.Remove(path); rmErr != nil && !errors.Is(rmErr, os.ErrNotExist) {
@@ -68,7 +68,7 @@ func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 		}
 	}
 	if err := os.Chmod(path, 0o660); err != nil {
-		l.Close() //nolint:errcheck // the chmod error is the one to report
+		l.Close() // the chmod error is the one to report
 		return nil, fmt.Errorf("open %s to its group: %w", path, err)
 	}
 	return l, nil
@@ -77,7 +77,7 @@ func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 func serveHTTP(ctx context.Context, l net.Listener, h http.Handler) error {
 	s := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: time.Minute,
 		BaseContext: func(net.Listener) context.Context { return ctx }}
-	stop := context.AfterFunc(ctx, func() { s.Close() }) //nolint:errcheck // its answers no longer matter
+	stop := context.AfterFunc(ctx, func() { s.Close() }) // its answers no longer matter
 	defer stop()
 	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve on %s: %w", l.Addr(), err)

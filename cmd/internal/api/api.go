@@ -103,7 +103,7 @@ func Get(ctx context.Context, socket, path string, out any) error {
 	if err != nil {
 		return explain(socket, err)
 	}
-	defer resp.Body.Close() //nolint:errcheck // read to the end below
+	defer resp.Body.Close() // read to the end below
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxDocument))
 	if err != nil {
 		return fmt.Errorf("read %s from %s: %w", path, socket, err)
