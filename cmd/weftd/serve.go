@@ -55,10 +55,8 @@ func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "unix", path)
 	if err != nil {
-		var d net.Dialer
-		if c, dialErr := d.DialContext(ctx, "unix", path); dialErr == nil {
-			c.Close() // it only showed that somebody answers
-			return nil, fmt.Errorf("socket %s is served by another process: stop it, or give --socket", path)
+		if holder := whoServes(ctx, path); holder != "" {
+			return nil, fmt.Errorf("socket %s is served by %s: stop it first, or give --socket", path, holder)
 		}
 		if rmErr := os.Remove(path); rmErr != nil && !errors.Is(rmErr, os.ErrNotExist) {
 			return nil, fmt.Errorf("listen on %s: %w", path, err)
@@ -72,6 +70,23 @@ func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 		return nil, fmt.Errorf("open %s to its group: %w", path, err)
 	}
 	return l, nil
+}
+
+// whoServes names the process behind a socket, or nothing if there is none.
+func whoServes(ctx context.Context, path string) string {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "unix", path)
+	if err != nil {
+		return ""
+	}
+	c.Close()
+	var s api.Status
+	if err := api.Get(ctx, path, api.StatusPath, &s); err != nil {
+		return "another program"
+	}
+	return fmt.Sprintf("weftd %s of node %s", s.Version, s.Node)
 }
 
 func serveHTTP(ctx context.Context, l net.Listener, h http.Handler) error {
