@@ -7,20 +7,17 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
 
 	"weft.dev/weft/tests/netlab"
 )
 
 // control runs inside the lab: it builds the network and, unless the lab is
 // only to stand, checks it. Its exit status is 0 only if everything worked.
-func control(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+func control(ctx context.Context, stdout, stderr io.Writer) int {
 	var o options
-	if len(args) != 1 {
-		fmt.Fprintf(stderr, "weft-lab: control process with %d arguments, want 1\n", len(args))
-		return exitUsage
-	}
-	if err := json.Unmarshal([]byte(args[0]), &o); err != nil {
-		fmt.Fprintf(stderr, "weft-lab: options %q: %v\n", args[0], err)
+	if err := json.Unmarshal([]byte(os.Getenv(optionsEnv)), &o); err != nil {
+		fmt.Fprintf(stderr, "weft-lab: options in %s=%q: %v\n", optionsEnv, os.Getenv(optionsEnv), err)
 		return exitUsage
 	}
 	ok, err := o.inside(ctx, stdout, stderr)
@@ -51,7 +48,7 @@ func (o options) inside(ctx context.Context, stdout, stderr io.Writer) (ok bool,
 		return false, err
 	}
 	if o.Mode == "up" {
-		return true, l.Stand(ctx)
+		return true, l.Stand(ctx, 0)
 	}
 	report, err := examine(ctx, l, o)
 	if err != nil {
@@ -72,7 +69,11 @@ func (o options) inside(ctx context.Context, stdout, stderr io.Writer) (ok bool,
 		return false, fmt.Errorf("write the report: %w", err)
 	}
 	if o.Keep {
-		return true, l.Stand(ctx)
+		status := 0
+		if !report.OK {
+			status = exitFailed
+		}
+		return report.OK, l.Stand(ctx, status)
 	}
 	return report.OK, l.Close(ctx)
 }

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -26,7 +25,6 @@ const atOnce = 8
 // examine runs all checks on a lab that is up. What does not work is in the
 // report; an error means that a check could not be made.
 func examine(ctx context.Context, l *netlab.Lab, o options) (*Report, error) {
-	begin := time.Now()
 	r := &Report{Lab: l.ID(), CPUs: runtime.NumCPU(), Kernel: kernel(), Underlay: o.Underlay, Etcd: o.Etcd}
 	for _, p := range l.Pods() {
 		r.Pods = append(r.Pods, PodReport{Name: p.Name(), Node: p.Node().Name(), Addresses: p.Addrs(), MTU: p.MTU()})
@@ -50,7 +48,7 @@ func examine(ctx context.Context, l *netlab.Lab, o options) (*Report, error) {
 	}
 	r.Failures = append(r.Failures, r.failures()...)
 	r.OK = len(r.Failures) == 0
-	r.Seconds = time.Since(begin).Seconds()
+	r.Seconds = l.Elapsed().Seconds()
 	return r, ctx.Err()
 }
 

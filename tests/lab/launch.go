@@ -17,6 +17,9 @@ import (
 	"weft.dev/weft/tests/netlab"
 )
 
+// optionsEnv carries the options from the launcher to the control process.
+const optionsEnv = "WEFT_LAB_OPTIONS"
+
 // options is what the launcher hands to the control process, as JSON.
 type options struct {
 	Mode         string // "run" or "up"
@@ -195,7 +198,7 @@ func (l *launcher) start(ctx context.Context, stay bool) error {
 	if l.id == "" {
 		l.id = netlab.NewID()
 	}
-	la := netlab.Launch{ID: l.id, Args: []string{string(b)}, Stdout: l.stdout, Stderr: l.stderr}
+	la := netlab.Launch{ID: l.id, Env: []string{optionsEnv + "=" + string(b)}, Stdout: l.stdout, Stderr: l.stderr}
 	if stay {
 		la.Standing = l.standing
 	}
@@ -268,6 +271,10 @@ func (l *launcher) exec(cmd *cobra.Command, args []string) error {
 	if err != nil {
 		return err
 	}
-	l.code, err = r.Exec(cmd.Context(), args[0], args[1:])
+	command := args[1:]
+	if command[0] == "--" && len(command) > 1 {
+		command = command[1:]
+	}
+	l.code, err = r.Exec(cmd.Context(), args[0], command)
 	return err
 }

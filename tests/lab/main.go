@@ -29,7 +29,7 @@ func main() {
 // process inside.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if netlab.Inside() {
-		return control(ctx, args, stdout, stderr)
+		return control(ctx, stdout, stderr)
 	}
 	return launch(ctx, args, stdout, stderr)
 }

@@ -40,17 +40,34 @@ func (r *Report) nodeTable(w io.Writer) {
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%s\t%s\n", n.Name, join(n.Underlay), join(n.Subnets), n.PodMTU, n.Peers, sync, caps)
 	}
-	for _, n := range r.Nodes {
-		for _, p := range n.Problems {
-			fmt.Fprintf(w, "%s: problem: %s\n", n.Name, p)
-		}
-	}
 	fmt.Fprintln(w)
+	r.problems(w)
 	fmt.Fprintln(w, "POD\tADDRESSES\tMTU")
 	for _, p := range r.Pods {
 		fmt.Fprintf(w, "%s\t%s\t%d\n", p.Name, join(p.Addresses), p.MTU)
 	}
 	fmt.Fprintln(w)
+}
+
+// problems prints what the agents find fault with, once for all nodes that say
+// the same.
+func (r *Report) problems(w io.Writer) {
+	var order []string
+	nodes := map[string][]string{}
+	for _, n := range r.Nodes {
+		for _, p := range n.Problems {
+			if nodes[p] == nil {
+				order = append(order, p)
+			}
+			nodes[p] = append(nodes[p], n.Name)
+		}
+	}
+	for _, p := range order {
+		fmt.Fprintf(w, "weftd on %s notes: %s\n", strings.Join(nodes[p], ", "), p)
+	}
+	if len(order) > 0 {
+		fmt.Fprintln(w)
+	}
 }
 
 // matrix prints who reaches whom: the families that work, e.g. "4 6".
@@ -157,7 +174,7 @@ func gbits(mbits []float64) string { return fmt.Sprintf("%.2f Gbit/s", median(mb
 // conclusion is the last word.
 func (r *Report) conclusion(w io.Writer) error {
 	if r.OK {
-		_, err := fmt.Fprintf(w, "Everything works: %d pods on %d nodes, checked in %.0f s.\n", len(r.Pods), len(r.Nodes), r.Seconds)
+		_, err := fmt.Fprintf(w, "Everything works: %d pods on %d nodes, built and checked in %.0f s.\n", len(r.Pods), len(r.Nodes), r.Seconds)
 		return err
 	}
 	fmt.Fprintf(w, "%d failures:\n", len(r.Failures))

@@ -19,7 +19,10 @@ import (
 
 // directory lists a standing lab's places: how a process in the lab's mount
 // and PID namespaces gets there.
-type directory map[string]door
+type directory struct {
+	Bin    string          `json:"bin"` // weft's programs, for PATH
+	Places map[string]door `json:"places"`
+}
 
 // A door is the files of a place's namespaces.
 type door struct {
@@ -32,16 +35,16 @@ const directoryPath = stateDir + "/directory.json"
 
 // writeDirectory lists the lab's places for runEnter.
 func (l *Lab) writeDirectory() error {
-	d := directory{"fabric": {Net: fmt.Sprintf("/proc/%d/ns/net", os.Getpid())}}
+	places := map[string]door{"fabric": {Net: fmt.Sprintf("/proc/%d/ns/net", os.Getpid())}}
 	for _, n := range l.Nodes() {
 		ns := fmt.Sprintf("/proc/%d/ns/", n.holder.Pid)
-		d[n.name] = door{Net: ns + "net", Mnt: ns + "mnt", UTS: ns + "uts"}
+		places[n.name] = door{Net: ns + "net", Mnt: ns + "mnt", UTS: ns + "uts"}
 	}
 	for _, p := range l.Pods() {
-		node := d[p.node.name]
-		d[p.name] = door{Net: p.path(), Mnt: node.Mnt, UTS: node.UTS}
+		node := places[p.node.name]
+		places[p.name] = door{Net: p.path(), Mnt: node.Mnt, UTS: node.UTS}
 	}
-	b, err := json.Marshal(d)
+	b, err := json.Marshal(directory{Bin: l.cfg.BinDir, Places: places})
 	if err == nil {
 		err = os.WriteFile(directoryPath, b, 0o644)
 	}
@@ -112,12 +115,15 @@ func runEnter(args []string) error {
 	if err := json.Unmarshal(b, &d); err != nil {
 		return fmt.Errorf("read the list of the lab's places: %w", err)
 	}
-	place, ok := d[args[0]]
+	place, ok := d.Places[args[0]]
 	if !ok {
-		return fmt.Errorf("no %q in the lab; it has %s", args[0], strings.Join(slices.Sorted(maps.Keys(d)), ", "))
+		return fmt.Errorf("no %q in the lab; it has %s", args[0], strings.Join(slices.Sorted(maps.Keys(d.Places)), ", "))
 	}
 	if err := place.enter(); err != nil {
 		return fmt.Errorf("enter %s: %w", args[0], err)
+	}
+	if err := os.Setenv("PATH", d.Bin+":"+os.Getenv("PATH")); err != nil {
+		return err
 	}
 	path, err := exec.LookPath(args[1])
 	if err != nil {

@@ -68,7 +68,7 @@ func New(ctx context.Context, cfg Config) (*Lab, error) {
 		return nil, err
 	}
 	var err error
-	if l.fabric, err = here("fabric"); err != nil {
+	if l.fabric, err = Here("fabric"); err != nil {
 		return nil, err
 	}
 	if err := l.buildFabric(); err != nil {
@@ -120,8 +120,11 @@ func (l *Lab) complete() error {
 
 // Progress reports a step, with the time since the lab's start.
 func (l *Lab) Progress(format string, args ...any) {
-	fmt.Fprintf(l.cfg.Progress, "[%5.1f s] %s\n", time.Since(l.start).Seconds(), fmt.Sprintf(format, args...))
+	fmt.Fprintf(l.cfg.Progress, "[%5.1f s] %s\n", l.Elapsed().Seconds(), fmt.Sprintf(format, args...))
 }
+
+// Elapsed returns the time since New was called.
+func (l *Lab) Elapsed() time.Duration { return time.Since(l.start) }
 
 // ID returns the lab's name.
 func (l *Lab) ID() string { return l.id }
@@ -189,11 +192,15 @@ func (l *Lab) Up(ctx context.Context, perNode int) error {
 	return nil
 }
 
-// StartAgents starts weftd on every node and waits until all are ready and
-// each has a route to every subnet of the others.
-func (l *Lab) StartAgents(ctx context.Context) error {
+// StartAgents starts weftd on the given nodes, or on every node if none is
+// given, all at the same time, and waits until they are ready and each has a
+// route to every subnet of the others.
+func (l *Lab) StartAgents(ctx context.Context, nodes ...*Node) error {
+	if len(nodes) == 0 {
+		nodes = l.Nodes()
+	}
 	g, gctx := errgroup.WithContext(ctx)
-	for _, n := range l.Nodes() {
+	for _, n := range nodes {
 		g.Go(func() error {
 			if err := n.StartAgent(gctx); err != nil {
 				return err
@@ -209,8 +216,8 @@ func (l *Lab) StartAgents(ctx context.Context) error {
 
 // Stand asks the launcher to leave the lab standing, with the record that
 // `weft-lab exec` and `weft-lab down` need, and does not return until the lab
-// is ended.
-func (l *Lab) Stand(ctx context.Context) error {
+// is ended. The launcher ends with the given status.
+func (l *Lab) Stand(ctx context.Context, status int) error {
 	if err := l.writeDirectory(); err != nil {
 		return err
 	}
@@ -221,7 +228,7 @@ func (l *Lab) Stand(ctx context.Context) error {
 	if err := redirect(log, 1, 2); err != nil {
 		return err
 	}
-	if err := l.writeRecord(l.report); err != nil {
+	if err := l.writeRecord(l.report, status); err != nil {
 		return err
 	}
 	<-ctx.Done()

@@ -26,7 +26,7 @@ const detach = 'D'
 type Launch struct {
 	ID     string   // unique name of the lab; empty for a random one
 	Args   []string // arguments of the control process, without argv[0]
-	Env    []string // additions to the environment
+	Env    []string // additions to the control process's environment
 	Stdout io.Writer
 	Stderr io.Writer
 	// Standing is called when the control process asks to be left standing
@@ -61,7 +61,7 @@ func Preflight(tools ...string) error {
 }
 
 // Run starts a lab and waits for its control process. It returns the
-// status of that process, or 0 once the lab was left standing. When ctx
+// status of that process, or the one it gave to Stand. When ctx
 // ends, the lab is gone before Run returns.
 func (l Launch) Run(ctx context.Context) (int, error) {
 	if err := Preflight(); err != nil {
@@ -126,30 +126,35 @@ func (l Launch) follow(ctx context.Context, cmd *exec.Cmd, p *pipes, ended <-cha
 		<-ended
 		return 1, err
 	}
-	for {
-		select {
-		case err := <-ended:
-			return exitCode(err)
-		case <-ctx.Done():
-			return kill(context.Cause(ctx))
-		case r := <-report:
-			if l.Standing == nil {
-				return kill(errors.New("the lab wants to stay, and this launcher does not allow it"))
-			}
-			r.PID = cmd.Process.Pid
-			err := r.complete()
-			if err == nil {
-				err = l.Standing(r)
-			}
-			if err != nil {
-				return kill(err)
-			}
-			if _, err := p.lifeWrite.Write([]byte{detach}); err != nil {
-				return kill(fmt.Errorf("detach the lab: %w", err))
-			}
-			return 0, nil
+	select {
+	case err := <-ended:
+		return exitCode(err)
+	case <-ctx.Done():
+		return kill(context.Cause(ctx))
+	case r := <-report:
+		r.PID = cmd.Process.Pid
+		if err := l.letGo(r, p.lifeWrite); err != nil {
+			return kill(err)
 		}
+		return r.Status, nil
 	}
+}
+
+// letGo leaves the lab standing.
+func (l Launch) letGo(r Record, lifeline io.Writer) error {
+	if l.Standing == nil {
+		return errors.New("the lab wants to stay, and this launcher does not allow it")
+	}
+	if err := r.complete(); err != nil {
+		return err
+	}
+	if err := l.Standing(r); err != nil {
+		return err
+	}
+	if _, err := lifeline.Write([]byte{detach}); err != nil {
+		return fmt.Errorf("detach the lab: %w", err)
+	}
+	return nil
 }
 
 // exitCode translates what Wait returned.

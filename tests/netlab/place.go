@@ -35,8 +35,8 @@ func (p *Place) Name() string { return p.name }
 // String returns the name.
 func (p *Place) String() string { return p.name }
 
-// here returns the place that this process is in.
-func here(name string) (*Place, error) {
+// Here returns the place that the calling thread is in.
+func Here(name string) (*Place, error) {
 	f, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
 		return nil, fmt.Errorf("open the network namespace of %s: %w", name, err)

@@ -31,6 +31,7 @@ type Record struct {
 	Created time.Time `json:"created"`
 	Nodes   []string  `json:"nodes"`
 	Pods    []string  `json:"pods"`
+	Status  int       `json:"status"` // what Launch.Run returns for it
 }
 
 // errGone is returned for a record whose lab has ended.
@@ -174,8 +175,8 @@ func startTicks(pid int) (uint64, error) {
 }
 
 // writeRecord sends the launcher what it needs to know of the lab.
-func (l *Lab) writeRecord(w io.Writer) error {
-	r := Record{ID: l.id, Created: time.Now().UTC().Truncate(time.Second)}
+func (l *Lab) writeRecord(w io.Writer, status int) error {
+	r := Record{ID: l.id, Created: time.Now().UTC().Truncate(time.Second), Status: status}
 	for _, n := range l.Nodes() {
 		r.Nodes = append(r.Nodes, n.name)
 	}

@@ -1,0 +1,344 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package integration
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+
+	"weft.dev/weft/tests/netlab"
+)
+
+// labProgram returns bin/weft-lab.
+func labProgram(t *testing.T) string {
+	t.Helper()
+	dir, err := netlab.FindBin("")
+	must(t, err)
+	path := filepath.Join(dir, "weft-lab")
+	if _, err := os.Stat(path); err != nil {
+		t.Fatalf("%v: run `make build`", err)
+	}
+	return path
+}
+
+// A program under test whose output can be read while it runs.
+type program struct {
+	*exec.Cmd
+	mu     sync.Mutex
+	stdout bytes.Buffer
+	stderr bytes.Buffer
+}
+
+// locked writes to one of the program's buffers.
+type locked struct {
+	p   *program
+	buf *bytes.Buffer
+}
+
+func (w locked) Write(b []byte) (int, error) {
+	w.p.mu.Lock()
+	defer w.p.mu.Unlock()
+	return w.buf.Write(b)
+}
+
+func lab(t *testing.T, args ...string) *program {
+	t.Helper()
+	p := &program{Cmd: exec.CommandContext(t.Context(), labProgram(t), args...)}
+	p.Stdout, p.Stderr = locked{p, &p.stdout}, locked{p, &p.stderr}
+	return p
+}
+
+func (p *program) said() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.stdout.String() + p.stderr.String()
+}
+
+// started starts the program and waits until it has said text.
+func (p *program) started(t *testing.T, text string) {
+	t.Helper()
+	must(t, p.Start())
+	eventually(t.Context(), t, "weft-lab says "+text, func() error {
+		if s := p.said(); !strings.Contains(s, text) {
+			return fmt.Errorf("it says\n%s", s)
+		}
+		return nil
+	})
+}
+
+// However a lab ends, nothing of it is left.
+func TestNothingIsLeft(t *testing.T) {
+	ends := map[string]struct {
+		end  func(t *testing.T, id string, p *program)
+		code int
+	}{
+		"interrupted":      {func(t *testing.T, _ string, p *program) { must(t, p.Process.Signal(os.Interrupt)) }, 130},
+		"terminated":       {func(t *testing.T, _ string, p *program) { must(t, p.Process.Signal(syscall.SIGTERM)) }, 130},
+		"launcher killed":  {func(t *testing.T, _ string, p *program) { must(t, p.Process.Kill()) }, -1},
+		"control killed":   {func(t *testing.T, id string, _ *program) { killMember(t, id, "weft-lab-control") }, 137},
+		"init killed":      {func(t *testing.T, id string, _ *program) { killMember(t, id, "weft-lab-init") }, 137},
+		"ended by itself":  {func(*testing.T, string, *program) {}, 0},
+		"ended by failing": {func(t *testing.T, id string, _ *program) { killMember(t, id, "weft-lab-etcd") }, 1},
+	}
+	for name, c := range ends {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			id := netlab.NewID()
+			p := lab(t, "run", "--name", id, "--nodes", "2", "--pods-per-node", "1", "--iperf-seconds", "0")
+			if name == "ended by failing" {
+				p.Args = append(p.Args, "--agent-arg=--no-such-flag")
+				must(t, p.Start())
+			} else {
+				p.started(t, "pods attached")
+				ns := footprint(t, id)
+				if len(ns) < 5 { // fabric, two nodes, two pods
+					t.Errorf("a running lab has namespaces %v", ns)
+				}
+				defer gone(t, id, ns)
+				c.end(t, id, p)
+			}
+			p.Wait() // the status is looked at below
+			if got := p.ProcessState.ExitCode(); got != c.code {
+				t.Errorf("status %d, want %d; it says\n%s", got, c.code, p.said())
+			}
+			gone(t, id, nil)
+		})
+	}
+}
+
+func killMember(t *testing.T, id, name string) {
+	t.Helper()
+	pid := member(id, name)
+	if pid == 0 {
+		t.Fatalf("no %s in lab %s", name, id)
+	}
+	must(t, syscall.Kill(pid, syscall.SIGKILL))
+}
+
+// Two labs at the same time, with the same node and pod names and addresses.
+func TestTwoLabsAtOnce(t *testing.T) {
+	t.Parallel()
+	var labs []*program
+	for range 2 {
+		p := lab(t, "run", "--iperf-seconds", "0", "-o", "json")
+		must(t, p.Start())
+		labs = append(labs, p)
+	}
+	var ids []string
+	for _, p := range labs {
+		if err := p.Wait(); err != nil {
+			t.Fatalf("%v: %s", err, p.said())
+		}
+		var r struct {
+			Lab   string            `json:"lab"`
+			OK    bool              `json:"ok"`
+			Pings []json.RawMessage `json:"pings"`
+		}
+		must(t, json.Unmarshal(p.stdout.Bytes(), &r)) // one document and nothing else
+		if !r.OK || len(r.Pings) != 6*5*2 {
+			t.Errorf("lab %s: ok %t with %d pings, want true with 60", r.Lab, r.OK, len(r.Pings))
+		}
+		ids = append(ids, r.Lab)
+		gone(t, r.Lab, nil)
+	}
+	if ids[0] == ids[1] {
+		t.Errorf("both labs are %s", ids[0])
+	}
+}
+
+// A lab that stands can be entered, does not end with its launcher, and is
+// gone after down.
+func TestUpExecDown(t *testing.T) {
+	t.Parallel()
+	id := netlab.NewID()
+	p := lab(t, "up", "--name", id, "--nodes", "2", "--pods-per-node", "1")
+	if err := p.Run(); err != nil {
+		t.Fatalf("%v: %s", err, p.said())
+	}
+	r, err := netlab.LoadRecord(id)
+	must(t, err)
+	t.Cleanup(func() {
+		if r.Alive() == nil {
+			r.Down() // only after a failure above
+		}
+	})
+	ns := footprint(t, id)
+	in := func(want int, args ...string) string {
+		t.Helper()
+		e := lab(t, append([]string{"exec", "--lab", id}, args...)...)
+		e.Run() // the status is looked at below
+		if got := e.ProcessState.ExitCode(); got != want {
+			t.Errorf("exec %q: status %d, want %d: %s", args, got, want, e.said())
+		}
+		return strings.TrimSpace(e.said())
+	}
+	if got := in(0, "n2", "--", "hostname"); got != "n2" {
+		t.Errorf("the host name on n2 is %q", got)
+	}
+	in(0, "n1", "--", "weft", "status")
+	in(7, "n1", "--", "sh", "-c", "exit 7")
+	in(1, "n3", "--", "true")
+	devices := strings.Fields(in(0, "n1-p1", "--", "sh", "-c", "ip -br link | cut -d@ -f1 | cut -d' ' -f1"))
+	if !slices.Equal(devices, []string{"lo", "eth0"}) {
+		t.Errorf("devices in pod n1-p1: %q", devices)
+	}
+	second := lab(t, "up", "--name", id, "--nodes", "1", "--pods-per-node", "0")
+	if second.Run() == nil {
+		t.Errorf("a second lab %s stands", id)
+	}
+	if err := r.Alive(); err != nil {
+		t.Error(err)
+	}
+	wrong := r
+	wrong.Ticks++ // as if the process number had been used again
+	if err := wrong.Alive(); err == nil {
+		t.Error("a process that started at another time is taken for the lab")
+	}
+	d := lab(t, "down", id)
+	if err := d.Run(); err != nil {
+		t.Errorf("%v: %s", err, d.said())
+	}
+	gone(t, id, ns)
+}
+
+// A lab uses an etcd outside of it, through connections from the launcher's
+// network namespace, leaves other keys alone and removes its own.
+func TestEtcdOutside(t *testing.T) {
+	t.Parallel()
+	if err := netlab.Preflight("etcd"); err != nil {
+		t.Fatal(err)
+	}
+	const url, other = "http://127.0.0.1:2379", "/weft/network/config"
+	outside := elsewhere(t)
+	server := exec.CommandContext(t.Context(), "etcd", "--data-dir", t.TempDir(), "--listen-client-urls", url,
+		"--advertise-client-urls", url, "--listen-peer-urls", "http://127.0.0.1:2380", "--log-level", "error")
+	must(t, outside.Start(server))
+	t.Cleanup(func() {
+		server.Process.Kill()
+		server.Wait() // reports the kill
+	})
+	client, err := clientv3.New(clientv3.Config{
+		Endpoints: []string{url}, Logger: zap.NewNop(),
+		DialOptions: []grpc.DialOption{grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
+			return outside.Dial(ctx, "tcp", strings.TrimPrefix(addr, "http://"))
+		})},
+	})
+	must(t, err)
+	defer client.Close()
+	eventually(t.Context(), t, "etcd takes a key", func() error {
+		_, err := client.Put(t.Context(), other, "of another network")
+		return err
+	})
+	p := lab(t, "run", "--etcd", url, "--iperf-seconds", "0", "-o", "json")
+	must(t, outside.Start(p.Cmd))
+	if err := p.Wait(); err != nil {
+		t.Fatalf("%v: %s", err, p.said())
+	}
+	var r struct {
+		OK   bool
+		Lab  string
+		Etcd []string
+	}
+	must(t, json.Unmarshal(p.stdout.Bytes(), &r))
+	if !r.OK || !slices.Equal(r.Etcd, []string{url}) {
+		t.Errorf("report: %+v", r)
+	}
+	history, err := client.Get(t.Context(), "/", clientv3.WithPrefix())
+	must(t, err)
+	if len(history.Kvs) != 1 || string(history.Kvs[0].Key) != other || history.Kvs[0].Version != 1 {
+		t.Errorf("left in etcd: %v, want %s alone and untouched", history.Kvs, other)
+	}
+	if history.Header.Revision < 5 { // its config, three leases, and their removal
+		t.Errorf("etcd is at revision %d: the lab has not used it", history.Header.Revision)
+	}
+	gone(t, r.Lab, nil)
+}
+
+// elsewhere returns a new network namespace with loopback up.
+func elsewhere(t *testing.T) *netlab.Place {
+	t.Helper()
+	type result struct {
+		place *netlab.Place
+		err   error
+	}
+	made := make(chan result, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends here
+		var r result
+		if r.err = unix.Unshare(unix.CLONE_NEWNET); r.err == nil {
+			r.place, r.err = netlab.Here("outside")
+		}
+		made <- r
+	}()
+	r := <-made
+	must(t, r.err)
+	must(t, r.place.Netlink(func(h *netlink.Handle) error {
+		lo, err := h.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		return h.LinkSetUp(lo)
+	}))
+	return r.place
+}
+
+// Wrong usage names what is wrong and what is allowed, and builds nothing.
+func TestUsage(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		args []string
+		want string
+		code int
+	}{
+		{[]string{"run", "--nodes", "0"}, "--nodes 0: want 1 to 200", 2},
+		{[]string{"run", "--underlay", "ipx"}, `underlay "ipx": want dual, ipv4 or ipv6`, 2},
+		{[]string{"run", "-o", "xml"}, `--output "xml": want table or json`, 2},
+		{[]string{"run", "--mtu", "900"}, "--mtu 900: want 1280 to 65535", 2},
+		{[]string{"dance"}, "dance", 2},
+		{[]string{"down", "no-such-lab"}, "no lab no-such-lab stands", 1},
+		{[]string{"run", "--bin-dir", "/nowhere"}, "no weftd in /nowhere", 1},
+		{[]string{"run", "--etcd", "10.0.0.1:2379"}, "want a URL like http://10.0.0.1:2379", 1},
+	} {
+		p := lab(t, c.args...)
+		start := time.Now()
+		p.Run() // the status is looked at below
+		if got := p.ProcessState.ExitCode(); got != c.code || !strings.Contains(p.said(), c.want) {
+			t.Errorf("%q: status %d, want %d, and a mention of %q; after %s it says\n%s", c.args, got, c.code, c.want, time.Since(start), p.said())
+		}
+	}
+}
+
+// The tools that a lab needs are named when they are missing, with what
+// installs them.
+func TestMissingToolsAreNamed(t *testing.T) {
+	t.Parallel()
+	p := lab(t, "run")
+	p.Env = []string{"PATH=/nonexistent"}
+	if p.Run() == nil {
+		t.Fatal("it runs without tools")
+	}
+	for _, want := range []string{"ip", "ping", "iperf3", "make deps"} {
+		if !strings.Contains(p.said(), want) {
+			t.Errorf("no mention of %q in %q", want, p.said())
+		}
+	}
+}
