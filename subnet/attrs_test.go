@@ -108,6 +108,8 @@ func TestDecodeLeaseTolerates(t *testing.T) {
 	other.Paths[0].MAC, other.Paths[0].VNI = MAC{}, 0
 	bare := other.Clone()
 	bare.Backend = ""
+	linkLocal := bare.Clone()
+	linkLocal.Paths[0].Underlay = netip.MustParseAddr("169.254.7.1")
 	noPort := leaseVectors()[4].lease.Clone()
 	noPort.Paths[0].Port = 0
 	for _, v := range []struct {
@@ -120,6 +122,7 @@ func TestDecodeLeaseTolerates(t *testing.T) {
 		{"other case and spaces", "{\n \"publicip\": \"192.168.10.2\", \"backendtype\": \"vxlan\", \"BACKENDDATA\": {\"vni\": 1, \"vtepmac\": \"AA:BB:CC:DD:EE:FF\"} }\n", base.lease},
 		{"an unused broken IPv6 half", `{"PublicIP":"192.168.10.2","PublicIPv6":"fe80::1","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"aa:bb:cc:dd:ee:ff"},"BackendV6Data":null}`, base.lease},
 		{"a backend weft does not know", `{"PublicIP":"192.168.10.2","PublicIPv6":null,"BackendType":"ipip","BackendData":"anything"}`, other},
+		{"an IPv4 link-local underlay, which needs no zone", `{"PublicIP":"169.254.7.1"}`, linkLocal},
 		{"the shortest reservation", `{"PublicIP":"192.168.10.2"}`, bare},
 	} {
 		t.Run(v.name, func(t *testing.T) {
@@ -165,6 +168,7 @@ func TestDecodeLeaseRejects(t *testing.T) {
 		{"negative VNI", "", `{"PublicIP":"192.168.10.2","BackendType":"vxlan","BackendData":{"VNI":-1,"VtepMAC":"aa:bb:cc:dd:ee:ff"}}`, "VNI holds"},
 		{"data of another type", "", `{"PublicIP":"192.168.10.2","BackendType":"vxlan","BackendData":"x"}`, "BackendData: JSON string: want a JSON object"},
 		{"short key", "", `{"PublicIP":"192.168.10.2","BackendType":"wireguard","BackendData":{"PublicKey":"AAAA"}}`, "want 32 bytes in base64"},
+		{"key with stray bits", "", `{"PublicIP":"192.168.10.2","BackendType":"wireguard","BackendData":{"PublicKey":"` + wgKey4[:42] + `J="}}`, "want 32 bytes in base64"},
 		{"bad port", "", `{"PublicIP":"192.168.10.2","BackendType":"wireguard","BackendData":{"PublicKey":"` + wgKey4 + `","Port":70000}}`, "Port holds"},
 		{"escape codes in the node name", "", `{"PublicIP":"192.168.10.2",` + ok4[:len(ok4)-1] + `,"Weft":{"Node":"\u001b[31m"}}`, "Weft: node"},
 		{"path as an instance", "", `{"PublicIP":"192.168.10.2",` + ok4[:len(ok4)-1] + `,"Weft":{"Node":"a","Instance":"../x"}}`, "Weft: instance"},

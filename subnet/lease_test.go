@@ -161,3 +161,17 @@ func TestMAC(t *testing.T) {
 		t.Error("IsUnicast: want no for zero and group addresses, yes for others")
 	}
 }
+
+func TestFamily(t *testing.T) {
+	for text, want := range map[string]Family{"10.0.0.1": IPv4, "::ffff:10.0.0.1": IPv4, "fd00::1": IPv6} {
+		if got := FamilyOf(netip.MustParseAddr(text)); got != want || got.Other() == want {
+			t.Errorf("FamilyOf(%s) = %v, want %v", text, got, want)
+		}
+	}
+	if f := FamilyOf(netip.Addr{}); f != 0 || f.String() != "no family" {
+		t.Errorf("no address is of family %v", f)
+	}
+	if IPv4.String() != "IPv4" || IPv6.String() != "IPv6" || Families() != [2]Family{IPv4, IPv6} {
+		t.Error("names or order of the families have changed")
+	}
+}

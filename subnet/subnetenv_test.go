@@ -165,7 +165,7 @@ func TestWriteSubnetEnvIsAtomic(t *testing.T) {
 	if err := WriteSubnetEnv(path, env); err != nil {
 		t.Fatal(err)
 	}
-	done := make(chan error)
+	done := make(chan error, 1)
 	go func() {
 		var err error
 		for i := 0; i < 200 && err == nil; i++ {
