@@ -129,6 +129,8 @@ func generated(conf []byte) bool {
 // conflist is the CNI configuration: network weft (flannel: cbr0),
 // bridge cni0, no masquerading by the bridge, because inside the network
 // every pod sees every other's own address.
+// The bridge takes a new gateway address if the node had to take another
+// subnet (forceAddress).
 func conflist(o *options) []byte {
 	name, dataDir := "weft", "/var/lib/cni/weft"
 	if o.FlannelCompat {
@@ -141,7 +143,7 @@ func conflist(o *options) []byte {
 		"plugins": []object{
 			{
 				"type": "weft", "subnetFile": o.SubnetFile, "agentSocket": o.Socket, "dataDir": dataDir,
-				"delegate": object{"bridge": "cni0", "isDefaultGateway": true, "hairpinMode": true, "ipMasq": false},
+				"delegate": object{"bridge": "cni0", "isDefaultGateway": true, "hairpinMode": true, "ipMasq": false, "forceAddress": true},
 			},
 			{"type": "portmap", "capabilities": object{"portMappings": true}},
 		},
