@@ -4,6 +4,7 @@ package integration
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -15,8 +16,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"weft.dev/weft/tests/netlab"
 )
@@ -102,13 +101,11 @@ func footprint(t *testing.T, id string) []string {
 // kernel still takes apart is given a moment.
 func gone(t *testing.T, id string, ns []string) {
 	t.Helper()
-	var left []string
-	for deadline := time.Now().Add(10 * time.Second); ; {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	left := remains(id, ns)
+	for len(left) > 0 && wait(ctx, 50*time.Millisecond) == nil {
 		left = remains(id, ns)
-		if len(left) == 0 || time.Now().After(deadline) {
-			break
-		}
-		unix.Nanosleep(&unix.Timespec{Nsec: int64(50 * time.Millisecond)}, nil)
 	}
 	for _, l := range left {
 		t.Errorf("left of lab %s: %s", id, l)

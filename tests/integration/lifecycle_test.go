@@ -4,26 +4,17 @@ package integration
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/vishvananda/netlink"
-	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
-	"golang.org/x/sys/unix"
-	"google.golang.org/grpc"
 
 	"weft.dev/weft/tests/netlab"
 )
@@ -218,87 +209,6 @@ func TestUpExecDown(t *testing.T) {
 		t.Errorf("%v: %s", err, d.said())
 	}
 	gone(t, id, ns)
-}
-
-// A lab uses an etcd outside of it, through connections from the launcher's
-// network namespace, leaves other keys alone and removes its own.
-func TestEtcdOutside(t *testing.T) {
-	t.Parallel()
-	if err := netlab.Preflight("etcd"); err != nil {
-		t.Fatal(err)
-	}
-	const url, other = "http://127.0.0.1:2379", "/weft/network/config"
-	outside := elsewhere(t)
-	server := exec.CommandContext(t.Context(), "etcd", "--data-dir", t.TempDir(), "--listen-client-urls", url,
-		"--advertise-client-urls", url, "--listen-peer-urls", "http://127.0.0.1:2380", "--log-level", "error")
-	must(t, outside.Start(server))
-	t.Cleanup(func() {
-		server.Process.Kill()
-		server.Wait() // reports the kill
-	})
-	client, err := clientv3.New(clientv3.Config{
-		Endpoints: []string{url}, Logger: zap.NewNop(),
-		DialOptions: []grpc.DialOption{grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
-			return outside.Dial(ctx, "tcp", strings.TrimPrefix(addr, "http://"))
-		})},
-	})
-	must(t, err)
-	defer client.Close()
-	eventually(t.Context(), t, "etcd takes a key", func() error {
-		_, err := client.Put(t.Context(), other, "of another network")
-		return err
-	})
-	p := lab(t, "run", "--etcd", url, "--iperf-seconds", "0", "-o", "json")
-	must(t, outside.Start(p.Cmd))
-	if err := p.Wait(); err != nil {
-		t.Fatalf("%v: %s", err, p.said())
-	}
-	var r struct {
-		OK   bool
-		Lab  string
-		Etcd []string
-	}
-	must(t, json.Unmarshal(p.stdout.Bytes(), &r))
-	if !r.OK || !slices.Equal(r.Etcd, []string{url}) {
-		t.Errorf("report: %+v", r)
-	}
-	history, err := client.Get(t.Context(), "/", clientv3.WithPrefix())
-	must(t, err)
-	if len(history.Kvs) != 1 || string(history.Kvs[0].Key) != other || history.Kvs[0].Version != 1 {
-		t.Errorf("left in etcd: %v, want %s alone and untouched", history.Kvs, other)
-	}
-	if history.Header.Revision < 5 { // its config, three leases, and their removal
-		t.Errorf("etcd is at revision %d: the lab has not used it", history.Header.Revision)
-	}
-	gone(t, r.Lab, nil)
-}
-
-// elsewhere returns a new network namespace with loopback up.
-func elsewhere(t *testing.T) *netlab.Place {
-	t.Helper()
-	type result struct {
-		place *netlab.Place
-		err   error
-	}
-	made := make(chan result, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends here
-		var r result
-		if r.err = unix.Unshare(unix.CLONE_NEWNET); r.err == nil {
-			r.place, r.err = netlab.Here("outside")
-		}
-		made <- r
-	}()
-	r := <-made
-	must(t, r.err)
-	must(t, r.place.Netlink(func(h *netlink.Handle) error {
-		lo, err := h.LinkByName("lo")
-		if err != nil {
-			return err
-		}
-		return h.LinkSetUp(lo)
-	}))
-	return r.place
 }
 
 // Wrong usage names what is wrong and what is allowed, and builds nothing.

@@ -38,7 +38,7 @@ func (o options) inside(ctx context.Context, stdout, stderr io.Writer) (ok bool,
 	}
 	l, err := netlab.New(ctx, netlab.Config{
 		Nodes: o.Nodes, Underlay: underlay, MTU: o.MTU, Network: o.Network,
-		BinDir: o.BinDir, Etcd: o.Etcd, AgentArgs: o.Agent, Progress: stderr,
+		BinDir: o.BinDir, Etcd: o.Etcd, Auth: o.Auth, AgentArgs: o.Agent, Progress: stderr,
 	})
 	if err != nil {
 		return false, err

@@ -25,7 +25,10 @@ const atOnce = 8
 // examine runs all checks on a lab that is up. What does not work is in the
 // report; an error means that a check could not be made.
 func examine(ctx context.Context, l *netlab.Lab, o options) (*Report, error) {
-	r := &Report{Lab: l.ID(), CPUs: runtime.NumCPU(), Kernel: kernel(), Underlay: o.Underlay, Etcd: o.Etcd}
+	r := &Report{Lab: l.ID(), CPUs: runtime.NumCPU(), Kernel: kernel(), Underlay: o.Underlay, Etcd: []string{}}
+	for _, e := range o.Etcd {
+		r.Etcd = append(r.Etcd, e.URL)
+	}
 	for _, p := range l.Pods() {
 		r.Pods = append(r.Pods, PodReport{Name: p.Name(), Node: p.Node().Name(), Addresses: p.Addrs(), MTU: p.MTU()})
 	}
@@ -57,7 +60,6 @@ func (r *Report) pingAll(ctx context.Context, pods []*netlab.Pod) {
 	type job struct {
 		from *netlab.Pod
 		to   netip.Addr
-		out  *Ping
 	}
 	var jobs []job
 	for _, from := range pods {

@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -17,6 +19,9 @@ import (
 	"weft.dev/weft/tests/netlab"
 )
 
+// passwordEnv holds etcd's password: a command line is for everyone to read.
+const passwordEnv = "WEFT_LAB_ETCD_PASSWORD"
+
 // optionsEnv carries the options from the launcher to the control process.
 const optionsEnv = "WEFT_LAB_OPTIONS"
 
@@ -25,7 +30,8 @@ type options struct {
 	Mode         string // "run" or "up"
 	Nodes        int
 	PodsPerNode  int
-	Etcd         []string
+	Etcd         []netlab.Endpoint
+	Auth         netlab.Credentials
 	Output       string // "table" or "json"
 	Keep         bool
 	IperfSeconds int
@@ -41,6 +47,7 @@ type options struct {
 type launcher struct {
 	options
 	id             string
+	urls           []string // --etcd
 	stdout, stderr io.Writer
 	code           int
 	started        bool // past usage errors
@@ -118,7 +125,11 @@ func (l *launcher) networkFlags(f *pflag.FlagSet) {
 	f.SortFlags = false
 	f.IntVar(&l.Nodes, "nodes", 3, "number of nodes, 1 to 200")
 	f.IntVar(&l.PodsPerNode, "pods-per-node", 2, "pods attached on each node, 0 to 100")
-	f.StringSliceVar(&l.Etcd, "etcd", nil, "URLs of an etcd to use instead of one inside the lab; the lab's keys are removed after it")
+	f.StringSliceVar(&l.urls, "etcd", nil, "URLs of an etcd to use instead of one inside the lab; the lab's keys are removed after it")
+	f.StringVar(&l.Auth.CAFile, "etcd-cafile", "", "CA certificate (PEM) that signs that etcd's certificates")
+	f.StringVar(&l.Auth.CertFile, "etcd-certfile", "", "client certificate (PEM)")
+	f.StringVar(&l.Auth.KeyFile, "etcd-keyfile", "", "key of the client certificate (PEM)")
+	f.StringVar(&l.Auth.Username, "etcd-username", "", "etcd user; the password is taken from "+passwordEnv)
 	f.StringVar(&l.Underlay, "underlay", "dual", "families of the nodes' own addresses: dual, ipv4 or ipv6")
 	f.IntVar(&l.MTU, "mtu", 1500, "MTU of the nodes' links, bytes, 1280 to 65535")
 	f.StringVar(&l.Network, "network", netlab.DefaultNetwork, "network configuration, net-conf.json")
@@ -153,7 +164,15 @@ func (l *launcher) check(cmd *cobra.Command, _ []string) error {
 	if l.BinDir, err = netlab.FindBin(l.BinDir); err != nil {
 		return err
 	}
-	l.Etcd, err = netlab.ResolveEndpoints(cmd.Context(), l.Etcd)
+	for _, f := range []*string{&l.Auth.CAFile, &l.Auth.CertFile, &l.Auth.KeyFile} {
+		if *f != "" { // nodes run elsewhere
+			if *f, err = filepath.Abs(*f); err != nil {
+				return err
+			}
+		}
+	}
+	l.Auth.Password = os.Getenv(passwordEnv)
+	l.Etcd, err = netlab.ResolveEndpoints(cmd.Context(), l.urls)
 	return err
 }
 

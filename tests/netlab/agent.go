@@ -66,14 +66,11 @@ func (n *Node) StartAgent(ctx context.Context, more ...string) error {
 	}
 	defer log.Close()
 	l := n.lab
-	args := []string{filepath.Join(l.cfg.BinDir, "weftd"),
-		"--etcd-endpoints=" + strings.Join(l.store.endpoints(), ","),
-		"--etcd-prefix=" + l.cfg.Prefix,
-		"--etcd-insecure",
-		"--node-name=" + n.name,
-	}
+	etcd, env := l.agentArgs()
+	args := append([]string{filepath.Join(l.cfg.BinDir, "weftd"), "--node-name=" + n.name}, etcd...)
 	args = append(append(args, l.cfg.AgentArgs...), more...)
 	cmd := self(stageAgent, args...)
+	cmd.Env = append(cmd.Env, env...)
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := n.Start(cmd); err != nil {
 		return err

@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"go.etcd.io/etcd/client/pkg/v3/transport"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
@@ -22,40 +23,91 @@ import (
 
 const etcdPort = 2379
 
-// store is the lab's etcd as the fabric sees it. stop makes it unreachable
-// and start brings it back, with what it held.
+// heartbeat and election are etcd's times in milliseconds. A single member
+// elects itself when the latter is over.
+const (
+	heartbeat = 10
+	election  = 100
+)
+
+// store is the lab's etcd as nodes see it. stop makes it unreachable and
+// start brings it back, with what it held.
 type store interface {
-	endpoints() []string // URLs on the fabric
+	endpoints() []string // URLs for weftd
+	hosts() string       // what nodes need in /etc/hosts
+	attach(ctx context.Context, n *Place) error
+	detach(n *Place)
+	client(c *clientv3.Config) // adapts the lab's own client
 	start(ctx context.Context) error
 	stop() error
 }
 
-// openStore starts etcd or the relay to the one outside, and writes the
-// network's configuration.
-func (l *Lab) openStore(ctx context.Context) error {
-	addr := fabricAddr(l.cfg.Underlay[0], fabricHost)
+// Credentials are how an etcd outside the lab is entered: paths of PEM files,
+// and a user. Empty ones are left out.
+type Credentials struct {
+	CAFile, CertFile, KeyFile string
+	Username, Password        string
+}
+
+// newStore returns the etcd that the configuration asks for, not started.
+func (l *Lab) newStore() store {
 	if len(l.cfg.Etcd) > 0 {
-		r, err := newRelay(l.fabric, l.outer, addr, l.cfg.Etcd)
-		if err != nil {
-			return err
-		}
-		l.store = r
-	} else {
-		l.store = &etcdProcess{addr: addr, dir: filepath.Join(stateDir, "etcd"), log: l.LogPath("etcd")}
+		return newRelay(l.outer, l.cfg.Etcd)
 	}
+	return &etcdProcess{
+		addr: fabricAddr(l.cfg.Underlay[0], fabricHost),
+		dir:  filepath.Join(stateDir, "etcd"), log: l.LogPath("etcd"),
+	}
+}
+
+// openStore starts etcd or the way to it, and writes the network's
+// configuration.
+func (l *Lab) openStore(ctx context.Context) error {
 	if err := l.store.start(ctx); err != nil {
 		return err
 	}
+	c := clientv3.Config{
+		Endpoints: l.store.endpoints(), DialTimeout: 5 * time.Second,
+		Username: l.cfg.Auth.Username, Password: l.cfg.Auth.Password,
+		Logger: zap.NewNop(), // failures come back as errors
+	}
+	tls := transport.TLSInfo{TrustedCAFile: l.cfg.Auth.CAFile, CertFile: l.cfg.Auth.CertFile, KeyFile: l.cfg.Auth.KeyFile}
 	var err error
-	l.client, err = clientv3.New(clientv3.Config{
-		Endpoints:   l.store.endpoints(),
-		DialTimeout: 5 * time.Second,
-		Logger:      zap.NewNop(), // failures come back as errors
-	})
-	if err != nil {
+	if strings.HasPrefix(c.Endpoints[0], "https:") {
+		if c.TLS, err = tls.ClientConfig(); err != nil {
+			return fmt.Errorf("etcd credentials: %w", err)
+		}
+	}
+	l.store.client(&c)
+	if l.client, err = clientv3.New(c); err != nil {
 		return fmt.Errorf("make an etcd client: %w", err)
 	}
 	return l.SetNetwork(ctx, l.cfg.Network)
+}
+
+// agentArgs returns what tells weftd where etcd is, and the additions to its
+// environment: a password does not belong on a command line.
+func (l *Lab) agentArgs() (args, env []string) {
+	endpoints := l.store.endpoints()
+	args = []string{"--etcd-endpoints=" + strings.Join(endpoints, ","), "--etcd-prefix=" + l.cfg.Prefix}
+	for _, e := range endpoints {
+		if strings.HasPrefix(e, "http:") {
+			args = append(args, "--etcd-insecure")
+			break
+		}
+	}
+	for _, f := range [][2]string{
+		{"cafile", l.cfg.Auth.CAFile}, {"certfile", l.cfg.Auth.CertFile},
+		{"keyfile", l.cfg.Auth.KeyFile}, {"username", l.cfg.Auth.Username},
+	} {
+		if f[1] != "" {
+			args = append(args, "--etcd-"+f[0]+"="+f[1])
+		}
+	}
+	if l.cfg.Auth.Password != "" {
+		env = []string{"WEFTD_ETCD_PASSWORD=" + l.cfg.Auth.Password}
+	}
+	return args, env
 }
 
 // SetNetwork writes the network's configuration, net-conf.json, to etcd.
@@ -77,8 +129,8 @@ func (l *Lab) SetNetwork(ctx context.Context, conf string) error {
 	}
 }
 
-// StopEtcd makes etcd unreachable: the lab's own is killed, the way to one
-// outside is cut.
+// StopEtcd makes etcd unreachable for nodes: the lab's own is killed, the way
+// to one outside is cut.
 func (l *Lab) StopEtcd() error { return l.store.stop() }
 
 // StartEtcd ends an outage and waits until etcd answers.
@@ -148,6 +200,11 @@ func (e *etcdProcess) endpoints() []string {
 	return []string{"http://" + netip.AddrPortFrom(e.addr, etcdPort).String()}
 }
 
+func (*etcdProcess) hosts() string                        { return "" }
+func (*etcdProcess) attach(context.Context, *Place) error { return nil }
+func (*etcdProcess) detach(*Place)                        {}
+func (*etcdProcess) client(*clientv3.Config)              {}
+
 func (e *etcdProcess) start(context.Context) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -196,6 +253,7 @@ func runEtcd(args []string) error {
 	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{*client}, []url.URL{*client}
 	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
 	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
+	cfg.TickMs, cfg.ElectionMs = heartbeat, election
 	cfg.UnsafeNoFsync = true // the data lives on a tmpfs
 	cfg.LogLevel = "warn"
 	e, err := embed.StartEtcd(cfg)

@@ -30,14 +30,15 @@ func nodeSettings() [][2]string {
 }
 
 // startHolder starts the process that keeps a node's namespaces, and waits
-// until they are prepared. dir holds the node's files.
-func startHolder(name, dir, cniBin string) (*os.Process, error) {
+// until they are prepared. dir holds the node's files; hosts is appended to
+// its /etc/hosts.
+func startHolder(name, dir, cniBin, hosts string) (*os.Process, error) {
 	ready, theirs, err := os.Pipe()
 	if err != nil {
 		return nil, fmt.Errorf("start node %s: %w", name, err)
 	}
 	defer ready.Close()
-	cmd := self(stageHold, name, dir, cniBin)
+	cmd := self(stageHold, name, dir, cniBin, hosts)
 	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWUTS,
@@ -63,8 +64,8 @@ func startHolder(name, dir, cniBin string) (*os.Process, error) {
 // is killed.
 func runHold(args []string) error {
 	ready := ownFiles(1)[0]
-	name, dir, cniBin := args[0], args[1], args[2]
-	if err := prepareNode(name, dir, cniBin); err != nil {
+	name, dir, cniBin, hosts := args[0], args[1], args[2], args[3]
+	if err := prepareNode(name, dir, cniBin, hosts); err != nil {
 		fmt.Fprintln(ready, strings.ReplaceAll(err.Error(), "\n", "; "))
 		return exitStatus(1)
 	}
@@ -83,12 +84,17 @@ func runHold(args []string) error {
 }
 
 // prepareNode makes this process's namespaces those of a node.
-func prepareNode(name, dir, cniBin string) error {
+func prepareNode(name, dir, cniBin, hosts string) error {
 	if err := unix.Sethostname([]byte(name)); err != nil {
 		return fmt.Errorf("set the host name: %w", err)
 	}
 	if err := nodeFiles(dir, cniBin); err != nil {
 		return err
+	}
+	if hosts != "" {
+		if err := appendFile("/etc/hosts", hosts); err != nil { // in the overlay, not the machine's
+			return err
+		}
 	}
 	for _, s := range nodeSettings() {
 		if err := writeSysctl(s[0], s[1]); err != nil {
@@ -103,6 +109,17 @@ func prepareNode(name, dir, cniBin string) error {
 		return fmt.Errorf("set lo up: %w", err)
 	}
 	return nil
+}
+
+func appendFile(path, text string) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	if _, err := f.WriteString(text); err != nil {
+		return errors.Join(err, f.Close())
+	}
+	return f.Close()
 }
 
 // nodeFiles gives the node its own /run, /etc/cni, /opt/cni/bin and /var/lib.

@@ -31,7 +31,8 @@ type Config struct {
 	MTU       int             // of the fabric's links, bytes; default 1500
 	Network   string          // net-conf.json; default DefaultNetwork
 	BinDir    string          // holds weftd, weft and cni/; default: see FindBin
-	Etcd      []string        // URLs of an etcd outside the lab; default: one inside
+	Etcd      []Endpoint      // an etcd outside the lab; default: one inside
+	Auth      Credentials     // for Etcd
 	Prefix    string          // etcd prefix; default /weft/network, with Etcd /weft-lab/ID/network
 	AgentArgs []string        // further arguments of every weftd
 	Progress  io.Writer       // one line for each step; default: nowhere
@@ -74,6 +75,7 @@ func New(ctx context.Context, cfg Config) (*Lab, error) {
 	if err := l.buildFabric(); err != nil {
 		return nil, err
 	}
+	l.store = l.newStore()
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return l.openStore(gctx) })
 	for range cfg.Nodes {

@@ -50,7 +50,7 @@ func (l *Lab) AddNode(ctx context.Context) (*Node, error) {
 		n.underlay = append(n.underlay, fabricAddr(f, number))
 	}
 	var err error
-	n.holder, err = startHolder(name, n.dir, filepath.Join(l.cfg.BinDir, "cni"))
+	n.holder, err = startHolder(name, n.dir, filepath.Join(l.cfg.BinDir, "cni"), l.store.hosts())
 	if err != nil {
 		return nil, err
 	}
@@ -58,6 +58,9 @@ func (l *Lab) AddNode(ctx context.Context) (*Node, error) {
 		return nil, err
 	}
 	if err := n.plug(); err != nil {
+		return nil, err
+	}
+	if err := l.store.attach(ctx, n.Place); err != nil {
 		return nil, err
 	}
 	l.mu.Lock()
@@ -82,6 +85,7 @@ func (l *Lab) RemoveNode(n *Node) error {
 		return fmt.Errorf("end node %s: %w", n.name, err)
 	}
 	n.holder.Wait()
+	l.store.detach(n.Place)
 	n.close()
 	l.mu.Lock()
 	l.nodes = slices.DeleteFunc(l.nodes, func(o *Node) bool { return o == n })

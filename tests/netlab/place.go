@@ -5,7 +5,6 @@ package netlab
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -220,6 +219,3 @@ func writeSysctl(name, value string) error {
 	}
 	return nil
 }
-
-// errEnded is returned for a place that has been removed.
-var errEnded = errors.New("has been removed from the lab")

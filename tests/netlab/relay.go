@@ -10,98 +10,171 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"slices"
+	"strings"
 	"sync"
+
+	"github.com/vishvananda/netlink"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
 )
 
-// relay carries connections from the fabric to an etcd outside the lab. It
-// listens in the fabric and connects from the launcher's network namespace;
-// no packet is routed between the two.
-type relay struct {
-	fabric, outer *Place
-	addr          netip.Addr
-	targets       []string // host:port, literal
-
-	mu        sync.Mutex
-	cancel    context.CancelFunc // nil while stopped
-	listeners []net.Listener
-	conns     sync.WaitGroup
+// An Endpoint is a URL of an etcd outside the lab, and where it is.
+type Endpoint struct {
+	URL  string
+	Addr netip.AddrPort
 }
 
-// newRelay checks the endpoints, which must be literal addresses: the
-// launcher resolves names (see ResolveEndpoints).
-func newRelay(fabric *Place, outer *os.File, addr netip.Addr, endpoints []string) (*relay, error) {
-	r := &relay{fabric: fabric, outer: &Place{name: "outside", net: outer}, addr: addr}
-	for _, e := range endpoints {
-		u, err := url.Parse(e)
+// ResolveEndpoints finds out where URLs lead, since a lab has no resolver.
+func ResolveEndpoints(ctx context.Context, urls []string) ([]Endpoint, error) {
+	var out []Endpoint
+	for _, s := range urls {
+		u, err := url.Parse(s)
+		if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
+			return nil, fmt.Errorf("etcd endpoint %q: want a URL like http://10.0.0.1:2379 or https://etcd.example:2379", s)
+		}
+		if u.Port() == "" {
+			u.Host = net.JoinHostPort(u.Hostname(), fmt.Sprint(etcdPort))
+		}
+		ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", u.Hostname())
 		if err != nil {
-			return nil, fmt.Errorf("etcd endpoint %q: %w", e, err)
+			return nil, fmt.Errorf("etcd endpoint %q: %w", s, err)
 		}
-		if u.Scheme != "http" {
-			return nil, fmt.Errorf("etcd endpoint %q: want http:// (a certificate would not fit the address that nodes see)", e)
-		}
-		if _, err := netip.ParseAddrPort(u.Host); err != nil {
-			return nil, fmt.Errorf("etcd endpoint %q: want a literal address and port: %w", e, err)
-		}
-		r.targets = append(r.targets, u.Host)
-	}
-	return r, nil
-}
-
-// ResolveEndpoints replaces host names in the URLs by addresses, since a lab
-// has no resolver.
-func ResolveEndpoints(ctx context.Context, endpoints []string) ([]string, error) {
-	out := make([]string, 0, len(endpoints))
-	for _, e := range endpoints {
-		u, err := url.Parse(e)
-		if err != nil || u.Host == "" {
-			return nil, fmt.Errorf("etcd endpoint %q: want a URL like http://10.0.0.1:2379", e)
-		}
-		host, port := u.Hostname(), u.Port()
-		if port == "" {
-			port = "2379"
-		}
-		addrs, err := net.DefaultResolver.LookupHost(ctx, host)
+		slices.SortFunc(ips, func(a, b netip.Addr) int { return a.Unmap().BitLen() - b.Unmap().BitLen() }) // IPv4 first
+		addr, err := netip.ParseAddrPort(net.JoinHostPort(ips[0].Unmap().String(), u.Port()))
 		if err != nil {
-			return nil, fmt.Errorf("etcd endpoint %q: %w", e, err)
+			return nil, fmt.Errorf("etcd endpoint %q: %w", s, err)
 		}
-		u.Host = net.JoinHostPort(addrs[0], port)
-		out = append(out, u.String())
+		out = append(out, Endpoint{URL: u.String(), Addr: addr})
 	}
 	return out, nil
 }
 
+// hosts returns the line of /etc/hosts that makes the URL's name lead to Addr
+// on a node, or "" if it does anyhow.
+func (e Endpoint) hosts() string {
+	u, err := url.Parse(e.URL)
+	if err != nil || u.Hostname() == "localhost" {
+		return ""
+	}
+	if _, err := netip.ParseAddr(u.Hostname()); err == nil {
+		return ""
+	}
+	return e.Addr.Addr().String() + " " + u.Hostname() + "\n"
+}
+
+// relay carries connections from nodes to an etcd outside the lab. On every
+// node it listens at etcd's own address, so that URLs and certificates fit;
+// it connects from the launcher's network namespace. No packet is routed
+// between the two.
+type relay struct {
+	outer *Place
+	etcd  []Endpoint
+
+	mu        sync.Mutex
+	nodes     []*Place
+	ctx       context.Context    // of all connections; nil while stopped
+	cancel    context.CancelFunc // ends ctx
+	listeners []net.Listener
+	conns     sync.WaitGroup
+}
+
+func newRelay(outer *os.File, etcd []Endpoint) *relay {
+	return &relay{outer: &Place{name: "outside", net: outer}, etcd: etcd}
+}
+
 func (r *relay) endpoints() []string {
 	var out []string
-	for i := range r.targets {
-		out = append(out, "http://"+netip.AddrPortFrom(r.addr, uint16(etcdPort+i)).String())
+	for _, e := range r.etcd {
+		out = append(out, e.URL)
 	}
 	return out
 }
 
-func (r *relay) start(context.Context) error {
+func (r *relay) hosts() string {
+	var b strings.Builder
+	for _, e := range r.etcd {
+		b.WriteString(e.hosts())
+	}
+	return b.String()
+}
+
+// client dials etcd itself: it works during an outage too.
+func (r *relay) client(c *clientv3.Config) {
+	c.DialOptions = append(c.DialOptions, grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
+		for _, e := range r.etcd {
+			if u, err := url.Parse(e.URL); err == nil && strings.HasSuffix(addr, u.Host) {
+				return r.outer.Dial(ctx, "tcp", e.Addr.String())
+			}
+		}
+		return nil, fmt.Errorf("%s is not an etcd endpoint of the lab", addr)
+	}))
+}
+
+// attach makes etcd reachable from a node.
+func (r *relay) attach(ctx context.Context, n *Place) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.cancel != nil {
-		return errors.New("the way to etcd is open already")
+	for _, e := range r.etcd {
+		if a := e.Addr.Addr(); !a.IsLoopback() {
+			err := n.Netlink(func(h *netlink.Handle) error {
+				lo, err := h.LinkByName("lo")
+				if err != nil {
+					return err
+				}
+				return addAddr(h, lo, netip.PrefixFrom(a, a.BitLen()))
+			})
+			if err != nil {
+				return fmt.Errorf("make etcd reachable from %s: %w", n.name, err)
+			}
+		}
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	for i, target := range r.targets {
-		l, err := r.fabric.Listen(ctx, "tcp", netip.AddrPortFrom(r.addr, uint16(etcdPort+i)).String())
+	r.nodes = append(r.nodes, n)
+	if r.ctx == nil {
+		return nil
+	}
+	return r.listen(ctx, n)
+}
+
+// listen opens the way from a node. The caller holds the lock.
+func (r *relay) listen(ctx context.Context, n *Place) error {
+	for _, e := range r.etcd {
+		l, err := n.Listen(ctx, "tcp", e.Addr.String())
 		if err != nil {
-			cancel()
 			return err
 		}
 		r.listeners = append(r.listeners, l)
-		r.conns.Go(func() { r.accept(ctx, l, target) })
+		r.conns.Go(func() { r.accept(r.ctx, l, e.Addr) })
 	}
-	r.cancel = cancel
+	return nil
+}
+
+// detach forgets a node that goes.
+func (r *relay) detach(n *Place) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.nodes = slices.DeleteFunc(r.nodes, func(o *Place) bool { return o == n })
+}
+
+func (r *relay) start(ctx context.Context) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ctx != nil {
+		return errors.New("the way to etcd is open already")
+	}
+	r.ctx, r.cancel = context.WithCancel(context.Background())
+	for _, n := range r.nodes {
+		if err := r.listen(ctx, n); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
 func (r *relay) stop() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.cancel == nil {
+	if r.ctx == nil {
 		return errors.New("the way to etcd is cut already")
 	}
 	for _, l := range r.listeners {
@@ -109,11 +182,11 @@ func (r *relay) stop() error {
 	}
 	r.cancel()
 	r.conns.Wait()
-	r.listeners, r.cancel = nil, nil
+	r.listeners, r.ctx = nil, nil
 	return nil
 }
 
-func (r *relay) accept(ctx context.Context, l net.Listener, target string) {
+func (r *relay) accept(ctx context.Context, l net.Listener, target netip.AddrPort) {
 	for {
 		in, err := l.Accept()
 		if err != nil {
@@ -121,7 +194,7 @@ func (r *relay) accept(ctx context.Context, l net.Listener, target string) {
 		}
 		r.conns.Go(func() {
 			defer in.Close()
-			out, err := r.outer.Dial(ctx, "tcp", target)
+			out, err := r.outer.Dial(ctx, "tcp", target.String())
 			if err != nil {
 				return // the client sees the connection end and tries again
 			}
