@@ -186,8 +186,8 @@ func be32(b []byte) uint32 {
 func text(b []byte) string { return unix.ByteSliceToString(b) }
 
 // gone reports whether err says that what should be deleted, or the device
-// it was on, is not there.
+// it was on, or that device's IPv6 half (ENXIO), is not there.
 func gone(err error) bool {
-	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) ||
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ESRCH) ||
 		errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EADDRNOTAVAIL)
 }

@@ -36,6 +36,15 @@ func (k *Kernel) explainCreate(ctx context.Context, want overlay.Link, err error
 		other, want.VNI, want.Port, subnet.FamilyOf(want.Local), err)
 }
 
+// explainMTU does the same for an MTU, of which the kernel says only that it
+// is invalid.
+func (k *Kernel) explainMTU(ctx context.Context, want overlay.Link, err error) error {
+	if l, found, lookupErr := k.link(ctx, want.Underlay, 0); errors.Is(err, unix.EINVAL) && lookupErr == nil && found {
+		return fmt.Errorf("set mtu %d: underlay %s has MTU %d, which leaves less: %w", want.MTU, want.Underlay, l.mtu, err)
+	}
+	return fmt.Errorf("set mtu %d: %w", want.MTU, err)
+}
+
 // explainUp does the same for setting want up, when the socket is opened.
 func (k *Kernel) explainUp(ctx context.Context, want overlay.Link, err error) error {
 	if !errors.Is(err, unix.EADDRINUSE) {

@@ -36,8 +36,8 @@ func word(on string) func([]byte) string {
 	}
 }
 
-// flag shows an attribute without value, whose presence is its meaning.
-func flag(on string) func([]byte) string {
+// present shows an attribute without value, whose presence is its meaning.
+func present(on string) func([]byte) string {
 	return func([]byte) string { return on }
 }
 
@@ -89,9 +89,9 @@ func vxlanAttrs() []vxlanAttr {
 		{unix.IFLA_VXLAN_UDP_ZERO_CSUM6_RX, word("udp6zerocsumrx")},
 		{unix.IFLA_VXLAN_REMCSUM_TX, word("remcsumtx")},
 		{unix.IFLA_VXLAN_REMCSUM_RX, word("remcsumrx")},
-		{unix.IFLA_VXLAN_REMCSUM_NOPARTIAL, flag("noremcsumpartial")},
+		{unix.IFLA_VXLAN_REMCSUM_NOPARTIAL, present("noremcsumpartial")},
 		{unix.IFLA_VXLAN_LOCALBYPASS, off("nolocalbypass")},
-		{unix.IFLA_VXLAN_GPE, flag("gpe")},
+		{unix.IFLA_VXLAN_GPE, present("gpe")},
 		{iflaVXLANMCRoute, word("mcroute")},
 	}
 }

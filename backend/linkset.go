@@ -43,6 +43,10 @@ func (k *Kernel) applyLink(ctx context.Context, op overlay.Op, want overlay.Link
 	return k.modifyLink(ctx, cur.index, have, want)
 }
 
+// inet6MinMTU is the MTU below which Linux switches IPv6 off on a device (RFC
+// 8200 section 5; IPV6_MIN_MTU, net/ipv6.h).
+const inet6MinMTU = 1280
+
 // inPlace reports whether have can become want without a new device.
 func inPlace(have, want overlay.Link) bool {
 	have.MAC, have.MTU, have.Learning = want.MAC, want.MTU, want.Learning
@@ -152,7 +156,10 @@ func (k *Kernel) modifyLink(ctx context.Context, index int, have, want overlay.L
 		set("address", want.MAC, head(), nl.NewRtAttr(unix.IFLA_ADDRESS, want.MAC[:]))
 	}
 	if have.MTU != want.MTU {
-		set("mtu", want.MTU, head(), nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(want.MTU))))
+		r := request(unix.RTM_SETLINK, 0, head(), nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(want.MTU))))
+		if err := k.conn.change(ctx, r); err != nil {
+			errs = append(errs, k.explainMTU(ctx, want, err))
+		}
 	}
 	if have.Learning != want.Learning {
 		if err := k.conn.change(ctx, learningRequest(head(), want.Learning)); err != nil {
@@ -162,7 +169,8 @@ func (k *Kernel) modifyLink(ctx context.Context, index int, have, want overlay.L
 	if have.RPFilter != want.RPFilter {
 		set("rp_filter", want.RPFilter, head(), inetConf(want.RPFilter))
 	}
-	if have.AddrGen != want.AddrGen {
+	// Raising the MTU gives the device its IPv6 half back, with defaults.
+	if have.AddrGen != want.AddrGen || have.MTU < inet6MinMTU && want.MTU >= inet6MinMTU {
 		if spec, err := addrGenSpec(want.AddrGen); err != nil {
 			errs = append(errs, err)
 		} else {

@@ -176,25 +176,75 @@ func newMonitor(t testing.TB) *monitor {
 	return &monitor{t, s}
 }
 
-// drain returns what has happened on VXLAN devices since the last call. The
-// kernel queues a notification before it acknowledges the change, so there is
-// nothing to wait for.
-func (m *monitor) drain(index ...int) []string {
+// drain returns what has happened since the last call, without waiting: the
+// kernel queues a notification before it acknowledges the change, except what
+// settle waits for.
+func (m *monitor) drain() []string {
 	m.t.Helper()
 	var out []string
-	buf := make([]byte, 1<<16)
 	for {
-		n, _, err := unix.Recvfrom(m.sock.GetFd(), buf, unix.MSG_DONTWAIT)
-		if errors.Is(err, unix.EAGAIN) {
+		events := m.read(unix.MSG_DONTWAIT)
+		if len(events) == 0 {
 			return out
 		}
-		if err != nil {
-			m.t.Fatalf("monitor: %v", err)
+		out = append(out, events...)
+	}
+}
+
+// read returns the events of one datagram, or nothing when there is none.
+func (m *monitor) read(flags int) []string {
+	m.t.Helper()
+	buf := make([]byte, 1<<16)
+	n, _, err := unix.Recvfrom(m.sock.GetFd(), buf, flags)
+	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
+		return nil
+	}
+	if err != nil {
+		m.t.Fatalf("monitor: %v", err)
+	}
+	var out []string
+	for b := buf[:n]; len(b) >= unix.SizeofNlMsghdr; {
+		size := int(binary.NativeEndian.Uint32(b))
+		out = append(out, event(binary.NativeEndian.Uint16(b[4:]), b[unix.SizeofNlMsghdr:size]))
+		b = b[min((size+3)&^3, len(b)):]
+	}
+	return out
+}
+
+// event renders a notification. The kernel's own host route to an IPv6
+// address is named, because settle waits for it.
+func event(typ uint16, body []byte) string {
+	if typ == unix.RTM_NEWROUTE && len(body) > unix.SizeofRtMsg && body[4] == unix.RT_TABLE_LOCAL {
+		if dst, ok := attr(body[unix.SizeofRtMsg:], unix.RTA_DST); ok && len(dst) == 16 {
+			return "local route to " + netip.AddrFrom16([16]byte(dst)).String()
 		}
-		for b := buf[:n]; len(b) >= unix.SizeofNlMsghdr; {
-			size := int(binary.NativeEndian.Uint32(b))
-			out = append(out, fmt.Sprintf("type %d: %x", binary.NativeEndian.Uint16(b[4:]), b[unix.SizeofNlMsghdr:size]))
-			b = b[min((size+3)&^3, len(b)):]
+	}
+	return fmt.Sprintf("type %d: %x", typ, body)
+}
+
+// settle returns how much has happened since the last drain, after the kernel
+// has done what it does later: it announces a new IPv6 address, and adds the
+// route to it, from a work queue (addrconf_dad_work, net/ipv6/addrconf.c).
+func (m *monitor) settle(changes overlay.Changes) int {
+	m.t.Helper()
+	late := map[string]bool{}
+	for _, c := range changes {
+		if a, ok := c.Entry.(overlay.Addr); ok && c.Op == overlay.Add && a.Prefix.Addr().Is6() {
+			late["local route to "+a.Prefix.Addr().String()] = true
+		}
+	}
+	n := 0
+	for {
+		for _, e := range m.drain() {
+			n++
+			delete(late, e)
+		}
+		if len(late) == 0 {
+			return n
+		}
+		ready, err := unix.Poll([]unix.PollFd{{Fd: int32(m.sock.GetFd()), Events: unix.POLLIN}}, 30_000)
+		if ready == 0 && err == nil {
+			m.t.Fatalf("the kernel has not announced %v", late)
 		}
 	}
 }

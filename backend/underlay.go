@@ -256,11 +256,15 @@ func (f *finder) failure(want []subnet.Family) error {
 		strings.Join(families, " or "), strings.Join(f.tried, ", "), strings.Join(devices, ", "))
 }
 
-// describe renders a device and its addresses, e.g. "eth0 (10.0.0.1 fd00::1)".
+// describe renders a device and its addresses, e.g. "eth0 (10.0.0.1 fd00::1)"
+// or "eth1 (10.1.0.1, is down)".
 func (f *finder) describe(n nic) string {
-	var notes []string
+	var addrs, notes []string
 	for _, a := range n.addrs {
-		notes = append(notes, a.ip.String())
+		addrs = append(addrs, a.ip.String())
+	}
+	if len(addrs) > 0 {
+		notes = append(notes, strings.Join(addrs, " "))
 	}
 	if why := f.usable(n); why != "" {
 		notes = append(notes, why)
@@ -268,5 +272,5 @@ func (f *finder) describe(n nic) string {
 	if len(notes) == 0 {
 		notes = []string{"no address"}
 	}
-	return n.name + " (" + strings.Join(notes, " ") + ")"
+	return n.name + " (" + strings.Join(notes, ", ") + ")"
 }

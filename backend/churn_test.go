@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package backend
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"weft.dev/weft/overlay"
+	"weft.dev/weft/subnet"
+)
+
+// TestDumpUnderChange: devices come and go all the time while there are more
+// than one message can list. The kernel marks such a dump as interrupted, and
+// entries may be missing from it: it is read again, so that what stays is
+// always there.
+func TestDumpUnderChange(t *testing.T) {
+	enterNetns(t)
+	const stable = 120
+	for i := range stable / 2 {
+		run(t, fmt.Sprintf("ip link add s%d type veth peer name p%d", i, i))
+	}
+	stop := churn(t)
+	defer stop()
+	k := newKernel(t)
+	interrupted := 0
+	for range 200 {
+		_, err := k.conn.do(t.Context(), request(unix.RTM_GETLINK, unix.NLM_F_DUMP, nl.NewIfInfomsg(unix.AF_UNSPEC)))
+		if errors.Is(err, nl.ErrDumpInterrupted) {
+			interrupted++
+		}
+		nics, err := k.nics(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := 0
+		for _, n2 := range nics {
+			if n2.kind == "veth" {
+				n++
+			}
+		}
+		if n != stable {
+			t.Fatalf("%d of %d devices listed", n, stable)
+		}
+	}
+	t.Logf("%d of 200 single dumps were interrupted", interrupted)
+}
+
+// churn adds and deletes a device in the caller's namespace until stopped.
+func churn(t *testing.T) (stop func()) {
+	t.Helper()
+	ns, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // the thread ends with this goroutine
+		done <- func() error {
+			if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+				return err
+			}
+			k, err := New(Options{Devices: []string{"churn"}})
+			if err != nil {
+				return err
+			}
+			defer k.Close()
+			l := link(subnet.IPv4)
+			l.Name, l.Underlay, l.Local = "churn", "lo", ip("127.0.0.1")
+			for ctx.Err() == nil {
+				if err := k.Apply(context.WithoutCancel(ctx), overlay.Changes{add(l), del(l)}); err != nil {
+					return err
+				}
+			}
+			return nil
+		}()
+	}()
+	return func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("churn: %v", err)
+		}
+		ns.Close()
+	}
+}
+
+// TestVandal damages what a reconciled node has, one to four ways at once,
+// and counts on one pass of diff and apply to mend it, or two where one
+// damage hides another.
+func TestVandal(t *testing.T) {
+	enterNetns(t)
+	walkNetns(t)
+	run(t, "ip route add 10.42.200.0/24 via 10.1.0.77")
+	foreign := run(t, "ip route show 10.42.200.0/24")
+	k := newKernel(t, walkDevices()...)
+	r, states := seed(t), walkStates()
+	damaged := 0
+	for range 60 {
+		s := states[r.IntN(len(states))]
+		reach(t, k, s.scenario(), 3)
+		var did []string
+		for range 1 + r.IntN(4) {
+			c := vandalism()[r.IntN(len(vandalism()))]
+			if _, err := try(c); err == nil { // in some states there is nothing to damage
+				did = append(did, c)
+				damaged++
+			}
+		}
+		if passes := reach(t, k, s.scenario(), 3); passes > 2 {
+			t.Errorf("%s after %q: %d passes", s.name, did, passes)
+		}
+	}
+	if damaged < 20 {
+		t.Errorf("only %d commands did anything", damaged)
+	}
+	if now := run(t, "ip route show 10.42.200.0/24"); now != foreign {
+		t.Errorf("foreign route was %q, is %q", foreign, now)
+	}
+}
+
+// reach brings the kernel to what s desires and returns in how many passes.
+func reach(t *testing.T, k *Kernel, s scenario, most int) int {
+	t.Helper()
+	for i := range most + 1 {
+		have := mustDump(t, k)
+		changes := overlay.Diff(s.desired(t, have), have)
+		if changes.Empty() {
+			return i
+		}
+		if err := k.Apply(t.Context(), changes); err != nil {
+			t.Logf("pass %d: %v", i+1, err)
+		}
+	}
+	t.Fatalf("not reached in %d passes", most)
+	return 0
+}
+
+func vandalism() []string {
+	return []string{
+		"ip link del weft.1", "ip link del weft6.1", "ip link set weft.1 down", "ip link set weft6.1 down",
+		"ip link set weft.1 address 0a:58:00:00:00:99", "ip link set weft.1 mtu 1290", "ip link set weft6.1 mtu 1000",
+		"ip link set weft.1 type vxlan learning", "ip link set weft.1 addrgenmode eui64", "ip link set weft.1 arp off",
+		"ip link set weft.1 type vxlan remote 10.0.0.9", "ip link set u0 down", "ip link set u0 up",
+		"ip addr flush dev weft.1", "ip addr flush dev weft6.1", "ip addr add 10.42.1.7/32 dev weft.1", "ip addr add fd42:0:0:1::7/128 dev weft6.1",
+		"ip route flush dev weft.1", "ip -6 route flush dev weft6.1 proto 87", "ip route del 10.42.2.0/24",
+		"ip route replace 10.42.2.0/24 dev weft.1", "ip route add 10.42.99.0/24 via 10.42.99.0 dev weft.1 onlink",
+		"ip -6 route add fd42:0:0:99::/64 via fd42:0:0:99:: dev weft6.1 onlink proto 87",
+		"ip neigh flush dev weft.1 nud permanent", "ip neigh del 10.42.2.0 dev weft.1",
+		"ip neigh replace 10.42.3.0 lladdr 0a:58:00:00:00:98 dev weft.1 nud permanent",
+		"ip neigh replace 10.42.99.0 lladdr 0a:58:00:00:00:98 dev weft.1 nud permanent",
+		"bridge fdb del 0a:04:00:00:00:02 dev weft.1", "bridge fdb replace 0a:04:00:00:00:02 dev weft.1 dst 10.0.0.66 self permanent",
+		"bridge fdb replace 0a:04:00:00:00:03 dev weft.1 dst 10.0.0.3 port 99 self permanent",
+		"bridge fdb add 0a:04:00:00:00:66 dev weft.1 dst 10.0.0.66 self permanent",
+		"bridge fdb append 00:00:00:00:00:00 dev weft.1 dst 10.0.0.66 self permanent",
+		"ip link add v8 type veth peer name v9",
+		"ip link add flannel.9 type vxlan id 9 dev u0 local 10.0.0.1 dstport 8472",
+	}
+}
+
+// FuzzDecode feeds the decoders what no kernel sends: they must not panic,
+// and a message that they accept has a valid entry.
+func FuzzDecode(f *testing.F) {
+	for _, b := range realMessages(f) {
+		f.Add(b)
+	}
+	f.Add([]byte{})
+	f.Add(bytes.Repeat([]byte{0xff}, 64))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if l, err := decodeLink(b); err == nil {
+			decodeVXLAN(l.data)
+			rpFilter(l.afSpec)
+			addrGen(l.afSpec)
+		}
+		if p, _, ok := decodeAddr(b); ok && !p.IsValid() {
+			t.Errorf("address %v", p)
+		}
+		if a, _, ok := decodeNICAddr(b); ok && !a.ip.IsValid() {
+			t.Errorf("device address %v", a)
+		}
+		if n, _, ok := decodeNeigh(b); ok && (!n.IP.IsValid() || n.IP.IsMulticast()) {
+			t.Errorf("neighbour %v", n)
+		}
+		if e, ok := decodeFDB(b); ok && !e.dst.IsValid() && e.nhid == 0 {
+			t.Errorf("FDB entry %v", e)
+		}
+		for _, family := range subnet.Families() {
+			if r, ok := decodeRoute(b, family); ok {
+				if !r.dst.IsValid() || len(r.hops) == 0 {
+					t.Errorf("route %v", r)
+				}
+				r.on(device{name: "weft.1", index: 3})
+				r.deleteRequest().Serialize()
+			}
+		}
+	})
+}
+
+// realMessages returns what this kernel says of a node in flannel's shape and
+// of the odd entries of TestOddEntries.
+func realMessages(f *testing.F) [][]byte {
+	f.Helper()
+	done := make(chan [][]byte)
+	go func() { // the namespace ends with this goroutine
+		var out [][]byte
+		defer func() { done <- out }()
+		runtime.LockOSThread()
+		if unix.Unshare(unix.CLONE_NEWNET) != nil {
+			return
+		}
+		c, err := dial()
+		if err != nil {
+			return
+		}
+		defer c.close()
+		for _, cmd := range append([]string{"ip link set lo up", "ip link add u0 type veth peer name u1", "ip addr add 10.0.0.1/24 dev u0",
+			"ip link set u0 up", "ip link add weft.1 type vxlan id 1 dev u0 local 10.0.0.1 dstport 8472", "ip link set weft.1 up"}, oddCommands()...) {
+			_, _ = try(cmd)
+		}
+		for _, r := range []*nl.NetlinkRequest{
+			request(unix.RTM_GETLINK, unix.NLM_F_DUMP, nl.NewIfInfomsg(unix.AF_UNSPEC)),
+			request(unix.RTM_GETADDR, unix.NLM_F_DUMP, ifaddrmsg{}),
+			request(unix.RTM_GETNEIGH, unix.NLM_F_DUMP, ndmsg{}),
+			request(unix.RTM_GETNEIGH, unix.NLM_F_DUMP, ndmsg{family: unix.AF_BRIDGE}),
+			request(unix.RTM_GETROUTE, unix.NLM_F_DUMP, &nl.RtMsg{}),
+		} {
+			msgs, _ := c.do(context.Background(), r)
+			out = append(out, msgs...)
+		}
+	}()
+	out := <-done
+	if len(out) < 20 {
+		f.Fatalf("only %d messages from the kernel", len(out))
+	}
+	return out
+}
+
+func oddCommands() (out []string) {
+	for _, c := range oddCases() {
+		for _, s := range c.setup {
+			if !slices.Contains(out, s) && !strings.HasPrefix(s, "ip link") {
+				out = append(out, s)
+			}
+		}
+	}
+	return out
+}
