@@ -104,76 +104,68 @@ func (l Link) endpoint() endpoint {
 }
 
 // cascade is what the kernel removes by itself as a consequence of changes
-// that come before those of routes and neighbours:
+// that come before those of routes and neighbours, all seen on Linux 6.18:
 //
 //   - a deleted link takes everything on it;
 //   - a changed MAC flushes the link's neighbours, permanent ones too;
 //   - setting a link down flushes its routes and neighbours;
 //   - with the last IPv4 address of a link go its IPv4 routes and neighbours
 //     (fib_disable_ip, net/ipv4/fib_frontend.c);
-//   - with an IPv4 address go all routes that have it as source
-//     (fib_sync_down_addr, net/ipv4/fib_semantics.c), even when another link
-//     has got it meanwhile.
-//
-// The last two only matter here when wanted entries would go; their addresses
-// are then removed early, while those can still be added again.
+//   - with an IPv4 address that is left nowhere go all routes that have it as
+//     source (fib_sync_down_addr, net/ipv4/fib_semantics.c). Wanted routes only
+//     have wanted sources, so here this follows from a deleted link alone.
 type cascade struct {
 	linkPlan
-	early   Set[Addr]
-	bare    map[string]bool // links that lose their last IPv4 address early
-	sources Set[netip.Addr] // addresses that go early or with a link
+	early   Set[Addr]       // last IPv4 addresses of links that are removed early
+	sources Set[netip.Addr] // IPv4 addresses that go with a link
 }
 
-// cascade returns what goes by itself, and the early deletes.
+// cascade returns what goes by itself. Where a link keeps IPv4 routes or
+// neighbours but no IPv4 address, its stale addresses have to go before those
+// are added and not after; these deletes are returned too.
 func (p linkPlan) cascade(want, have State) (cascade, Changes) {
-	c := cascade{linkPlan: p, early: Set[Addr]{}, bare: map[string]bool{}, sources: Set[netip.Addr]{}}
-	needed := needs(want)
-	stale := func(a Addr) bool { return a.Prefix.Addr().Is4() && !want.Addrs.Has(a) && !p.gone[a.Dev] }
-	for a := range have.Addrs {
-		if stale(a) && !needed.addressed[a.Dev] && (needed.devs[a.Dev] || needed.sources.Has(a.Prefix.Addr())) {
-			c.bare[a.Dev] = true
-		}
-		if p.gone[a.Dev] && a.Prefix.Addr().Is4() {
-			c.sources.Add(a.Prefix.Addr())
-		}
-	}
+	c := cascade{linkPlan: p, early: Set[Addr]{}, sources: Set[netip.Addr]{}}
+	bare := needy(want)
 	var changes Changes
 	for _, a := range sorted(have.Addrs) {
-		if stale(a) && (c.bare[a.Dev] || needed.sources.Has(a.Prefix.Addr())) {
-			c.sources.Add(a.Prefix.Addr())
+		ip := a.Prefix.Addr()
+		switch {
+		case !ip.Is4():
+		case p.gone[a.Dev]:
+			c.sources.Add(ip)
+		case bare[a.Dev] && !want.Addrs.Has(a):
 			c.early.Add(a)
 			changes = append(changes, Change{Op: Delete, Entry: a})
+		}
+	}
+	for a := range have.Addrs {
+		if !p.gone[a.Dev] {
+			delete(c.sources, a.Prefix.Addr())
 		}
 	}
 	return c, changes
 }
 
-// need is what IPv4 entries of a wanted state depend on.
-type need struct {
-	addressed map[string]bool // links with an address
-	devs      map[string]bool // links with routes or neighbours
-	sources   Set[netip.Addr] // preferred sources of routes
-}
-
-func needs(want State) need {
-	n := need{addressed: map[string]bool{}, devs: map[string]bool{}, sources: Set[netip.Addr]{}}
-	for a := range want.Addrs {
-		if a.Prefix.Addr().Is4() {
-			n.addressed[a.Dev] = true
-		}
-	}
-	for e := range want.Neighs {
-		if e.IP.Is4() {
-			n.devs[e.Dev] = true
+// needy returns the links on which IPv4 routes or neighbours are wanted, but
+// no IPv4 address.
+func needy(want State) map[string]bool {
+	out := map[string]bool{}
+	for n := range want.Neighs {
+		if n.IP.Is4() {
+			out[n.Dev] = true
 		}
 	}
 	for r := range want.Routes {
 		if r.Dst.Addr().Is4() {
-			n.devs[r.Dev] = true
-			n.sources.Add(r.Src)
+			out[r.Dev] = true
 		}
 	}
-	return n
+	for a := range want.Addrs {
+		if a.Prefix.Addr().Is4() {
+			delete(out, a.Dev)
+		}
+	}
+	return out
 }
 
 // survivors returns what is left of have. It returns have itself when the
@@ -182,8 +174,12 @@ func (c cascade) survivors(have State) State {
 	if len(c.gone) == 0 && len(c.downed) == 0 && len(c.rekeyed) == 0 && len(c.early) == 0 {
 		return have
 	}
+	flushed := map[string]bool{}
+	for a := range c.early {
+		flushed[a.Dev] = true
+	}
 	lost := func(dev string, a netip.Addr) bool {
-		return c.gone[dev] || c.downed[dev] || c.bare[dev] && a.Is4()
+		return c.gone[dev] || c.downed[dev] || flushed[dev] && a.Is4()
 	}
 	s := have.Clone()
 	maps.DeleteFunc(s.Addrs, func(a Addr, _ struct{}) bool { return c.gone[a.Dev] || c.early.Has(a) })

@@ -47,9 +47,11 @@ const (
 // another version, finds the routes it wants.
 func routeMetric(dst netip.Prefix) uint32 {
 	h := fnv.New32a()
+	var b [17]byte
 	a := dst.Addr().As16()
-	h.Write(a[:])
-	h.Write([]byte{byte(dst.Bits())})
+	copy(b[:], a[:])
+	b[16] = byte(dst.Bits())
+	h.Write(b[:])
 	return metricBase + h.Sum32()%metricSpread
 }
 
@@ -191,16 +193,16 @@ func (l Link) carries(pod subnet.Family) bool {
 }
 
 // program adds the entries of one accepted path of a peer.
-func (p *planner) program(c candidate) {
+func (p *planner) program(c *candidate) {
 	via := c.subnet.Addr()
-	p.state.FDB.Add(FDB{Dev: c.link.Name, MAC: c.vtep.MAC, Dst: c.vtep.Underlay})
-	p.state.Neighs.Add(Neigh{Dev: c.link.Name, IP: via, MAC: c.vtep.MAC})
+	p.state.FDB.Add(FDB{Dev: c.dev, MAC: c.mac, Dst: c.dst})
+	p.state.Neighs.Add(Neigh{Dev: c.dev, IP: via, MAC: c.mac})
 	r := Route{
-		Dev: c.link.Name, Dst: c.subnet, Via: via,
+		Dev: c.dev, Dst: c.subnet, Via: via,
 		Metric: routeMetric(c.subnet), Onlink: true, Proto: RouteProtocol,
 	}
 	// Only where the device has no address of the pods' family to choose.
-	if own, ok := p.vtep[subnet.FamilyOf(via)]; ok && own.dev != c.link.Name {
+	if own, ok := p.vtep[subnet.FamilyOf(via)]; ok && own.dev != c.dev {
 		r.Src = own.addr
 	}
 	p.state.Routes.Add(r)

@@ -5,6 +5,7 @@ package overlay
 import (
 	"net/netip"
 	"slices"
+	"sync"
 
 	"weft.dev/weft/subnet"
 )
@@ -31,7 +32,7 @@ func Diff(want, have State) Changes {
 	links := diffLinks(want.Links, have.Links)
 	c, early := links.cascade(want, have)
 	now := c.survivors(have)
-	wanted := destinations(want.Routes)
+	wanted := sync.OnceValue(func() Set[netip.Prefix] { return destinations(want.Routes) })
 
 	addrs := diffSet(want.Addrs, now.Addrs, func(a Addr) Addr { return a }, func(a Addr) bool { return !links.dying[a.Dev] })
 	fdb := diffSet(want.FDB, now.FDB, FDB.key, func(f FDB) bool { return !links.dying[f.Dev] })
@@ -74,9 +75,9 @@ func (r Route) key() routeKey { return routeKey{r.Dst, r.Metric} }
 // wanted is ours to delete: it carries our mark, or it has the shape of
 // flannel's peer routes (a node taken over from flannel), or it shadows, or is
 // shadowed by, a route that we want to the same prefix.
-func (r Route) ours(wanted Set[netip.Prefix]) bool {
+func (r Route) ours(wanted func() Set[netip.Prefix]) bool {
 	flannel := r.Proto == protoBoot && r.Onlink && r.Via == r.Dst.Addr()
-	return r.Proto == RouteProtocol || flannel || wanted.Has(r.Dst)
+	return r.Proto == RouteProtocol || flannel || wanted().Has(r.Dst)
 }
 
 func destinations(routes Set[Route]) Set[netip.Prefix] {
@@ -99,6 +100,9 @@ func diffSet[E entryOf[E], K comparable](want, have Set[E], key func(E) K, stale
 		if !have.Has(e) {
 			missing = append(missing, e)
 		}
+	}
+	if len(missing) == 0 && len(want) == len(have) {
+		return delta{} // the same
 	}
 	for e := range have {
 		if !want.Has(e) {

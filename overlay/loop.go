@@ -26,7 +26,34 @@ type loop struct {
 	due      time.Time     // of the next pass
 	rest     time.Time     // no pass before this one
 	retry    time.Duration // wait after the last pass fell short; 0 after a good one
+	last     memo
 	problems Set[subnet.Problem]
+}
+
+// memo is the last desired state and what it was made from.
+type memo struct {
+	self *Self
+	snap *delivery
+	*planner
+}
+
+// desired returns the planner that holds the desired state. Who is the
+// incumbent is read from the kernel once, at the start; from then on it is who
+// we decided for, so that a device which loses its entries does not hand a
+// contested subnet to a rival. With that the state depends on the inputs
+// alone, and an audit costs no more than the comparison.
+func (l *loop) desired(self *Self, snap *delivery, have State) *planner {
+	if l.last.self == self && l.last.snap == snap {
+		return l.last.planner
+	}
+	if l.last.planner != nil {
+		have = l.last.state
+	}
+	p := newPlanner(*self, l.r.opts.Config, have)
+	p.run(snap.Leases)
+	p.have = programmed{} // or each state would keep the one before
+	l.last = memo{self, snap, p}
+	return p
 }
 
 // Run keeps the kernel at the desired state until ctx ends, and returns
@@ -99,8 +126,7 @@ func (l *loop) sync(ctx context.Context, self *Self, snap *delivery) Status {
 		st.Reason = fmt.Sprintf("read the kernel's state: %v", err)
 		return st
 	}
-	p := newPlanner(*self, l.r.opts.Config, have)
-	p.run(snap.Leases)
+	p := l.desired(self, snap, have)
 	st.Peers, st.Links, st.Problems = p.reached, sorted(p.state.Links), p.with(snap.Problems)
 	changes := Diff(p.state, have)
 	st.Pending = nil
@@ -112,7 +138,7 @@ func (l *loop) sync(ctx context.Context, self *Self, snap *delivery) Status {
 		return st
 	}
 	for _, c := range changes {
-		l.r.opts.Log.Debug(c.String())
+		l.r.opts.Log.Debugf("%s", c)
 	}
 	applied := l.r.kernel.Apply(ctx, changes)
 	if have, err = l.r.kernel.Dump(ctx); err != nil {
@@ -153,8 +179,7 @@ func (l *loop) plan(ctx context.Context) planReply {
 	if err != nil {
 		return planReply{err: fmt.Errorf("read the kernel's state: %w", err)}
 	}
-	p := newPlanner(*self, l.r.opts.Config, have)
-	p.run(snap.Leases)
+	p := l.desired(self, snap, have)
 	return planReply{changes: Diff(p.state, have), problems: p.with(snap.Problems)}
 }
 

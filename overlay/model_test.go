@@ -154,8 +154,12 @@ func (s State) flush(dev string, family func(netip.Addr) bool) {
 	maps.DeleteFunc(s.Neighs, func(n Neigh, _ struct{}) bool { return n.Dev == dev && family(n.IP) })
 }
 
-// unsource removes the routes with an IPv4 source address that goes.
+// unsource removes the routes with an IPv4 source address that is left
+// nowhere. (An IPv6 route stays and loses its source.)
 func (s State) unsource(a netip.Addr) {
+	if s.hasAddr(a) {
+		return
+	}
 	maps.DeleteFunc(s.Routes, func(r Route, _ struct{}) bool { return a.Is4() && r.Src == a })
 }
 
@@ -166,7 +170,7 @@ func (s State) drop(dev string) {
 	for a := range s.Addrs {
 		if a.Dev == dev {
 			delete(s.Addrs, a)
-			s.unsource(a.Prefix.Addr())
+			defer s.unsource(a.Prefix.Addr())
 		}
 	}
 	maps.DeleteFunc(s.FDB, func(f FDB, _ struct{}) bool { return f.Dev == dev })

@@ -15,21 +15,25 @@ import (
 type candidate struct {
 	lease     *subnet.Lease
 	subnet    netip.Prefix
-	vtep      subnet.Path // where the subnet is reached: underlay, MAC
-	link      Link        // our device on vtep's family
-	incumbent bool        // programmed already
+	dst       netip.Addr // underlay address at which the subnet is reached
+	mac       subnet.MAC // of the VTEP there
+	dev       string     // our device on dst's family
+	incumbent bool       // programmed already
 }
 
-// compare orders candidates by who keeps what two of them claim. The name
-// comes last, where it decides nothing but which of two equals is reported.
+// compare orders candidates by who keeps what two of them claim. Names and
+// other paths come last, where they decide nothing but which of two equals is
+// reported.
 func (c candidate) compare(o candidate) int {
+	if n := cmp.Or(compareBool(o.incumbent, c.incumbent), c.dst.Compare(o.dst), compareMAC(c.mac, o.mac), c.subnet.Compare(o.subnet)); n != 0 {
+		return n
+	}
 	return cmp.Or(
-		compareBool(o.incumbent, c.incumbent),
-		c.vtep.Underlay.Compare(o.vtep.Underlay),
-		compareMAC(c.vtep.MAC, o.vtep.MAC),
-		c.subnet.Compare(o.subnet),
 		cmp.Compare(c.lease.Node, o.lease.Node),
 		cmp.Compare(c.lease.Instance, o.lease.Instance),
+		slices.CompareFunc(c.lease.Paths, o.lease.Paths, func(a, b subnet.Path) int {
+			return cmp.Or(a.Subnet.Compare(b.Subnet), a.Underlay.Compare(b.Underlay), compareMAC(a.MAC, b.MAC))
+		}),
 	)
 }
 
@@ -44,7 +48,7 @@ func peerName(l *subnet.Lease) string {
 
 // peers adds the entries of all leases but our own.
 func (p *planner) peers(leases []subnet.Lease) {
-	var list []candidate
+	list := make([]candidate, 0, 2*len(leases))
 	for i := range leases {
 		if l := &leases[i]; !p.isOwn(l) && p.validHolder(l) {
 			list = p.candidates(list, l)
@@ -53,7 +57,8 @@ func (p *planner) peers(leases []subnet.Lease) {
 	slices.SortFunc(list, candidate.compare)
 	claims := newClaims(list)
 	reached := map[*subnet.Lease]struct{}{}
-	for _, c := range list {
+	for i := range list {
+		c := &list[i]
 		if kind, detail := claims.contested(c); kind != "" {
 			p.problem(kind, peerName(c.lease), "%s", detail)
 			continue
@@ -117,7 +122,7 @@ func (p *planner) candidates(list []candidate, l *subnet.Lease) []candidate {
 		if !p.validVTEP(l, path.Subnet, vtep) || !link.carries(pod) {
 			continue
 		}
-		c := candidate{lease: l, subnet: path.Subnet, vtep: vtep, link: link}
+		c := candidate{lease: l, subnet: path.Subnet, dst: vtep.Underlay, mac: vtep.MAC, dev: link.Name}
 		c.incumbent = p.have.holds(c)
 		list = append(list, c)
 	}

@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package overlay
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"weft.dev/weft/subnet"
+)
+
+func TestOverhead(t *testing.T) {
+	// flannel #1781: an IPv6 underlay costs 20 bytes more.
+	if got := [2]int{Overhead(subnet.IPv4), Overhead(subnet.IPv6)}; got != [2]int{50, 70} {
+		t.Errorf("got %v, want 50 and 70", got)
+	}
+}
+
+// Routes that share a metric share a bucket of the kernel's hash. 4096 values
+// over 20,000 prefixes would be 5 each if spread perfectly.
+func TestRouteMetricSpreads(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		prefix func(i int) netip.Prefix
+	}{
+		{"/24s of 10.0.0.0/8", func(i int) netip.Prefix { return prefix(fmt.Sprintf("10.%d.%d.0/24", i>>8, i&255)) }},
+		{"/28s of 10.0.0.0/8", func(i int) netip.Prefix { return prefix(fmt.Sprintf("10.%d.%d.%d/28", i>>12, i>>4&255, i&15<<4)) }},
+		{"/64s of fd00::/48", func(i int) netip.Prefix { return prefix(fmt.Sprintf("fd00:0:0:%x::/64", i)) }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			per := map[uint32]int{}
+			most := 0
+			for i := range 20000 {
+				m := routeMetric(tt.prefix(i))
+				if m < metricBase || m >= metricBase+metricSpread {
+					t.Fatalf("metric %d of %s is out of range", m, tt.prefix(i))
+				}
+				per[m]++
+				most = max(most, per[m])
+			}
+			if most > 25 {
+				t.Errorf("%d of 20,000 prefixes share a metric", most)
+			}
+		})
+	}
+	// Frozen: another value would make each upgrade replace every route.
+	if got := [2]uint32{routeMetric(pods(4, 2)), routeMetric(pods(6, 2))}; got != [2]uint32{4776, 3063} {
+		t.Errorf("metrics of %s and %s: %v", pods(4, 2), pods(6, 2), got)
+	}
+}
+
+func TestProblemsWithThisNode(t *testing.T) {
+	v4, v6 := [2]subnet.Family{4, 4}, [2]subnet.Family{6, 6}
+	for _, tt := range []struct {
+		name  string
+		self  func(*Self)
+		cfg   func(*subnet.Config)
+		want  string
+		links int
+	}{
+		{"healthy", func(*Self) {}, func(*subnet.Config) {}, "[]", 2},
+		{
+			"an underlay that is gone", func(s *Self) { s.Underlays = s.Underlays[:1] }, func(*subnet.Config) {},
+			"[UnderlayMissing fd00:5:0:1::/64: this node has no IPv6 device to carry the subnet, but announces fd01::1]", 1,
+		},
+		{
+			"an underlay too small for any device", func(s *Self) { s.Underlays[0].MTU = 100 }, func(*subnet.Config) {},
+			"[MTUTooSmall weft.1: MTU 50 is below 68, so there can be no device: underlay eth0 needs an MTU of at least 118 " +
+				"UnderlayMissing 10.5.1.0/24: this node has no IPv4 device to carry the subnet, but announces 10.0.0.1]", 1,
+		},
+		{
+			"a configured MTU too small for IPv6", func(*Self) {}, func(c *subnet.Config) { c.Backend.MTU = 1349 },
+			"[MTUTooSmall weft6.1: MTU 1279 is below 1280, so the device cannot carry IPv6: Backend.MTU in the network configuration needs a value of at least 1350]", 2,
+		},
+		{
+			"a name longer than the kernel's", func(s *Self) { s.Names = Names{4: "flannel.", 6: "flannel-v6."} },
+			func(c *subnet.Config) { c.Backend.VNI = 16777215 },
+			"[LinkNameTooLong flannel-v6.16777215: a device name has at most 15 bytes: choose a smaller VNI than 16777215 " +
+				"LinkNameTooLong flannel.16777215: a device name has at most 15 bytes: choose a smaller VNI than 16777215 " +
+				"UnderlayMissing 10.5.1.0/24: this node has no IPv4 device to carry the subnet, but announces 10.0.0.1 " +
+				"UnderlayMissing fd00:5:0:1::/64: this node has no IPv6 device to carry the subnet, but announces fd01::1]", 0,
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			self, cfg := testSelf(v4, v6), testConfig()
+			tt.self(&self)
+			tt.cfg(&cfg)
+			s, problems := Desired(self, cfg, []subnet.Lease{self.Lease}, NewState())
+			if got := fmt.Sprint(problems); got != tt.want {
+				t.Errorf("got  %s\nwant %s", got, tt.want)
+			}
+			if len(s.Links) != tt.links {
+				t.Errorf("%d links, want %d:\n%s", len(s.Links), tt.links, s)
+			}
+		})
+	}
+}
+
+// Our own lease is never a peer, as we wrote it or as flannel did.
+func TestOwnLeaseIsNoPeer(t *testing.T) {
+	self := testSelf([2]subnet.Family{4, 4}, [2]subnet.Family{6, 6})
+	flannel, moved := self.Lease.Clone(), self.Lease.Clone()
+	flannel.Node, flannel.Instance = "", ""
+	moved.Paths[0].Subnet = pods(4, 9) // the store is behind our grant
+	anonymous := self
+	anonymous.Lease = flannel
+	for _, tt := range []struct {
+		name string
+		self Self
+		own  subnet.Lease
+	}{
+		{"as we wrote it", self, self.Lease}, {"as flannel wrote it", self, flannel},
+		{"before the store has caught up", self, moved}, {"without names", anonymous, flannel},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s, problems := Desired(tt.self, testConfig(), []subnet.Lease{tt.own}, NewState())
+			if len(s.Routes) != 0 || len(problems) != 0 {
+				t.Errorf("problems %v, state\n%s", problems, s)
+			}
+		})
+	}
+}
+
+// A node that NAT or a second flannel daemon gives two leases with one VTEP
+// has two subnets, not a conflict.
+func TestOneVTEPMayServeTwoLeases(t *testing.T) {
+	self := testSelf([2]subnet.Family{4, 4})
+	a := lease(2, [2]subnet.Family{4, 4})
+	b := edit(a, func(p *subnet.Path) { p.Subnet = pods(4, 3) })
+	a.Node, b.Node = "", ""
+	s, problems := Desired(self, testConfig(), []subnet.Lease{a, b}, NewState())
+	if len(problems) != 0 || len(s.Routes) != 2 || len(s.FDB) != 1 {
+		t.Errorf("problems %v, state\n%s", problems, s)
+	}
+}
+
+// An IPv4-mapped address is programmed as the kernel reports it.
+func TestMappedUnderlayAddress(t *testing.T) {
+	self := testSelf([2]subnet.Family{4, 4})
+	plain := lease(2, [2]subnet.Family{4, 4})
+	mapped := edit(plain, func(p *subnet.Path) { p.Underlay = netip.AddrFrom16(p.Underlay.As16()) })
+	want, _ := Desired(self, testConfig(), []subnet.Lease{plain}, NewState())
+	got, problems := Desired(self, testConfig(), []subnet.Lease{mapped}, NewState())
+	if !got.Equal(want) || len(problems) != 0 {
+		t.Errorf("problems %v, got\n%swant\n%s", problems, got, want)
+	}
+}
+
+// The incumbent keeps a subnet, a MAC and a name, whoever comes; a peer that
+// is gone from the store keeps nothing.
+func TestIncumbentKeepsWhatItHas(t *testing.T) {
+	v4 := [2]subnet.Family{4, 4}
+	self, holder := testSelf(v4), lease(40, v4)
+	rivals := map[string]func(*subnet.Lease){
+		"PeerOverlap":       func(l *subnet.Lease) { l.Paths[0].Subnet = holder.Paths[0].Subnet },
+		"PeerMACDuplicate":  func(l *subnet.Lease) { l.Paths[0].MAC = holder.Paths[0].MAC },
+		"PeerDuplicateNode": func(l *subnet.Lease) { l.Node = holder.Node },
+	}
+	have := entriesOf(self, holder)
+	for kind, imitate := range rivals {
+		t.Run(kind, func(t *testing.T) {
+			rival := lease(3, v4) // a lower address: wins where nobody is first
+			imitate(&rival)
+			for _, order := range [][]subnet.Lease{{holder, rival}, {rival, holder}} {
+				s, problems := Desired(self, testConfig(), order, have)
+				if c := Diff(s, have); !c.Empty() || len(problems) != 1 || problems[0].Kind != kind {
+					t.Errorf("problems %v, changes\n%s", problems, c)
+				}
+				if s, _ := Desired(self, testConfig(), order, NewState()); !s.Equal(entriesOf(self, rival)) {
+					t.Errorf("without an incumbent:\n%s", s)
+				}
+			}
+			if s, problems := Desired(self, testConfig(), []subnet.Lease{rival}, have); len(problems) != 0 || !s.Equal(entriesOf(self, rival)) {
+				t.Errorf("once the holder is gone: problems %v, state\n%s", problems, s)
+			}
+		})
+	}
+}
+
+// Two leases without names that claim the same, with the same VTEP, differ
+// only in what else they hold: which is reported must not depend on their
+// order.
+func TestEqualClaimsAreReportedAlike(t *testing.T) {
+	self := testSelf([2]subnet.Family{4, 4})
+	a := lease(2, [2]subnet.Family{4, 4})
+	a.Node = ""
+	b := a.Clone()
+	b.Paths = append([]subnet.Path{self.Lease.Paths[0]}, b.Paths...)
+	_, one := Desired(self, testConfig(), []subnet.Lease{a, b}, NewState())
+	_, two := Desired(self, testConfig(), []subnet.Lease{b, a}, NewState())
+	if len(one) != 2 || !slices.Equal(one, two) {
+		t.Errorf("%v and %v", one, two)
+	}
+}
+
+// Wide and narrow subnets, nested in one another: nobody overlaps anybody.
+func TestNestedOverlaps(t *testing.T) {
+	v4 := [2]subnet.Family{4, 4}
+	self := testSelf(v4)
+	var leases []subnet.Lease
+	for i, s := range []string{"10.5.32.0/22", "10.5.34.0/24", "10.5.34.128/25", "10.5.35.0/24", "10.5.32.0/20", "10.5.48.0/24"} {
+		leases = append(leases, edit(lease(10+i, v4), func(p *subnet.Path) { p.Subnet = prefix(s) }))
+	}
+	for range 2 {
+		s, problems := Desired(self, testConfig(), leases, NewState())
+		if len(s.Routes) != 2 || len(problems) != 4 {
+			t.Errorf("problems %v, state\n%s", problems, s)
+		}
+		have := entriesOf(self, leases[2])
+		s, problems = Desired(self, testConfig(), leases, have)
+		if len(s.Routes) != 3 || len(problems) != 3 { // /25 kept, then 10.5.35.0/24 and 10.5.48.0/24
+			t.Errorf("problems %v, state\n%s", problems, s)
+		}
+		slices.Reverse(leases)
+	}
+}
+
+// peersLike returns n dual-stack peers in distinct /24s and /64s.
+func peersLike(n int) []subnet.Lease {
+	out := make([]subnet.Lease, n)
+	for i := range out {
+		m := subnet.MAC{0x0a, 1, 0, byte(i >> 16), byte(i >> 8), byte(i)}
+		out[i] = subnet.Lease{Node: fmt.Sprint("node-", i), Backend: subnet.BackendVXLAN, Paths: []subnet.Path{
+			{Subnet: prefix(fmt.Sprintf("10.%d.%d.0/24", 64+i>>8, i&255)), Underlay: addr(fmt.Sprintf("172.16.%d.%d", i>>8, i&255)), MAC: m, VNI: 1},
+			{Subnet: prefix(fmt.Sprintf("fd00:5:0:%x::/64", 16+i)), Underlay: addr(fmt.Sprintf("fd01::1:%x", i)), MAC: m, VNI: 1},
+		}}
+	}
+	return out
+}
+
+// BenchmarkPass is the pure part of a pass over a dual-stack cluster: of the
+// first one, with all to do, and of an audit that finds nothing.
+func BenchmarkPass(b *testing.B) {
+	self, cfg := testSelf([2]subnet.Family{4, 4}, [2]subnet.Family{6, 6}), testConfig()
+	cfg.Networks[0].Prefix = prefix("10.0.0.0/8")
+	for _, n := range []int{1000, 5000, 10000, 20000} {
+		leases := peersLike(n)
+		full, problems := Desired(self, cfg, leases, NewState())
+		if len(full.Routes) != 2*n || len(problems) != 0 {
+			b.Fatalf("%d routes, problems %v", len(full.Routes), problems)
+		}
+		for name, have := range map[string]State{"first": NewState(), "audit": full} {
+			b.Run(fmt.Sprintf("%s/%d", name, n), func(b *testing.B) {
+				b.ReportAllocs()
+				for b.Loop() {
+					want, _ := Desired(self, cfg, leases, have)
+					if c := Diff(want, have); c.Empty() != (name == "audit") {
+						b.Fatalf("%d changes", len(c))
+					}
+				}
+			})
+		}
+	}
+}

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package overlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+)
+
+// fakeKernel is the model kernel behind the Kernel interface, with faults.
+type fakeKernel struct {
+	mu       sync.Mutex
+	state    State
+	dumps    int
+	writes   int     // changes made
+	passes   []int   // changes asked for by each Apply
+	tried    Changes // all of them
+	failDump error
+	fail     func(c Change) error // nil: nothing fails
+	during   func()               // called in the middle of Apply
+}
+
+func newFakeKernel() *fakeKernel { return &fakeKernel{state: NewState()} }
+
+func (k *fakeKernel) Dump(ctx context.Context) (State, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.dumps++
+	return k.state.Clone(), errors.Join(ctx.Err(), k.failDump)
+}
+
+func (k *fakeKernel) Apply(ctx context.Context, changes Changes) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.passes = append(k.passes, len(changes))
+	var errs []error
+	for _, c := range changes {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		k.tried = append(k.tried, c)
+		err := error(nil)
+		if k.fail != nil {
+			err = k.fail(c)
+		}
+		if err == nil {
+			err = applyModel(k.state, c)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s %s %s: %w", c.Op, c.Kind(), c.Entry, err))
+			continue
+		}
+		k.writes++
+		if k.during != nil {
+			k.during()
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// edit lets a test meddle.
+func (k *fakeKernel) edit(f func(State)) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	f(k.state)
+}
+
+func (k *fakeKernel) counts() (dumps, writes int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.dumps, k.writes
+}
+
+func (k *fakeKernel) content() State {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.state.Clone()
+}
+
+// vandalise damages s in one random way that a real kernel allows.
+func vandalise(rng *rand.Rand, s State) {
+	links := sorted(s.Links)
+	if len(links) == 0 {
+		return
+	}
+	l := links[rng.IntN(len(links))]
+	changed := l
+	switch rng.IntN(7) {
+	case 0:
+		s.drop(l.Name)
+	case 1:
+		changed.MAC, changed.MTU = mac(888), 1300
+		_ = applyModel(s, Change{Op: Modify, Entry: changed})
+	case 2:
+		changed.Up = false
+		_ = applyModel(s, Change{Op: Modify, Entry: changed})
+	case 3:
+		pick(rng, s.Routes)
+	case 4:
+		pick(rng, s.Neighs)
+	case 5:
+		pick(rng, s.FDB)
+		_ = applyModel(s, Change{Op: Add, Entry: FDB{l.Name, mac(777), host(4, 7)}})
+	case 6:
+		for _, a := range sorted(s.Addrs) {
+			_ = applyModel(s, Change{Op: Delete, Entry: a})
+		}
+	}
+}
+
+// pick removes one element.
+func pick[E entryOf[E]](rng *rand.Rand, s Set[E]) {
+	if all := sorted(s); len(all) > 0 {
+		delete(s, all[rng.IntN(len(all))])
+	}
+}
