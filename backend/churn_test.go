@@ -99,6 +99,7 @@ func churn(t *testing.T) (stop func()) {
 // and counts on one pass of diff and apply to mend it, or two where one
 // damage hides another.
 func TestVandal(t *testing.T) {
+	t.Parallel()
 	enterNetns(t)
 	walkNetns(t)
 	run(t, "ip route add 10.42.200.0/24 via 10.1.0.77")

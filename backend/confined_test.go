@@ -77,6 +77,7 @@ func setCapabilities() error {
 // no_new_privs and a read-only /proc/sys, as the manifests give weftd: this
 // same test, executed again.
 func TestConfined(t *testing.T) {
+	t.Parallel()
 	if os.Getenv(stageVar) == "confined" {
 		confinedWalk(t)
 		return

@@ -55,6 +55,7 @@ func TestEntries(t *testing.T) {
 		l := link(f)
 		for _, c := range entryCases(f, l.Name) {
 			t.Run(c.name+" over "+f.String(), func(t *testing.T) {
+				t.Parallel()
 				enterNetns(t)
 				addUnderlay(t)
 				k := newKernel(t, l.Name)
@@ -269,6 +270,7 @@ func TestOddEntries(t *testing.T) {
 				name = c.name + " wanted"
 			}
 			t.Run(name, func(t *testing.T) {
+				t.Parallel()
 				enterNetns(t)
 				addUnderlay(t)
 				l := link(subnet.IPv4)

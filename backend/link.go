@@ -34,6 +34,7 @@ type ForeignDeviceError struct {
 	Kind string // what holds it: "bridge", "veth", ...
 }
 
+// Error names the device and what it is.
 func (e *ForeignDeviceError) Error() string {
 	return fmt.Sprintf("device %s is a %s, not ours: delete or rename it", e.Dev, e.Kind)
 }

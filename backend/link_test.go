@@ -146,6 +146,7 @@ func setVXLAN(attr int, value []byte) func(t *testing.T) {
 func TestLinkDrift(t *testing.T) {
 	for _, d := range slices.Concat([]drift{{name: "none"}, {name: "none IPv6", family: subnet.IPv6}}, createdWith(), changedLater()) {
 		t.Run(d.name, func(t *testing.T) {
+			t.Parallel()
 			enterNetns(t)
 			addUnderlay(t)
 			if d.family == 0 {
@@ -257,6 +258,7 @@ func TestForeignDevice(t *testing.T) {
 		{"alternative name", "ip link property add dev u0 altname weft.1", "device weft.1 is a veth called u0 with that alternative name, not ours"},
 	} {
 		t.Run(c.kind, func(t *testing.T) {
+			t.Parallel()
 			enterNetns(t)
 			addUnderlay(t)
 			run(t, c.make)
@@ -343,6 +345,7 @@ func TestLinkErrors(t *testing.T) {
 		{"unknown mode", nil, func(l *overlay.Link) { l.AddrGen = "magic" }, overlay.Add, []string{`addrgenmode "magic"`, "stable_secret"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			enterNetns(t)
 			addUnderlay(t)
 			for _, s := range c.setup {
@@ -382,6 +385,7 @@ func TestAddOverLink(t *testing.T) {
 		stays bool
 	}{{"", true}, {"learning", true}, {"l2miss", false}, {"dstport 4789", false}} {
 		t.Run(c.extra, func(t *testing.T) {
+			t.Parallel()
 			enterNetns(t)
 			addUnderlay(t)
 			byHand(t, subnet.IPv4, c.extra)

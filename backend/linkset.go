@@ -178,16 +178,23 @@ func (k *Kernel) modifyLink(ctx context.Context, index int, have, want overlay.L
 		}
 	}
 	if have.Up != want.Up {
-		h := head()
-		h.Change = unix.IFF_UP
-		if want.Up {
-			h.Flags = unix.IFF_UP
-		}
-		if err := k.conn.change(ctx, request(unix.RTM_SETLINK, 0, h)); err != nil {
-			errs = append(errs, k.explainUp(ctx, want, err))
+		if err := k.setUp(ctx, head(), want); err != nil {
+			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// setUp sets the device that h names up or down, as want says.
+func (k *Kernel) setUp(ctx context.Context, h *nl.IfInfomsg, want overlay.Link) error {
+	h.Change = unix.IFF_UP
+	if want.Up {
+		h.Flags = unix.IFF_UP
+	}
+	if err := k.conn.change(ctx, request(unix.RTM_SETLINK, 0, h)); err != nil {
+		return k.explainUp(ctx, want, err)
+	}
+	return nil
 }
 
 // learningRequest changes a VXLAN device in place. Such a request may carry

@@ -74,13 +74,16 @@ func decodeNICAddr(msg []byte) (a nicAddr, index int, ok bool) {
 	return a, int(u32(msg[4:])), a.ip.IsValid()
 }
 
-// usable says why n cannot be an underlay, or "".
-func (f *finder) usable(n nic) string {
+// usable says why n cannot be an underlay, or "". named says that an operator
+// wrote its name or address.
+func (f *finder) usable(n nic, named bool) string {
 	switch {
 	case slices.Contains(f.spec.Skip, n.name):
 		return "is our own"
 	case n.flags&unix.IFF_LOOPBACK != 0:
 		return "is loopback"
+	case n.kind == kindVXLAN && !named:
+		return "is a VXLAN device"
 	case n.flags&unix.IFF_UP == 0:
 		return "is down"
 	}

@@ -89,3 +89,10 @@ func TestSysctls(t *testing.T) {
 		}
 	}
 }
+
+// TestNoVXLAN: what an operator reads when the driver is missing, which this
+// kernel cannot be made to say.
+func TestNoVXLAN(t *testing.T) {
+	err := (&Kernel{}).explainCreate(t.Context(), link(4), unix.EOPNOTSUPP)
+	wantErr(t, err, "no VXLAN support", "modprobe vxlan", "Linux 5.10 or newer")
+}

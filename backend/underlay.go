@@ -39,7 +39,8 @@ var ErrNoUnderlay = errors.New("no underlay device")
 // tried and which devices exist, and with another error for a bad regular
 // expression or when the kernel does not answer.
 //
-// A device must be up and no loopback. An address must not be link-local,
+// A device must be up and no loopback, and a VXLAN device must be named: no
+// regular expression or route may lead weft to run over itself. An address must not be link-local,
 // tentative, deprecated or temporary (RFC 8981), and secondary IPv4 addresses
 // come after primary ones; one that is named in spec may be secondary,
 // deprecated or temporary.
@@ -87,6 +88,7 @@ type candidate struct {
 	index int
 	pin   netip.Addr
 	by    string // the selector as an operator writes it
+	named bool   // by its name or address
 }
 
 // finder is one search. tried collects what the selectors led to.
@@ -131,7 +133,7 @@ func (f *finder) candidates(ctx context.Context, family subnet.Family) error {
 	}
 	for _, a := range f.spec.PublicIPs {
 		if n, ok := f.owner(a); ok {
-			f.cands = append(f.cands, candidate{n.index, a, "public address " + a.String()})
+			f.cands = append(f.cands, candidate{index: n.index, pin: a, by: "public address " + a.String()})
 		} else {
 			f.try("public address %s (on no device)", a)
 		}
@@ -143,7 +145,7 @@ func (f *finder) byIface(s string) {
 	by := "interface " + s
 	if a, err := netip.ParseAddr(s); err == nil {
 		if n, ok := f.owner(a); ok {
-			f.cands = append(f.cands, candidate{n.index, a.Unmap(), by})
+			f.cands = append(f.cands, candidate{index: n.index, pin: a.Unmap(), by: by, named: true})
 			return
 		}
 		f.try("%s (on no device)", by)
@@ -151,7 +153,7 @@ func (f *finder) byIface(s string) {
 	}
 	for _, n := range f.nics {
 		if n.name == s {
-			f.cands = append(f.cands, candidate{index: n.index, by: by})
+			f.cands = append(f.cands, candidate{index: n.index, by: by, named: true})
 			return
 		}
 	}
@@ -166,13 +168,13 @@ func (f *finder) byRegex(s string) error {
 	by, before := "regular expression "+s, len(f.cands)
 	for _, n := range f.nics {
 		for _, a := range n.addrs {
-			if re.MatchString(a.ip.String()) && f.usable(n) == "" {
-				f.cands = append(f.cands, candidate{n.index, a.ip, by})
+			if re.MatchString(a.ip.String()) && f.usable(n, false) == "" {
+				f.cands = append(f.cands, candidate{index: n.index, pin: a.ip, by: by})
 			}
 		}
 	}
 	for _, n := range f.nics {
-		if re.MatchString(n.name) && f.usable(n) == "" {
+		if re.MatchString(n.name) && f.usable(n, false) == "" {
 			f.cands = append(f.cands, candidate{index: n.index, by: by})
 		}
 	}
@@ -192,7 +194,7 @@ func (f *finder) byRoute(ctx context.Context, to netip.Addr) error {
 	case err != nil:
 		return fmt.Errorf("look up the %s: %w", by, err)
 	}
-	f.cands = append(f.cands, candidate{index, src, by})
+	f.cands = append(f.cands, candidate{index: index, pin: src, by: by})
 	return nil
 }
 
@@ -203,7 +205,7 @@ func (f *finder) byDefaultRoute(ctx context.Context, family subnet.Family) error
 	}
 	by := fmt.Sprintf("%v default route", family)
 	for _, r := range routes {
-		f.cands = append(f.cands, candidate{r.hops[0].index, r.src, by})
+		f.cands = append(f.cands, candidate{index: r.hops[0].index, pin: r.src, by: by})
 	}
 	if len(routes) == 0 {
 		f.try("%s (there is none)", by)
@@ -230,7 +232,7 @@ func (f *finder) pick(family subnet.Family) (overlay.Underlay, bool) {
 			continue
 		}
 		n := f.nics[i]
-		if why := f.usable(n); why != "" {
+		if why := f.usable(n, c.named); why != "" {
 			f.try("%s (%s %s)", c.by, n.name, why)
 			continue
 		}
@@ -266,7 +268,7 @@ func (f *finder) describe(n nic) string {
 	if len(addrs) > 0 {
 		notes = append(notes, strings.Join(addrs, " "))
 	}
-	if why := f.usable(n); why != "" {
+	if why := f.usable(n, false); why != "" {
 		notes = append(notes, why)
 	}
 	if len(notes) == 0 {

@@ -253,6 +253,7 @@ func walkNetns(t *testing.T) {
 // the dump is what is desired, and a further pass writes nothing: an outside
 // observer hears nothing of it.
 func TestWalk(t *testing.T) {
+	t.Parallel()
 	enterNetns(t)
 	walkNetns(t)
 	walk(t, 200)
@@ -324,6 +325,7 @@ func passes(from, to scenario) int {
 // random walk may miss. The order is a de Bruijn sequence, so that it takes
 // one step a pair.
 func TestWalkPairs(t *testing.T) {
+	t.Parallel()
 	enterNetns(t)
 	walkNetns(t)
 	k := newKernel(t, walkDevices()...)

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package backend
+
+import (
+	"fmt"
+	"net/netip"
+	"runtime"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"weft.dev/weft/overlay"
+	"weft.dev/weft/subnet"
+)
+
+// manyPeers is a node with n peers on one device.
+func manyPeers(n int) overlay.State {
+	l := link(subnet.IPv4)
+	s := state(l)
+	for i := range n {
+		base := netip.AddrFrom4([4]byte{100, 64 + byte(i>>8), byte(i), 0})
+		m := subnet.MAC{0x0a, 0x58, 1, 0, byte(i >> 8), byte(i)}
+		s.Add(overlay.FDB{Dev: l.Name, MAC: m, Dst: netip.AddrFrom4([4]byte{10, 9, byte(i >> 8), byte(i)})})
+		s.Add(overlay.Neigh{Dev: l.Name, IP: base, MAC: m})
+		s.Add(overlay.Route{Dev: l.Name, Dst: netip.PrefixFrom(base, 24), Via: base, Metric: 1024 + uint32(i)%4096, Onlink: true, Proto: 87})
+	}
+	return s
+}
+
+// BenchmarkProgram measures an empty device being given all peers, and
+// BenchmarkDump the reading of them: the two halves of a pass.
+func BenchmarkProgram(b *testing.B) { bench(b, true) }
+func BenchmarkDump(b *testing.B)    { bench(b, false) }
+
+func bench(b *testing.B, program bool) {
+	for _, n := range []int{1000, 10000, 20000} {
+		b.Run(fmt.Sprintf("peers=%d", n), func(b *testing.B) {
+			runtime.LockOSThread()
+			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+				b.Fatal(err)
+			}
+			addUnderlay(b)
+			k := newKernel(b, "weft.1")
+			want := manyPeers(n)
+			changes := overlay.Diff(want, overlay.NewState())
+			mustApply(b, k, changes...)
+			for b.Loop() {
+				if !program {
+					mustDump(b, k)
+					continue
+				}
+				b.StopTimer()
+				mustApply(b, k, del(link(subnet.IPv4)), add(link(subnet.IPv4)))
+				b.StartTimer()
+				mustApply(b, k, changes...)
+			}
+			b.StopTimer()
+			wantState(b, k, want)
+		})
+	}
+}
