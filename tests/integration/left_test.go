@@ -83,7 +83,7 @@ func namespaces(pid int) []string {
 // that this process is in.
 func footprint(t *testing.T, id string) []string {
 	t.Helper()
-	own, err := os.Readlink("/proc/self/ns/net")
+	own, err := os.Readlink("/proc/thread-self/ns/net")
 	must(t, err)
 	var out []string
 	for _, pid := range members(id) {

@@ -237,6 +237,16 @@ func TestUsage(t *testing.T) {
 	}
 }
 
+// Without root the program says so, and nothing else.
+func TestNeedsRoot(t *testing.T) {
+	t.Parallel()
+	p := lab(t, "run")
+	p.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}} // nobody
+	if err := p.Run(); err == nil || !strings.Contains(p.said(), "needs root") {
+		t.Errorf("%v; it says %q", err, p.said())
+	}
+}
+
 // The tools that a lab needs are named when they are missing, with what
 // installs them.
 func TestMissingToolsAreNamed(t *testing.T) {

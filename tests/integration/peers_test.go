@@ -120,6 +120,7 @@ func TestPeerLeavesAndJoins(t *testing.T) {
 		must(t, err)
 		must(t, mentions(ctx, n1, true, addresses(came, n4.Underlay())...))
 		must(t, mentions(ctx, n2, true, addresses(came, n4.Underlay())...))
+		w.atLeast(ctx, t, sample(1000, 200))
 		w.noneLost(t)
 		pod, err := n4.AddPod(ctx, "n4-p1")
 		must(t, err)

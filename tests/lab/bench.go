@@ -41,7 +41,7 @@ func (r *Report) measure(ctx context.Context, l *netlab.Lab, o options) error {
 		if _, ok := b.Addr(f); ok {
 			r.Throughput = append(r.Throughput, Throughput{
 				From: a.Name(), To: b.Name(), Family: familyNumber(f), Seconds: o.IperfSeconds,
-				Pod: []float64{}, Host: []float64{},
+				Pod: []float64{}, Host: []float64{}, Ratios: []float64{},
 			})
 		}
 	}
@@ -60,11 +60,10 @@ func (r *Report) measure(ctx context.Context, l *netlab.Lab, o options) error {
 	}
 	for i := range r.Throughput {
 		t := &r.Throughput[i]
-		var ratios []float64
 		for j := range t.Host {
-			ratios = append(ratios, t.Pod[j]/t.Host[j])
+			t.Ratios = append(t.Ratios, t.Pod[j]/t.Host[j])
 		}
-		t.Ratio = median(ratios)
+		t.Ratio = median(t.Ratios)
 	}
 	return nil
 }

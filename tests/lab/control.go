@@ -61,6 +61,7 @@ func (o options) inside(ctx context.Context, stdout, stderr io.Writer) (ok bool,
 	if o.Output == "json" {
 		e := json.NewEncoder(stdout)
 		e.SetIndent("", "  ")
+		e.SetEscapeHTML(false) // "->" is not for a browser
 		err = e.Encode(report)
 	} else {
 		err = report.table(stdout)

@@ -137,28 +137,19 @@ func checkSize(ctx context.Context, from, to *netlab.Pod, addr netip.Addr) Size 
 	return s
 }
 
-// addressAll connects every pod with every other pod and with every node,
-// both ways, and compares the client's address at both ends.
-func (r *Report) addressAll(ctx context.Context, l *netlab.Lab) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	var places []*netlab.Place
-	for _, n := range l.Nodes() {
-		places = append(places, n.Place)
-	}
-	for _, p := range l.Pods() {
-		places = append(places, p.Place)
-	}
-	for _, p := range places {
-		if err := p.ServeAddress(ctx); err != nil {
-			return err
-		}
-	}
-	var froms []*netlab.Place
+// A connection is one client address to check.
+type connection struct {
+	from *netlab.Place
+	Address
+}
+
+// connections lists every pod with every other pod and with every node, both
+// ways.
+func connections(l *netlab.Lab) ([]connection, error) {
+	var out []connection
 	add := func(kind string, from *netlab.Place, to string, servers []netip.Addr) {
 		for _, s := range servers {
-			r.Addresses = append(r.Addresses, Address{Kind: kind, From: from.Name(), To: to, Server: s})
-			froms = append(froms, from)
+			out = append(out, connection{from, Address{Kind: kind, From: from.Name(), To: to, Server: s}})
 		}
 	}
 	for _, p := range l.Pods() {
@@ -169,25 +160,64 @@ func (r *Report) addressAll(ctx context.Context, l *netlab.Lab) error {
 		}
 		for _, n := range l.Nodes() {
 			add("node to pod", n.Place, p.Name(), p.Addrs())
-			add("pod to node", p.Place, n.Name(), n.Underlay())
+			env, err := n.SubnetEnv()
+			if err != nil {
+				return nil, err
+			}
+			own := n.Underlay()
+			for _, s := range env.Subnets {
+				own = append(own, s.Addr()) // the bridge's, its pods' gateway
+			}
+			add("pod to node", p.Place, n.Name(), within(p, own))
 		}
 	}
+	return out, nil
+}
+
+// addressAll makes all connections and compares the client's address at both
+// ends.
+func (r *Report) addressAll(ctx context.Context, l *netlab.Lab) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	for _, n := range l.Nodes() {
+		if err := n.ServeAddress(ctx); err != nil {
+			return err
+		}
+	}
+	for _, p := range l.Pods() {
+		if err := p.ServeAddress(ctx); err != nil {
+			return err
+		}
+	}
+	all, err := connections(l)
+	if err != nil {
+		return err
+	}
+	r.Addresses = make([]Address, len(all))
 	var g errgroup.Group
 	g.SetLimit(atOnce)
-	for i := range r.Addresses {
-		a, from := &r.Addresses[i], froms[i]
+	for i, c := range all {
 		g.Go(func() error {
+			a := c.Address
 			var err error
-			a.Seen, a.Own, err = from.AskAddress(ctx, a.Server)
+			a.Seen, a.Own, err = c.from.AskAddress(ctx, a.Server)
 			if err == nil && a.Seen != a.Own {
 				err = fmt.Errorf("the client is %s and %s sees %s", a.Own, a.Server, a.Seen)
 			}
 			a.OK, a.Error = verdict(err)
+			r.Addresses[i] = a
 			return nil
 		})
 	}
-	g.Wait() // each verdict is in the report
-	return nil
+	return g.Wait()
+}
+
+// within returns those of the addresses whose family the pod has.
+func within(p *netlab.Pod, addrs []netip.Addr) []netip.Addr {
+	return slices.DeleteFunc(addrs, func(a netip.Addr) bool {
+		_, ok := p.Addr(subnet.FamilyOf(a))
+		return !ok
+	})
 }
 
 // statusAll asks `weft status` on every node, and checks once more that the

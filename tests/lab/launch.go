@@ -112,7 +112,7 @@ func (l *launcher) command() *cobra.Command {
 		f.StringVarP(&l.Output, "output", "o", "table", "table or json")
 		f.BoolVar(&l.Keep, "keep", false, "leave the lab standing after the checks")
 		f.IntVar(&l.IperfSeconds, "iperf-seconds", 1, "length of one iperf3 measurement, seconds; 0 measures nothing")
-		f.IntVar(&l.Rounds, "iperf-rounds", 3, "measurements of each kind, interleaved")
+		f.IntVar(&l.Rounds, "iperf-rounds", 5, "measurements of each kind, interleaved")
 	}
 	l.networkFlags(up.Flags())
 	root.AddCommand(run, up, down, list, exec)

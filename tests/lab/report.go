@@ -81,9 +81,10 @@ type Address struct {
 }
 
 // Throughput compares one TCP stream between two pods with one between their
-// nodes, in Mbit/s as the receiver counts. The rounds are interleaved; Ratio
-// is the median of each round's pod/host, 0 when there is no host of that
-// family.
+// nodes, in Mbit/s as the receiver counts. The rounds are interleaved; Ratios
+// are each round's pod/host and Ratio is their median, 0 when there is no host
+// of that family. A handful of rounds shows that nothing is badly wrong; it is
+// no benchmark.
 type Throughput struct {
 	From    string    `json:"from"`
 	To      string    `json:"to"`
@@ -91,6 +92,7 @@ type Throughput struct {
 	Seconds int       `json:"seconds"` // of one measurement
 	Pod     []float64 `json:"podMbits"`
 	Host    []float64 `json:"hostMbits"`
+	Ratios  []float64 `json:"ratios"`
 	Ratio   float64   `json:"ratio"`
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"strings"
 	"text/tabwriter"
 )
@@ -156,16 +157,17 @@ func (r *Report) speeds(w io.Writer) {
 	if len(r.Throughput) == 0 {
 		return
 	}
-	fmt.Fprintln(w, "IPERF3, ONE TCP STREAM\tHOST TO HOST\tPOD TO POD\tPOD/HOST")
+	fmt.Fprintln(w, "IPERF3, ONE TCP STREAM\tHOST TO HOST\tPOD TO POD\tPOD/HOST\tFROM..TO")
 	for _, t := range r.Throughput {
-		host, ratio := "-", "-"
+		host, ratio, span := "-", "-", "-"
 		if len(t.Host) > 0 {
 			host, ratio = gbits(t.Host), fmt.Sprintf("%.2f", t.Ratio)
+			span = fmt.Sprintf("%.2f..%.2f", slices.Min(t.Ratios), slices.Max(t.Ratios))
 		}
-		fmt.Fprintf(w, "%s -> %s, IPv%d\t%s\t%s\t%s\n", t.From, t.To, t.Family, host, gbits(t.Pod), ratio)
+		fmt.Fprintf(w, "%s -> %s, IPv%d\t%s\t%s\t%s\t%s\n", t.From, t.To, t.Family, host, gbits(t.Pod), ratio, span)
 	}
 	t := r.Throughput[0]
-	fmt.Fprintf(w, "medians of %d interleaved rounds of %d s; %d CPUs, Linux %s\n", len(t.Pod), t.Seconds, r.CPUs, r.Kernel)
+	fmt.Fprintf(w, "medians of %d interleaved rounds of %d s on %d CPUs, Linux %s; an impression, not a benchmark\n", len(t.Pod), t.Seconds, r.CPUs, r.Kernel)
 	fmt.Fprintln(w)
 }
 

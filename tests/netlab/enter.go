@@ -35,7 +35,7 @@ const directoryPath = stateDir + "/directory.json"
 
 // writeDirectory lists the lab's places for runEnter.
 func (l *Lab) writeDirectory() error {
-	places := map[string]door{"fabric": {Net: fmt.Sprintf("/proc/%d/ns/net", os.Getpid())}}
+	places := map[string]door{"fabric": {Net: "/proc/1/ns/net"}} // init's
 	for _, n := range l.Nodes() {
 		ns := fmt.Sprintf("/proc/%d/ns/", n.holder.Pid)
 		places[n.name] = door{Net: ns + "net", Mnt: ns + "mnt", UTS: ns + "uts"}

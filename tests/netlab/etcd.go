@@ -19,6 +19,8 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 )
 
 const etcdPort = 2379
@@ -70,6 +72,11 @@ func (l *Lab) openStore(ctx context.Context) error {
 		Endpoints: l.store.endpoints(), DialTimeout: 5 * time.Second,
 		Username: l.cfg.Auth.Username, Password: l.cfg.Auth.Password,
 		Logger: zap.NewNop(), // failures come back as errors
+		// etcd comes and goes here, and every second of waiting is a test's.
+		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1.5, MaxDelay: 200 * time.Millisecond},
+			MinConnectTimeout: time.Second,
+		})},
 	}
 	tls := transport.TLSInfo{TrustedCAFile: l.cfg.Auth.CAFile, CertFile: l.cfg.Auth.CertFile, KeyFile: l.cfg.Auth.KeyFile}
 	var err error

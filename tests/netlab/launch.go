@@ -181,7 +181,7 @@ func (Launch) pipes() (*pipes, error) {
 	var err error
 	if p.lifeRead, p.lifeWrite, err = os.Pipe(); err == nil {
 		if p.reportRead, p.reportWrite, err = os.Pipe(); err == nil {
-			p.outside, err = os.Open("/proc/self/ns/net")
+			p.outside, err = os.Open("/proc/thread-self/ns/net")
 		}
 	}
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"syscall"
 
@@ -46,6 +47,9 @@ func Stage(args []string) (code int, ran bool) {
 	}
 	run, ok := stages[args[0]]
 	if !ok {
+		// Threads enter namespaces and end there (Place.on). The main thread
+		// cannot end, and /proc/PID is its view: keep it here.
+		runtime.LockOSThread()
 		return 0, false
 	}
 	err := run(args[1:])
