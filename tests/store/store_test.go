@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package store holds the tests of subnet/etcd against real servers: the
+// current line of etcd embedded, and the distribution's stock server.
+package store
+
+import (
+	"testing"
+
+	"weft.dev/weft/tests/etcdtest"
+)
+
+// TestStore runs every case on every kind of server, in parallel, each under
+// a prefix of its own.
+func TestStore(t *testing.T) {
+	t.Parallel()
+	for _, kind := range etcdtest.Kinds() {
+		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel()
+			srv := etcdtest.New(t, kind, etcdtest.Options{})
+			for _, c := range cases() {
+				t.Run(c.name, func(t *testing.T) {
+					t.Parallel()
+					c.test(newEnv(t, srv))
+				})
+			}
+		})
+	}
+}
+
+type testCase struct {
+	name string
+	test func(*env)
+}
+
+func cases() []testCase {
+	return []testCase{
+		{"acquire writes flannel's key and value", acquire},
+		{"acquire in both families", acquireDual},
+		{"acquire IPv6 alone", acquireIPv6Alone},
+		{"restart reuses the subnet", restartReuses},
+		{"restart with another address updates the value", restartNewAddress},
+		{"host set up anew with the same address reuses", reinstalledReuses},
+		{"flannel's lease of this address is taken over", takesOverFlannel},
+		{"flannel's leases of others are respected", coexistsWithFlannel},
+		{"lease that no longer fits is replaced", incompatibleReplaced},
+		{"lease that an older one overlaps is replaced", overlappedReplaced},
+		{"second family is added to the first", familyAdded},
+		{"older lease of ours is removed", duplicateRemoved},
+		{"previous subnet is granted again", previousSubnet},
+		{"previous subnet that is taken is not", previousTaken},
+		{"junk value still occupies its subnet", junkOccupies},
+		{"reservation by address stays one", reservationByAddress},
+		{"reservation by name stays one", reservationByName},
+		{"live lease put without etcd lease becomes a reservation", becomesReservation},
+		{"renewal keeps the key past its time to live", renewal},
+		{"outage past the time to live", outage},
+		{"asleep past the time to live, nobody came", asleepUntaken},
+		{"asleep past the time to live, subnet taken", asleepTaken},
+		{"asleep past the time to live, overlap taken", asleepOverlapped},
+		{"own key deleted comes back", ownKeyDeleted},
+		{"own reservation deleted comes back", ownReservationDeleted},
+		{"own value altered is mended", ownValueAltered},
+		{"own value overwritten with junk is mended", ownValueJunk},
+		{"own key taken by another fences", ownKeyTaken},
+		{"clone with our instance fences the first", cloneTakesOver},
+		{"clone with another instance is refused", cloneRefused},
+		{"pool exhausted waits", poolExhausted},
+		{"IPv6 alone beside flannel is refused", ipv6AloneBesideFlannel},
+		{"configuration is waited for", configWaits},
+		{"watch follows a MAC change", watchMAC},
+		{"watch is silent when nothing changes", watchSilent},
+		{"watch ignores a neighbouring prefix", watchNeighbour},
+		{"watch survives junk", watchJunk},
+		{"watch survives compaction", watchCompaction},
+		{"watch notices half-open TCP", watchHalfOpen},
+		{"close leaks nothing", closeLeaksNothing},
+	}
+}
