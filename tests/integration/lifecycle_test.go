@@ -68,6 +68,12 @@ func (p *program) said() string {
 func (p *program) started(t *testing.T, text string) {
 	t.Helper()
 	must(t, p.Start())
+	p.says(t, text)
+}
+
+// says waits until the program has said text.
+func (p *program) says(t *testing.T, text string) {
+	t.Helper()
 	eventually(t.Context(), t, "weft-lab says "+text, func() error {
 		if s := p.said(); !strings.Contains(s, text) {
 			return fmt.Errorf("it says\n%s", s)

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"net"
+	"os"
 	"os/exec"
 	"runtime"
 	"slices"
@@ -44,12 +45,12 @@ func TestEtcdOutside(t *testing.T) {
 	})
 }
 
-// outsideEtcd runs Debian's etcd with serverArgs and a lab with labArgs in a
+// outsideEtcd runs Debian's etcd with serverArgs and labs with labArgs in a
 // namespace of their own.
 func outsideEtcd(t *testing.T, url string, serverArgs, labArgs []string) {
-	const other = "/weft/network/config"
 	outside := elsewhere(t, "10.9.9.9/32")
-	server := exec.CommandContext(t.Context(), "etcd", append([]string{"--data-dir", t.TempDir(), "--listen-client-urls", strings.Replace(url, "localhost", "127.0.0.1", 1),
+	listen := strings.Replace(url, "localhost", "127.0.0.1", 1)
+	server := exec.CommandContext(t.Context(), "etcd", append([]string{"--data-dir", t.TempDir(), "--listen-client-urls", listen,
 		"--advertise-client-urls", url, "--listen-peer-urls", "http://127.0.0.1:2380", "--log-level", "error"}, serverArgs...)...)
 	must(t, outside.Start(server))
 	t.Cleanup(func() {
@@ -60,11 +61,16 @@ func outsideEtcd(t *testing.T, url string, serverArgs, labArgs []string) {
 	eventually(t.Context(), t, "etcd takes a key", func() error {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		_, err := client.Put(ctx, other, "of another network")
+		_, err := client.Put(ctx, otherKey, otherValue)
 		return err
 	})
-	p := lab(t, append([]string{"run", "--etcd", url, "--iperf-seconds", "0", "-o", "json"}, labArgs...)...)
-	must(t, outside.Start(p.Cmd))
+	run := func(args ...string) *program {
+		p := lab(t, append(append(args, "--etcd", url), labArgs...)...)
+		must(t, outside.Start(p.Cmd))
+		return p
+	}
+
+	p := run("run", "--iperf-seconds", "0", "-o", "json")
 	if err := p.Wait(); err != nil {
 		t.Fatalf("%v: %s", err, p.said())
 	}
@@ -77,17 +83,46 @@ func outsideEtcd(t *testing.T, url string, serverArgs, labArgs []string) {
 	if !r.OK || !slices.Equal(r.Etcd, []string{url}) {
 		t.Errorf("report: %+v", r)
 	}
+	onlyOther(t, client)
+	gone(t, r.Lab, nil)
+
+	p = run("run", "--iperf-seconds", "0")
+	p.says(t, "pods attached")
+	must(t, p.Process.Signal(os.Interrupt))
+	p.Wait() // its status is the subject of another test
+	onlyOther(t, client)
+
+	id := netlab.NewID()
+	p = run("up", "--nodes", "1", "--pods-per-node", "0", "--name", id)
+	if err := p.Wait(); err != nil {
+		t.Fatalf("%v: %s", err, p.said())
+	}
+	down := lab(t, "down", id)
+	must(t, outside.Start(down.Cmd))
+	if err := down.Wait(); err != nil {
+		t.Errorf("%v: %s", err, down.said())
+	}
+	onlyOther(t, client)
+	gone(t, id, nil)
+}
+
+// A key that a lab must not touch, although weft would look for it.
+const otherKey, otherValue = "/weft/network/config", "of another network"
+
+// onlyOther fails the test if etcd holds anything but the other key, or never
+// did.
+func onlyOther(t *testing.T, client *clientv3.Client) {
+	t.Helper()
 	left, err := client.Get(t.Context(), "/", clientv3.WithPrefix())
 	must(t, err)
 	for _, kv := range left.Kvs {
-		if string(kv.Key) != other || string(kv.Value) != "of another network" {
+		if string(kv.Key) != otherKey || string(kv.Value) != otherValue {
 			t.Errorf("left in etcd: %s = %s", kv.Key, kv.Value)
 		}
 	}
-	if len(left.Kvs) != 1 || left.Header.Revision < 6 { // its config, three leases, and their removal
+	if len(left.Kvs) != 1 || left.Header.Revision < 5 { // ours, the lab's configuration, a lease, their removal
 		t.Errorf("etcd has %d keys at revision %d, want the one that was there, and a lab that has written others", len(left.Kvs), left.Header.Revision)
 	}
-	gone(t, r.Lab, nil)
 }
 
 // outsideClient returns a client of that etcd, with the credentials in labArgs.

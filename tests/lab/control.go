@@ -20,6 +20,7 @@ func control(ctx context.Context, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "weft-lab: options in %s=%q: %v\n", optionsEnv, os.Getenv(optionsEnv), err)
 		return exitUsage
 	}
+	o.Etcd.Password = os.Getenv(passwordEnv)
 	ok, err := o.inside(ctx, stdout, stderr)
 	if err != nil {
 		fmt.Fprintf(stderr, "weft-lab: %v\n", err)
@@ -38,7 +39,7 @@ func (o options) inside(ctx context.Context, stdout, stderr io.Writer) (ok bool,
 	}
 	l, err := netlab.New(ctx, netlab.Config{
 		Nodes: o.Nodes, Underlay: underlay, MTU: o.MTU, Network: o.Network,
-		BinDir: o.BinDir, Etcd: o.Etcd, Auth: o.Auth, AgentArgs: o.Agent, Progress: stderr,
+		BinDir: o.BinDir, Etcd: o.Etcd, AgentArgs: o.Agent, Progress: stderr,
 	})
 	if err != nil {
 		return false, err
@@ -76,5 +77,5 @@ func (o options) inside(ctx context.Context, stdout, stderr io.Writer) (ok bool,
 		}
 		return report.OK, l.Stand(ctx, status)
 	}
-	return report.OK, l.Close(ctx)
+	return report.OK, nil
 }

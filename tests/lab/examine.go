@@ -26,7 +26,7 @@ const atOnce = 8
 // report; an error means that a check could not be made.
 func examine(ctx context.Context, l *netlab.Lab, o options) (*Report, error) {
 	r := &Report{Lab: l.ID(), CPUs: runtime.NumCPU(), Kernel: kernel(), Underlay: o.Underlay, Etcd: []string{}}
-	for _, e := range o.Etcd {
+	for _, e := range o.Etcd.Endpoints {
 		r.Etcd = append(r.Etcd, e.URL)
 	}
 	for _, p := range l.Pods() {

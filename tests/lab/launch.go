@@ -30,8 +30,7 @@ type options struct {
 	Mode         string // "run" or "up"
 	Nodes        int
 	PodsPerNode  int
-	Etcd         []netlab.Endpoint
-	Auth         netlab.Credentials
+	Etcd         netlab.Outside
 	Output       string // "table" or "json"
 	Keep         bool
 	IperfSeconds int
@@ -126,10 +125,10 @@ func (l *launcher) networkFlags(f *pflag.FlagSet) {
 	f.IntVar(&l.Nodes, "nodes", 3, "number of nodes, 1 to 200")
 	f.IntVar(&l.PodsPerNode, "pods-per-node", 2, "pods attached on each node, 0 to 100")
 	f.StringSliceVar(&l.urls, "etcd", nil, "URLs of an etcd to use instead of one inside the lab; the lab's keys are removed after it")
-	f.StringVar(&l.Auth.CAFile, "etcd-cafile", "", "CA certificate (PEM) that signs that etcd's certificates")
-	f.StringVar(&l.Auth.CertFile, "etcd-certfile", "", "client certificate (PEM)")
-	f.StringVar(&l.Auth.KeyFile, "etcd-keyfile", "", "key of the client certificate (PEM)")
-	f.StringVar(&l.Auth.Username, "etcd-username", "", "etcd user; the password is taken from "+passwordEnv)
+	f.StringVar(&l.Etcd.CAFile, "etcd-cafile", "", "CA certificate (PEM) that signs that etcd's certificates")
+	f.StringVar(&l.Etcd.CertFile, "etcd-certfile", "", "client certificate (PEM)")
+	f.StringVar(&l.Etcd.KeyFile, "etcd-keyfile", "", "key of the client certificate (PEM)")
+	f.StringVar(&l.Etcd.Username, "etcd-username", "", "etcd user; the password is taken from "+passwordEnv)
 	f.StringVar(&l.Underlay, "underlay", "dual", "families of the nodes' own addresses: dual, ipv4 or ipv6")
 	f.IntVar(&l.MTU, "mtu", 1500, "MTU of the nodes' links, bytes, 1280 to 65535")
 	f.StringVar(&l.Network, "network", netlab.DefaultNetwork, "network configuration, net-conf.json")
@@ -164,15 +163,15 @@ func (l *launcher) check(cmd *cobra.Command, _ []string) error {
 	if l.BinDir, err = netlab.FindBin(l.BinDir); err != nil {
 		return err
 	}
-	for _, f := range []*string{&l.Auth.CAFile, &l.Auth.CertFile, &l.Auth.KeyFile} {
+	for _, f := range []*string{&l.Etcd.CAFile, &l.Etcd.CertFile, &l.Etcd.KeyFile} {
 		if *f != "" { // nodes run elsewhere
 			if *f, err = filepath.Abs(*f); err != nil {
 				return err
 			}
 		}
 	}
-	l.Auth.Password = os.Getenv(passwordEnv)
-	l.Etcd, err = netlab.ResolveEndpoints(cmd.Context(), l.urls)
+	l.Etcd.Password = os.Getenv(passwordEnv)
+	l.Etcd.Endpoints, err = netlab.ResolveEndpoints(cmd.Context(), l.urls)
 	return err
 }
 
@@ -218,15 +217,29 @@ func (l *launcher) start(ctx context.Context, stay bool) error {
 		l.id = netlab.NewID()
 	}
 	la := netlab.Launch{ID: l.id, Env: []string{optionsEnv + "=" + string(b)}, Stdout: l.stdout, Stderr: l.stderr}
+	stands := false
 	if stay {
-		la.Standing = l.standing
+		la.Standing = func(r netlab.Record) error {
+			err := l.standing(r)
+			stands = err == nil
+			return err
+		}
 	}
 	l.code, err = la.Run(ctx)
+	if stands {
+		return err
+	}
+	// Not the lab's own work: it may have been ended at any moment.
+	if e := l.Etcd.Clean(context.WithoutCancel(ctx), l.id); e != nil {
+		fmt.Fprintf(l.stderr, "weft-lab: keys of lab %s may be left in etcd: %v\n", l.id, e)
+		l.code = max(l.code, exitFailed)
+	}
 	return err
 }
 
 // standing records the lab and says how to use it.
 func (l *launcher) standing(r netlab.Record) error {
+	r.Etcd = l.Etcd
 	if err := r.Save(); err != nil {
 		return err
 	}
@@ -257,7 +270,7 @@ func the(id string) (netlab.Record, error) {
 	return netlab.Record{}, fmt.Errorf("several labs stand, name one of %s", strings.Join(ids, ", "))
 }
 
-func (l *launcher) down(_ *cobra.Command, args []string) error {
+func (l *launcher) down(cmd *cobra.Command, args []string) error {
 	id := ""
 	if len(args) == 1 {
 		id = args[0]
@@ -267,6 +280,10 @@ func (l *launcher) down(_ *cobra.Command, args []string) error {
 		return err
 	}
 	if err := r.Down(); err != nil {
+		return err
+	}
+	r.Etcd.Password = os.Getenv(passwordEnv)
+	if err := r.Etcd.Clean(cmd.Context(), r.ID); err != nil {
 		return err
 	}
 	fmt.Fprintf(l.stderr, "lab %s is gone\n", r.ID)

@@ -15,12 +15,8 @@ import (
 	"sync"
 	"time"
 
-	"go.etcd.io/etcd/client/pkg/v3/transport"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
-	"go.uber.org/zap"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
 )
 
 const etcdPort = 2379
@@ -44,17 +40,10 @@ type store interface {
 	stop() error
 }
 
-// Credentials are how an etcd outside the lab is entered: paths of PEM files,
-// and a user. Empty ones are left out.
-type Credentials struct {
-	CAFile, CertFile, KeyFile string
-	Username, Password        string
-}
-
 // newStore returns the etcd that the configuration asks for, not started.
 func (l *Lab) newStore() store {
-	if len(l.cfg.Etcd) > 0 {
-		return newRelay(l.outer, l.cfg.Etcd)
+	if len(l.cfg.Etcd.Endpoints) > 0 {
+		return newRelay(l.outer, l.cfg.Etcd.Endpoints)
 	}
 	return &etcdProcess{
 		addr: fabricAddr(l.cfg.Underlay[0], fabricHost),
@@ -68,53 +57,15 @@ func (l *Lab) openStore(ctx context.Context) error {
 	if err := l.store.start(ctx); err != nil {
 		return err
 	}
-	c := clientv3.Config{
-		Endpoints: l.store.endpoints(), DialTimeout: 5 * time.Second,
-		Username: l.cfg.Auth.Username, Password: l.cfg.Auth.Password,
-		Logger: zap.NewNop(), // failures come back as errors
-		// etcd comes and goes here, and every second of waiting is a test's.
-		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1.5, MaxDelay: 200 * time.Millisecond},
-			MinConnectTimeout: time.Second,
-		})},
-	}
-	tls := transport.TLSInfo{TrustedCAFile: l.cfg.Auth.CAFile, CertFile: l.cfg.Auth.CertFile, KeyFile: l.cfg.Auth.KeyFile}
-	var err error
-	if strings.HasPrefix(c.Endpoints[0], "https:") {
-		if c.TLS, err = tls.ClientConfig(); err != nil {
-			return fmt.Errorf("etcd credentials: %w", err)
-		}
+	c, err := l.cfg.Etcd.config(l.store.endpoints())
+	if err != nil {
+		return err
 	}
 	l.store.client(&c)
 	if l.client, err = clientv3.New(c); err != nil {
 		return fmt.Errorf("make an etcd client: %w", err)
 	}
 	return l.SetNetwork(ctx, l.cfg.Network)
-}
-
-// agentArgs returns what tells weftd where etcd is, and the additions to its
-// environment: a password does not belong on a command line.
-func (l *Lab) agentArgs() (args, env []string) {
-	endpoints := l.store.endpoints()
-	args = []string{"--etcd-endpoints=" + strings.Join(endpoints, ","), "--etcd-prefix=" + l.cfg.Prefix}
-	for _, e := range endpoints {
-		if strings.HasPrefix(e, "http:") {
-			args = append(args, "--etcd-insecure")
-			break
-		}
-	}
-	for _, f := range [][2]string{
-		{"cafile", l.cfg.Auth.CAFile}, {"certfile", l.cfg.Auth.CertFile},
-		{"keyfile", l.cfg.Auth.KeyFile}, {"username", l.cfg.Auth.Username},
-	} {
-		if f[1] != "" {
-			args = append(args, "--etcd-"+f[0]+"="+f[1])
-		}
-	}
-	if l.cfg.Auth.Password != "" {
-		env = []string{"WEFTD_ETCD_PASSWORD=" + l.cfg.Auth.Password}
-	}
-	return args, env
 }
 
 // SetNetwork writes the network's configuration, net-conf.json, to etcd.
@@ -172,24 +123,6 @@ func (l *Lab) Leases(ctx context.Context) (map[string]string, error) {
 		out[strings.TrimPrefix(string(kv.Key), prefix)] = string(kv.Value)
 	}
 	return out, nil
-}
-
-// Close removes what the lab has written to an etcd outside of it.
-func (l *Lab) Close(ctx context.Context) error {
-	if len(l.cfg.Etcd) == 0 || l.client == nil {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	for _, n := range l.Nodes() {
-		if err := n.KillAgent(); err != nil && !errors.Is(err, errNotRunning) {
-			return err
-		}
-	}
-	if _, err := l.client.Delete(ctx, l.cfg.Prefix+"/", clientv3.WithPrefix()); err != nil {
-		return fmt.Errorf("delete etcd keys %s/: %w", l.cfg.Prefix, err)
-	}
-	return nil
 }
 
 // etcdProcess is an embedded etcd in a process of its own, so that it can be

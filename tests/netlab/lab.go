@@ -31,8 +31,7 @@ type Config struct {
 	MTU       int             // of the fabric's links, bytes; default 1500
 	Network   string          // net-conf.json; default DefaultNetwork
 	BinDir    string          // holds weftd, weft and cni/; default: see FindBin
-	Etcd      []Endpoint      // an etcd outside the lab; default: one inside
-	Auth      Credentials     // for Etcd
+	Etcd      Outside         // an etcd outside the lab; default: one inside
 	Prefix    string          // etcd prefix; default /weft/network, with Etcd /weft-lab/ID/network
 	AgentArgs []string        // further arguments of every weftd
 	Progress  io.Writer       // one line for each step; default: nowhere
@@ -108,8 +107,8 @@ func (l *Lab) complete() error {
 	}
 	if c.Prefix == "" {
 		c.Prefix = "/weft/network"
-		if len(c.Etcd) > 0 {
-			c.Prefix = "/weft-lab/" + l.id + "/network"
+		if len(c.Etcd.Endpoints) > 0 {
+			c.Prefix = outsidePrefix(l.id) + "network"
 		}
 	}
 	if c.Progress == nil {

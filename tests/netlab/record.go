@@ -32,6 +32,7 @@ type Record struct {
 	Nodes   []string  `json:"nodes"`
 	Pods    []string  `json:"pods"`
 	Status  int       `json:"status"` // what Launch.Run returns for it
+	Etcd    Outside   `json:"etcd"`   // for the launcher to fill in and clean
 }
 
 // errGone is returned for a record whose lab has ended.

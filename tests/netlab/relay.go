@@ -19,50 +19,6 @@ import (
 	"google.golang.org/grpc"
 )
 
-// An Endpoint is a URL of an etcd outside the lab, and where it is.
-type Endpoint struct {
-	URL  string
-	Addr netip.AddrPort
-}
-
-// ResolveEndpoints finds out where URLs lead, since a lab has no resolver.
-func ResolveEndpoints(ctx context.Context, urls []string) ([]Endpoint, error) {
-	var out []Endpoint
-	for _, s := range urls {
-		u, err := url.Parse(s)
-		if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
-			return nil, fmt.Errorf("etcd endpoint %q: want a URL like http://10.0.0.1:2379 or https://etcd.example:2379", s)
-		}
-		if u.Port() == "" {
-			u.Host = net.JoinHostPort(u.Hostname(), fmt.Sprint(etcdPort))
-		}
-		ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", u.Hostname())
-		if err != nil {
-			return nil, fmt.Errorf("etcd endpoint %q: %w", s, err)
-		}
-		slices.SortFunc(ips, func(a, b netip.Addr) int { return a.Unmap().BitLen() - b.Unmap().BitLen() }) // IPv4 first
-		addr, err := netip.ParseAddrPort(net.JoinHostPort(ips[0].Unmap().String(), u.Port()))
-		if err != nil {
-			return nil, fmt.Errorf("etcd endpoint %q: %w", s, err)
-		}
-		out = append(out, Endpoint{URL: u.String(), Addr: addr})
-	}
-	return out, nil
-}
-
-// hosts returns the line of /etc/hosts that makes the URL's name lead to Addr
-// on a node, or "" if it does anyhow.
-func (e Endpoint) hosts() string {
-	u, err := url.Parse(e.URL)
-	if err != nil || u.Hostname() == "localhost" {
-		return ""
-	}
-	if _, err := netip.ParseAddr(u.Hostname()); err == nil {
-		return ""
-	}
-	return e.Addr.Addr().String() + " " + u.Hostname() + "\n"
-}
-
 // relay carries connections from nodes to an etcd outside the lab. On every
 // node it listens at etcd's own address, so that URLs and certificates fit;
 // it connects from the launcher's network namespace. No packet is routed
