@@ -231,7 +231,8 @@ func peersLike(n int) []subnet.Lease {
 }
 
 // BenchmarkPass is the pure part of a pass over a dual-stack cluster: of the
-// first one, with all to do, and of an audit that finds nothing.
+// first, with all to do, of one after a change of the leases, and of an audit
+// with the same inputs, which is a comparison.
 func BenchmarkPass(b *testing.B) {
 	self, cfg := testSelf([2]subnet.Family{4, 4}, [2]subnet.Family{6, 6}), testConfig()
 	cfg.Networks[0].Prefix = prefix("10.0.0.0/8")
@@ -241,13 +242,27 @@ func BenchmarkPass(b *testing.B) {
 		if len(full.Routes) != 2*n || len(problems) != 0 {
 			b.Fatalf("%d routes, problems %v", len(full.Routes), problems)
 		}
-		for name, have := range map[string]State{"first": NewState(), "audit": full} {
-			b.Run(fmt.Sprintf("%s/%d", name, n), func(b *testing.B) {
+		same := full.Clone()
+		for _, bm := range []struct {
+			name    string
+			changes int
+			pass    func() Changes
+		}{
+			{"first", 2 + 2 + 6*n, func() Changes {
+				want, _ := Desired(self, cfg, leases, NewState())
+				return Diff(want, NewState())
+			}},
+			{"change", 6, func() Changes {
+				want, _ := Desired(self, cfg, leases[1:], full)
+				return Diff(want, full)
+			}},
+			{"audit", 0, func() Changes { return Diff(full, same) }},
+		} {
+			b.Run(fmt.Sprintf("%s/%d", bm.name, n), func(b *testing.B) {
 				b.ReportAllocs()
 				for b.Loop() {
-					want, _ := Desired(self, cfg, leases, have)
-					if c := Diff(want, have); c.Empty() != (name == "audit") {
-						b.Fatalf("%d changes", len(c))
+					if c := bm.pass(); len(c) != bm.changes {
+						b.Fatalf("%d changes, want %d", len(c), bm.changes)
 					}
 				}
 			})

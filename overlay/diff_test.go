@@ -138,6 +138,7 @@ func TestDiffNamedCases(t *testing.T) {
 	fdb, neigh := FDB{"weft.1", mac(2), addr("10.0.0.2")}, Neigh{"weft.1", route.Via, mac(2)}
 	other := with(func(l *Link) { l.Name, l.Local = "weft6.1", addr("fd01::1") })
 	own, sourced := Addr{"weft.1", prefix("10.5.1.0/32")}, routeWith(func(r *Route) { r.Dev, r.Src = "weft6.1", addr("10.5.1.0") })
+	second := Addr{"weft6.1", own.Prefix}
 	onLink := routeWith(func(r *Route) { r.Dst, r.Via, r.Src = pods(4, 3), pods(4, 3).Addr(), addr("10.5.1.0") })
 	foreign := routeWith(func(r *Route) { r.Dst, r.Onlink, r.Proto, r.Metric = pods(4, 9), false, 4, 0 })
 	for _, tt := range []struct {
@@ -217,8 +218,14 @@ ip route add 10.5.2.0/24 via 10.5.2.0 dev weft6.1 proto 87 src 10.5.1.0 metric 1
 `,
 		},
 		{
+			"a source address that is on another link too stays, and so do its routes",
+			state(link, other, second, sourced), state(with(func(l *Link) { l.Port = 4789 }), other, own, second, sourced),
+			`ip link del weft.1 && ip link add weft.1 address 0a:00:00:00:00:01 mtu 1450 type vxlan id 1 local 10.0.0.1 dev eth0 dstport 8472 nolearning && sysctl -qw net.ipv4.conf.weft/1.rp_filter=2 && ip link set weft.1 addrgenmode none && ip link set weft.1 up
+`,
+		},
+		{
 			"a source address that moves keeps its routes, unless it was the last where they are",
-			state(link, other, own, sourced, onLink), state(link, other, Addr{"weft6.1", own.Prefix}, sourced, onLink),
+			state(link, other, own, sourced, onLink), state(link, other, second, sourced, onLink),
 			`ip addr add 10.5.1.0/32 dev weft.1
 ip addr del 10.5.1.0/32 dev weft6.1
 ip route add 10.5.2.0/24 via 10.5.2.0 dev weft6.1 proto 87 src 10.5.1.0 metric 1100 onlink

@@ -156,6 +156,7 @@ func wrongPeers(self Self) []subnet.Lease {
 		set(19, func(p *subnet.Path) { p.MAC = mac(16*2 + 4) }), // node-2's
 		set(20, func(p *subnet.Path) { p.VNI = 7 }),
 		set(21, func(p *subnet.Path) { p.Underlay = subnet.Path{}.Underlay }),
+		edit(lease(22, [2]subnet.Family{6, 6}), func(p *subnet.Path) { p.Underlay = addr("fe80::22") }),
 		clone, hostGW, lease(32, v4), twice, half,
 	}
 }

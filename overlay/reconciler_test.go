@@ -89,8 +89,12 @@ func TestNothingIsTouchedBeforeLeaseAndSnapshot(t *testing.T) {
 		give         func(*bench)
 	}{
 		{"neither", "waiting for a subnet lease and for the store's first snapshot of leases", func(*bench) {}},
+		{
+			"self without a lease", "waiting for a subnet lease and for the store's first snapshot of leases",
+			func(b *bench) { b.SetSelf(Self{}) },
+		},
 		{"snapshot only", "waiting for a subnet lease", func(b *bench) { b.deliver(3) }},
-		{"self without a lease", "waiting for a subnet lease", func(b *bench) { b.SetSelf(Self{}); b.deliver(3) }},
+		{"snapshot, and self without a lease", "waiting for a subnet lease", func(b *bench) { b.SetSelf(Self{}); b.deliver(3) }},
 		{"lease only", "waiting for the store's first snapshot of leases", func(b *bench) { b.SetSelf(b.self) }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
