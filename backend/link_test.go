@@ -262,9 +262,14 @@ func TestForeignDevice(t *testing.T) {
 			enterNetns(t)
 			addUnderlay(t)
 			run(t, c.make)
-			before := run(t, "ip -d addr show")
 			l := link(subnet.IPv4)
 			k := newKernel(t, l.Name, "weft6.1")
+			look := func() string { // without operational state and timers, which the kernel changes later
+				raw, _, err := k.link(t.Context(), l.Name, 0)
+				return fmt.Sprintf("%s(%d) %s %s mtu %d flags %#x %v\n%s", raw.name, raw.index, raw.kind, raw.mac, raw.mtu,
+					raw.flags&(unix.IFF_UP|unix.IFF_NOARP), err, run(t, "ip -o addr show"))
+			}
+			before := look()
 			_, err := k.Dump(t.Context())
 			var f *ForeignDeviceError
 			if !errors.As(err, &f) || f.Dev != "weft.1" {
@@ -282,8 +287,8 @@ func TestForeignDevice(t *testing.T) {
 					t.Errorf("%s: %v, want a ForeignDeviceError", title(ch), err)
 				}
 			}
-			if after := run(t, "ip -d addr show"); after != before {
-				t.Errorf("devices were\n%sare\n%s", before, after)
+			if after := look(); after != before {
+				t.Errorf("was\n%sis\n%s", before, after)
 			}
 		})
 	}

@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -45,6 +46,13 @@ func addUnderlay(t testing.TB) {
 		"ip link set u1 up",
 	} {
 		run(t, c)
+	}
+	// The kernel finishes setting a device up from a work queue; what is
+	// printed of it and of its routes changes until then.
+	for deadline := time.Now().Add(30 * time.Second); !strings.Contains(run(t, "ip link show u0"), "state UP"); {
+		if time.Now().After(deadline) {
+			t.Fatal("u0 does not come up")
+		}
 	}
 }
 

@@ -1,0 +1,311 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nft
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// callTimeout bounds one transaction or dump when ctx has no earlier
+	// deadline.
+	callTimeout = 30 * time.Second
+	// socketBuffer is asked for in both directions, bytes. A transaction is
+	// one datagram: the send buffer grows with it.
+	socketBuffer = 4 << 20
+	// readBuffer is the size of one read, bytes. The kernel makes datagrams of a
+	// dump as large as the reader's buffer, up to 32 KiB, and restarts its
+	// walk over a set for each: small reads are quadratic.
+	readBuffer = 64 << 10
+	// dumpAttempts bounds how often a dump is repeated that a change
+	// interrupted.
+	dumpAttempts = 8
+)
+
+// Conn is one persistent nfnetlink socket. It serialises its callers.
+type Conn struct {
+	mu   sync.Mutex
+	sock *netlink.Conn
+	raw  syscall.RawConn
+	buf  []byte
+	room int // send buffer, bytes
+}
+
+// Dial opens a socket in the calling thread's network namespace.
+func Dial() (*Conn, error) {
+	sock, raw, err := open()
+	if err != nil {
+		return nil, err
+	}
+	c := &Conn{sock: sock, raw: raw, buf: make([]byte, readBuffer), room: socketBuffer}
+	_ = sock.SetWriteBuffer(c.room) // Apply fails with EMSGSIZE if it was needed
+	return c, nil
+}
+
+func open() (*netlink.Conn, syscall.RawConn, error) {
+	sock, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return nil, nil, fmt.Errorf("open nfnetlink socket: %w", err)
+	}
+	// Improvements only: the kernel's own words for an error, answers that
+	// do not repeat the question, and room for them.
+	_ = sock.SetOption(netlink.ExtendedAcknowledge, true)
+	_ = sock.SetOption(netlink.CapAcknowledge, true)
+	_ = sock.SetReadBuffer(socketBuffer)
+	raw, err := sock.SyscallConn()
+	if err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("open nfnetlink socket: %w", err), sock.Close())
+	}
+	return sock, raw, nil
+}
+
+// Close closes the socket. Calls that wait return an error.
+func (c *Conn) Close() error { return c.sock.Close() }
+
+// Apply sends p as one transaction: the kernel takes all of it or nothing,
+// and no packet sees a part. An empty plan sends nothing. An error wraps the
+// kernel's errno and names the first object that was refused; ENOENT and
+// EEXIST mean that the table changed since the dump that p came from, so dump
+// again.
+func (c *Conn) Apply(ctx context.Context, p Plan) error {
+	msgs := p.batch()
+	if len(msgs) == 0 {
+		return nil
+	}
+	if err := c.transaction(ctx, msgs); err != nil {
+		return fmt.Errorf("nftables: %w", err)
+	}
+	return nil
+}
+
+// transaction encloses msgs in a batch and waits for the last one's
+// acknowledgement. The others are acknowledged only when they fail, so that
+// no number of them overruns the receive buffer.
+func (c *Conn) transaction(ctx context.Context, msgs []message) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.deadline(ctx); err != nil {
+		return err
+	}
+	sub := body(unix.NFPROTO_UNSPEC, unix.NFNL_SUBSYS_NFTABLES)
+	out := make([]netlink.Message, 0, len(msgs)+2)
+	out = append(out, netlink.Message{Header: netlink.Header{Type: unix.NFNL_MSG_BATCH_BEGIN, Flags: unix.NLM_F_REQUEST}, Data: sub})
+	size := 0
+	for _, m := range msgs {
+		out = append(out, netlink.Message{Header: netlink.Header{Type: subsystem | netlink.HeaderType(m.typ), Flags: unix.NLM_F_REQUEST | netlink.HeaderFlags(m.flags)}, Data: m.body})
+		size += unix.SizeofNlMsghdr + len(m.body)
+	}
+	out[len(msgs)].Header.Flags |= unix.NLM_F_ACK
+	out = append(out, netlink.Message{Header: netlink.Header{Type: unix.NFNL_MSG_BATCH_END, Flags: unix.NLM_F_REQUEST}, Data: sub})
+	if need := 2 * size; need > c.room {
+		if c.sock.SetWriteBuffer(need) == nil {
+			c.room = need
+		}
+	}
+	sent, err := c.sock.SendMessages(out)
+	if err != nil {
+		return fmt.Errorf("send %d messages, %d bytes: %w", len(out), size, ctxError(ctx, err))
+	}
+	return c.outcome(ctx, msgs, sent[0].Header.Sequence)
+}
+
+// subsystem is the high byte of a message type.
+const subsystem = netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES << 8)
+
+// outcome reads the answers to a batch whose first message had the sequence
+// number first.
+func (c *Conn) outcome(ctx context.Context, msgs []message, first uint32) error {
+	var failed error
+	for {
+		replies, err := c.receive(ctx)
+		if err != nil {
+			return errors.Join(failed, fmt.Errorf("read the outcome of a transaction: %w", err))
+		}
+		for _, r := range replies {
+			at := r.seq - first // index into msgs plus one; unsigned, so older numbers are large
+			if r.typ != unix.NLMSG_ERROR || at > uint32(len(msgs)) {
+				continue
+			}
+			if err := r.err(); err != nil && failed == nil {
+				what := "commit"
+				if at > 0 {
+					what = msgs[at-1].what
+				}
+				failed = fmt.Errorf("%s: %w", what, err)
+			}
+			if at == 0 || at == uint32(len(msgs)) {
+				return failed
+			}
+		}
+	}
+}
+
+// deadline bounds the calls that follow by ctx.
+func (c *Conn) deadline(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	t := time.Now().Add(callTimeout)
+	if d, ok := ctx.Deadline(); ok && d.Before(t) {
+		t = d
+	}
+	return c.sock.SetDeadline(t)
+}
+
+// receive reads one datagram.
+func (c *Conn) receive(ctx context.Context) ([]reply, error) {
+	n, err := read(c.raw, c.buf)
+	if err != nil {
+		return nil, ctxError(ctx, err)
+	}
+	return replies(c.buf[:n])
+}
+
+// read reads one datagram, waiting until the socket's deadline.
+func read(raw syscall.RawConn, buf []byte) (n int, err error) {
+	werr := raw.Read(func(fd uintptr) bool {
+		n, _, err = unix.Recvfrom(int(fd), buf, unix.MSG_TRUNC)
+		return !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR)
+	})
+	switch {
+	case werr != nil:
+		return 0, werr
+	case err != nil:
+		return 0, err
+	case n > len(buf):
+		return 0, fmt.Errorf("datagram of %d bytes: %w", n, errTruncated)
+	}
+	return n, nil
+}
+
+// ctxError prefers the context's reason over what the socket says.
+func ctxError(ctx context.Context, err error) error {
+	if cause := ctx.Err(); cause != nil {
+		return cause
+	}
+	return err
+}
+
+// Generation returns the number of the namespace's nftables transactions so
+// far, of everybody. Nothing can have changed while it stays the same, which
+// makes it the cheapest audit.
+func (c *Conn) Generation(ctx context.Context) (uint32, error) {
+	var gen uint32
+	err := c.ask(ctx, unix.NFT_MSG_GETGEN, unix.NLM_F_ACK, body(unix.NFPROTO_UNSPEC, 0), func(msg []byte) error {
+		if len(msg) < sizeofNfgenmsg {
+			return errTruncated
+		}
+		return eachAttr(msg[sizeofNfgenmsg:], func(typ uint16, v []byte) (err error) {
+			if typ == unix.NFTA_GEN_ID {
+				gen, err = be32(v)
+			}
+			return err
+		})
+	})
+	if err != nil {
+		return 0, fmt.Errorf("nftables: read generation: %w", err)
+	}
+	return gen, nil
+}
+
+// Dump returns what the kernel has under t's family and name, all of it or an
+// error; the rest of t does not count. No such table is not an error.
+func (c *Conn) Dump(ctx context.Context, t Table) (Content, error) {
+	for range dumpAttempts - 1 {
+		have, err := c.dumpOnce(ctx, t)
+		// Somebody deleted what was being read.
+		if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINTR) {
+			return have, err
+		}
+	}
+	return c.dumpOnce(ctx, t)
+}
+
+func (c *Conn) dumpOnce(ctx context.Context, t Table) (Content, error) {
+	have := Content{
+		Chains: map[string]ChainContent{}, Sets: map[string]SetContent{},
+		Counters: map[string]Counts{}, Elements: map[Element]struct{}{},
+	}
+	fail := func(what string, err error) (Content, error) {
+		return Content{}, fmt.Errorf("nftables: dump %s of table %s %s: %w", what, t.Family, t.Name, err)
+	}
+	name := body(t.Family, 0)
+	name.text(unix.NFTA_TABLE_NAME, t.Name) // attribute 1 in every kind of message
+	err := c.ask(ctx, unix.NFT_MSG_GETTABLE, unix.NLM_F_ACK, name, func(m []byte) error { return have.readTable(t, m) })
+	if errors.Is(err, unix.ENOENT) || err == nil && !have.Present {
+		return Content{}, nil
+	} else if err != nil {
+		return fail("flags", err)
+	}
+	for _, part := range []struct {
+		typ  uint16
+		what string
+		read func(Table, []byte) error
+	}{
+		{unix.NFT_MSG_GETCHAIN, "chains", have.readChain},
+		{unix.NFT_MSG_GETRULE, "rules", have.readRule},
+		{unix.NFT_MSG_GETSET, "sets", have.readSet},
+		{unix.NFT_MSG_GETOBJ, "objects", have.readObject},
+	} {
+		if err := c.ask(ctx, part.typ, unix.NLM_F_DUMP, name, func(m []byte) error { return part.read(t, m) }); err != nil {
+			return fail(part.what, err)
+		}
+	}
+	for set := range have.Sets {
+		req := body(t.Family, 0)
+		req.text(unix.NFTA_SET_ELEM_LIST_TABLE, t.Name)
+		req.text(unix.NFTA_SET_ELEM_LIST_SET, set)
+		if err := c.ask(ctx, unix.NFT_MSG_GETSETELEM, unix.NLM_F_DUMP, req, func(m []byte) error { return have.readElements(t, m) }); err != nil {
+			return fail("set "+set, err)
+		}
+	}
+	return have, nil
+}
+
+// ask sends one request and calls f with the payload of each message that
+// answers it. It returns EINTR when a change interrupted the dump.
+func (c *Conn) ask(ctx context.Context, typ, flags uint16, req []byte, f func([]byte) error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.deadline(ctx); err != nil {
+		return err
+	}
+	sent, err := c.sock.Send(netlink.Message{
+		Header: netlink.Header{Type: subsystem | netlink.HeaderType(typ), Flags: unix.NLM_F_REQUEST | netlink.HeaderFlags(flags)},
+		Data:   req,
+	})
+	if err != nil {
+		return ctxError(ctx, err)
+	}
+	var failed error
+	for {
+		got, err := c.receive(ctx)
+		if err != nil {
+			return errors.Join(failed, err)
+		}
+		for _, r := range got {
+			switch {
+			case r.seq != sent.Header.Sequence:
+				continue // the answer to a question whose asker gave up
+			case r.flags&unix.NLM_F_DUMP_INTR != 0 && failed == nil:
+				failed = unix.EINTR
+			}
+			switch r.typ {
+			case unix.NLMSG_DONE, unix.NLMSG_ERROR:
+				return errors.Join(failed, r.err())
+			default:
+				if failed == nil {
+					failed = f(r.body)
+				}
+			}
+		}
+	}
+}

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nft
+
+import (
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// sizeofNfgenmsg is the size of struct nfgenmsg in bytes.
+const sizeofNfgenmsg = 4
+
+// fields splits an nf_tables message into struct nfgenmsg and attributes, and
+// reports whether it is about the table; attribute 1 names it in every kind
+// of message. With ok the last value of each attribute is in the map.
+func fields(t Table, msg []byte) (f map[uint16][]byte, ok bool, err error) {
+	if len(msg) < sizeofNfgenmsg {
+		return nil, false, errTruncated
+	}
+	f = map[uint16][]byte{}
+	err = eachAttr(msg[sizeofNfgenmsg:], func(typ uint16, v []byte) error {
+		f[typ] = v
+		return nil
+	})
+	const tableName = 1
+	return f, err == nil && Family(msg[0]) == t.Family && text(f[tableName]) == t.Name, err
+}
+
+// text reads a string that may end in a NUL.
+func text(b []byte) string {
+	s, _, _ := strings.Cut(string(b), "\x00")
+	return s
+}
+
+// The readers add one message of a dump to c. Messages about other tables
+// are passed over.
+
+func (c *Content) readTable(t Table, msg []byte) error {
+	f, ok, err := fields(t, msg)
+	if !ok {
+		return err
+	}
+	c.Present = true
+	if v, ok := f[unix.NFTA_TABLE_FLAGS]; ok {
+		flags, err := be32(v)
+		if err != nil {
+			return err
+		}
+		c.Dormant = flags&unix.NFT_TABLE_F_DORMANT != 0
+	}
+	return nil
+}
+
+func (c *Content) readChain(t Table, msg []byte) error {
+	f, ok, err := fields(t, msg)
+	if !ok {
+		return err
+	}
+	ch := ChainContent{Kind: text(f[unix.NFTA_CHAIN_TYPE])}
+	if v, ok := f[unix.NFTA_CHAIN_POLICY]; ok {
+		policy, err := be32(v)
+		if err != nil {
+			return err
+		}
+		ch.Policy = int32(policy)
+	}
+	err = eachAttr(f[unix.NFTA_CHAIN_HOOK], func(typ uint16, v []byte) error {
+		switch typ {
+		case unix.NFTA_HOOK_HOOKNUM:
+			n, err := be32(v)
+			ch.Hook = Hook(min(n+1, 0xff))
+			return err
+		case unix.NFTA_HOOK_PRIORITY:
+			n, err := be32(v)
+			ch.Priority = int32(n)
+			return err
+		}
+		return nil
+	})
+	c.Chains[text(f[unix.NFTA_CHAIN_NAME])] = ch
+	return err
+}
+
+// readRule needs the rule's chain to be there already.
+func (c *Content) readRule(t Table, msg []byte) error {
+	f, ok, err := fields(t, msg)
+	if !ok {
+		return err
+	}
+	r := RuleContent{}
+	if r.Does, err = digest(f[unix.NFTA_RULE_EXPRESSIONS]); err != nil {
+		return err
+	}
+	r.Comment, r.Stamp = readUserdata(f[unix.NFTA_RULE_USERDATA])
+	name := text(f[unix.NFTA_RULE_CHAIN])
+	ch := c.Chains[name]
+	ch.Rules = append(ch.Rules, r)
+	c.Chains[name] = ch
+	return nil
+}
+
+// readUserdata reads what userdata wrote. Anybody may have written something
+// else there: what does not parse counts as absent.
+func readUserdata(b []byte) (comment string, sum Digest) {
+	for len(b) >= 2 && len(b) >= 2+int(b[1]) {
+		typ, v := b[0], b[2:2+int(b[1])]
+		switch {
+		case typ == userComment:
+			comment = text(v)
+		case typ == userDigest && len(v) == len(sum):
+			sum = Digest(v)
+		}
+		b = b[2+len(v):]
+	}
+	return comment, sum
+}
+
+func (c *Content) readSet(t Table, msg []byte) error {
+	f, ok, err := fields(t, msg)
+	if !ok {
+		return err
+	}
+	var s SetContent
+	for typ, to := range map[uint16]*uint32{
+		unix.NFTA_SET_KEY_TYPE: &s.KeyType, unix.NFTA_SET_KEY_LEN: &s.KeyLen, unix.NFTA_SET_FLAGS: &s.Flags,
+	} {
+		if v, ok := f[typ]; ok {
+			if *to, err = be32(v); err != nil {
+				return err
+			}
+		}
+	}
+	c.Sets[text(f[unix.NFTA_SET_NAME])] = s
+	return nil
+}
+
+func (c *Content) readObject(t Table, msg []byte) error {
+	f, ok, err := fields(t, msg)
+	if !ok {
+		return err
+	}
+	kind, err := be32(f[unix.NFTA_OBJ_TYPE])
+	if err != nil {
+		return err
+	}
+	if kind != unix.NFT_OBJECT_COUNTER {
+		c.Other++
+		return nil
+	}
+	var n Counts
+	err = eachAttr(f[unix.NFTA_OBJ_DATA], func(typ uint16, v []byte) (err error) {
+		switch typ {
+		case unix.NFTA_COUNTER_BYTES:
+			n.Bytes, err = be64(v)
+		case unix.NFTA_COUNTER_PACKETS:
+			n.Packets, err = be64(v)
+		}
+		return err
+	})
+	c.Counters[text(f[unix.NFTA_OBJ_NAME])] = n
+	return err
+}
+
+func (c *Content) readElements(t Table, msg []byte) error {
+	f, ok, err := fields(t, msg)
+	if !ok {
+		return err
+	}
+	set := text(f[unix.NFTA_SET_ELEM_LIST_SET])
+	return eachAttr(f[unix.NFTA_SET_ELEM_LIST_ELEMENTS], func(_ uint16, elem []byte) error {
+		var key string
+		err := eachAttr(elem, func(typ uint16, v []byte) error {
+			if typ != unix.NFTA_SET_ELEM_KEY {
+				return nil
+			}
+			return eachAttr(v, func(typ uint16, v []byte) error {
+				if typ == unix.NFTA_DATA_VALUE {
+					key = string(v)
+				}
+				return nil
+			})
+		})
+		c.Elements[Element{Set: set, Key: key}] = struct{}{}
+		return err
+	})
+}

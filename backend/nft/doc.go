@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package nft keeps nftables tables of ours in the kernel through netlink,
+// without the nft program.
+//
+// A Table is plain data: chains of rules made of expressions, sets, counters.
+// Desired adds the elements that its sets hold. Conn.Dump reads what the
+// kernel has under the table's name, Diff compares (pure), and Conn.Apply
+// sends the difference as one transaction, so that no packet ever meets half
+// of a change. Only elements change in the ordinary course; a table whose
+// chains, rules or sets are not as desired is replaced whole.
+//
+// Ruleset and Elements are table inet weft: the VXLAN ingress guard, scoped
+// notrack, the refusal of router advertisements, the drop of VXLAN that pods
+// send, and masquerading.
+//
+// The wire format is linux/netfilter/nf_tables.h as of Linux 5.10; nothing
+// newer is sent.
+package nft

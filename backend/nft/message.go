@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nft
+
+import (
+	"encoding/binary"
+
+	"golang.org/x/sys/unix"
+)
+
+// message is one netlink message. what names its object for errors.
+type message struct {
+	typ   uint16 // NFT_MSG_*
+	flags uint16 // NLM_F_* besides NLM_F_REQUEST
+	body  []byte // struct nfgenmsg and attributes
+	what  string
+}
+
+// body starts a message's payload with struct nfgenmsg
+// (linux/netfilter/nfnetlink.h).
+func body(family Family, resource uint16) attrs {
+	return binary.BigEndian.AppendUint16([]byte{byte(family), unix.NFNETLINK_V0}, resource)
+}
+
+// batch turns a plan into the messages of one transaction, without the two
+// that enclose it.
+func (p Plan) batch() []message {
+	b := batcher{table: p.Table}
+	if p.Replace {
+		b.declare(p.Counts)
+	}
+	b.elements(unix.NFT_MSG_DELSETELEM, 0, "delete elements of set ", p.Delete)
+	b.elements(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, "add elements to set ", p.Add)
+	if p.Replace {
+		b.rules()
+	}
+	if p.Remove {
+		// Adding first makes deleting succeed when there is none. The
+		// message for that alone exists since Linux 6.3 only.
+		b.add(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, "add", "", unix.NFTA_TABLE_NAME, nil)
+		b.add(unix.NFT_MSG_DELTABLE, 0, "delete", "", unix.NFTA_TABLE_NAME, nil)
+	}
+	return b.list
+}
+
+type batcher struct {
+	table Table
+	list  []message
+}
+
+// add appends a message about the table. Every kind of message has the
+// table's name as attribute 1.
+func (b *batcher) add(typ, flags uint16, verb, object string, nameAttr uint16, f func(*attrs)) {
+	a := body(b.table.Family, 0)
+	a.text(nameAttr, b.table.Name)
+	if f != nil {
+		f(&a)
+	}
+	what := verb + " table " + b.table.Family.String() + " " + b.table.Name
+	if object != "" {
+		what = verb + object + " in table " + b.table.Family.String() + " " + b.table.Name
+	}
+	b.list = append(b.list, message{typ: typ, flags: flags, body: a, what: what})
+}
+
+// declare replaces the table by an empty one with its counters, sets and
+// chains. Counters start from counts.
+func (b *batcher) declare(counts map[string]Counts) {
+	b.add(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, "add", "", unix.NFTA_TABLE_NAME, nil)
+	b.add(unix.NFT_MSG_DELTABLE, 0, "delete", "", unix.NFTA_TABLE_NAME, nil)
+	b.add(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, "add", "", unix.NFTA_TABLE_NAME, nil)
+	for _, name := range b.table.Counters {
+		b.add(unix.NFT_MSG_NEWOBJ, unix.NLM_F_CREATE, "add counter ", name, unix.NFTA_OBJ_TABLE, func(a *attrs) {
+			a.text(unix.NFTA_OBJ_NAME, name)
+			a.be32(unix.NFTA_OBJ_TYPE, unix.NFT_OBJECT_COUNTER)
+			a.nest(unix.NFTA_OBJ_DATA, func(a *attrs) {
+				a.be64(unix.NFTA_COUNTER_BYTES, counts[name].Bytes)
+				a.be64(unix.NFTA_COUNTER_PACKETS, counts[name].Packets)
+			})
+		})
+	}
+	for i, s := range b.table.Sets {
+		b.add(unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE, "add set ", s.Name, unix.NFTA_SET_TABLE, func(a *attrs) {
+			s.encode(a, uint32(i+1))
+		})
+	}
+	for _, c := range b.table.Chains {
+		b.add(unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE, "add chain ", c.Name, unix.NFTA_CHAIN_TABLE, c.encode)
+	}
+}
+
+func (b *batcher) rules() {
+	for _, c := range b.table.Chains {
+		for _, r := range c.Rules {
+			b.add(unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, "add rule to chain ", c.Name, unix.NFTA_RULE_TABLE, func(a *attrs) {
+				list := r.encode()
+				sum, _ := digest(list) // ours is well formed
+				a.text(unix.NFTA_RULE_CHAIN, c.Name)
+				a.bytes(unix.NFTA_RULE_EXPRESSIONS, list)
+				a.bytes(unix.NFTA_RULE_USERDATA, userdata(r.Comment, sum))
+			})
+		}
+	}
+}
+
+func (c Chain) encode(a *attrs) {
+	a.text(unix.NFTA_CHAIN_NAME, c.Name)
+	if c.Hook == 0 {
+		return
+	}
+	a.text(unix.NFTA_CHAIN_TYPE, c.kind())
+	a.be32(unix.NFTA_CHAIN_POLICY, uint32(Accept))
+	a.nest(unix.NFTA_CHAIN_HOOK, func(a *attrs) {
+		a.be32(unix.NFTA_HOOK_HOOKNUM, uint32(c.Hook-1))
+		a.be32(unix.NFTA_HOOK_PRIORITY, uint32(c.Priority))
+	})
+}
+
+// keyType packs the fields' types as the nft program does (6 bits each, the
+// first field highest) and sums their padded lengths.
+func (s Set) keyType() (id, size uint32) {
+	for _, f := range s.Fields {
+		_, t, n := f.info()
+		id = id<<6 | t
+		if len(s.Fields) > 1 {
+			n = 4 * words(n)
+		}
+		size += uint32(n)
+	}
+	return id, size
+}
+
+func (s Set) flags() uint32 {
+	if len(s.Fields) > 1 {
+		return nftSetConcat
+	}
+	return 0
+}
+
+func (s Set) encode(a *attrs, id uint32) {
+	typ, size := s.keyType()
+	a.text(unix.NFTA_SET_NAME, s.Name)
+	a.be32(unix.NFTA_SET_FLAGS, s.flags())
+	a.be32(unix.NFTA_SET_KEY_TYPE, typ)
+	a.be32(unix.NFTA_SET_KEY_LEN, size)
+	a.be32(unix.NFTA_SET_ID, id)
+	if len(s.Fields) < 2 {
+		return
+	}
+	a.nest(unix.NFTA_SET_DESC, func(a *attrs) {
+		a.nest(nftaSetDescCat, func(a *attrs) {
+			for _, f := range s.Fields {
+				_, _, n := f.info()
+				a.nest(unix.NFTA_LIST_ELEM, func(a *attrs) { a.be32(nftaSetFieldLen, uint32(n)) })
+			}
+		})
+	})
+}
+
+// elements appends messages that add or delete elements, set by set, each
+// small enough for the 16-bit length of an attribute.
+func (b *batcher) elements(typ, flags uint16, verb string, elements []Element) {
+	for len(elements) > 0 {
+		set := elements[0].Set
+		var list attrs
+		n := 0
+		for n < len(elements) && elements[n].Set == set && len(list) < maxElementsBytes {
+			list.nest(unix.NFTA_LIST_ELEM, elements[n].encode)
+			n++
+		}
+		elements = elements[n:]
+		b.add(typ, flags, verb, set, unix.NFTA_SET_ELEM_LIST_TABLE, func(a *attrs) {
+			a.text(unix.NFTA_SET_ELEM_LIST_SET, set)
+			a.bytes(unix.NFTA_SET_ELEM_LIST_ELEMENTS, list)
+		})
+	}
+}
+
+func (e Element) encode(a *attrs) {
+	if e.Key == "" {
+		a.be32(unix.NFTA_SET_ELEM_FLAGS, nftElemCatchall)
+		return
+	}
+	a.nest(unix.NFTA_SET_ELEM_KEY, func(a *attrs) { a.bytes(unix.NFTA_DATA_VALUE, []byte(e.Key)) })
+}
+
+// Types of the records in a rule's user data, which the kernel stores and the
+// nft program writes and reads: type, length, value, a byte each for the
+// first two. The comment is nft's own (libnftnl udata.h); nft skips the other.
+const (
+	userComment = 0
+	userDigest  = 0x57
+	maxComment  = 120
+)
+
+func userdata(comment string, sum Digest) []byte {
+	var b []byte
+	if comment != "" {
+		comment = comment[:min(len(comment), maxComment)]
+		b = append(b, userComment, byte(len(comment)+1))
+		b = append(append(b, comment...), 0)
+	}
+	b = append(b, userDigest, byte(len(sum)))
+	return append(b, sum[:]...)
+}

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nft
+
+import (
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+)
+
+// Family is a table's family. The values are NFPROTO_* (linux/netfilter.h).
+type Family uint8
+
+// The families of tables that weft makes.
+const (
+	Inet   Family = unix.NFPROTO_INET
+	Bridge Family = unix.NFPROTO_BRIDGE
+)
+
+// String returns nft's word for f.
+func (f Family) String() string {
+	switch f {
+	case Inet:
+		return "inet"
+	case Bridge:
+		return "bridge"
+	}
+	return "unknown"
+}
+
+// Hook is where a base chain sits. The values are NF_INET_* (linux/netfilter.h)
+// plus one; bridge tables count alike. Zero is no hook: a chain that is only
+// jumped to.
+type Hook uint8
+
+// The hooks.
+const (
+	Prerouting  Hook = unix.NF_INET_PRE_ROUTING + 1
+	Input       Hook = unix.NF_INET_LOCAL_IN + 1
+	Forward     Hook = unix.NF_INET_FORWARD + 1
+	Output      Hook = unix.NF_INET_LOCAL_OUT + 1
+	Postrouting Hook = unix.NF_INET_POST_ROUTING + 1
+)
+
+// String returns nft's word for h.
+func (h Hook) String() string {
+	if h < Prerouting || h > Postrouting {
+		return "unknown"
+	}
+	return [...]string{"prerouting", "input", "forward", "output", "postrouting"}[h-1]
+}
+
+// Priorities of base chains (enum nf_ip_hook_priorities,
+// linux/netfilter_ipv4.h). Conntrack sits at -200, reassembly at -400.
+const (
+	PriorityRaw    = -300
+	PrioritySrcNAT = 100
+)
+
+// Table is one nftables table without the elements of its sets.
+type Table struct {
+	Family   Family
+	Name     string
+	Counters []string // named counters
+	Sets     []Set
+	Chains   []Chain
+}
+
+// Chain is a base chain, or with Hook zero a chain to jump to. The policy of
+// our base chains is accept. Names must not be words of nft's language: the
+// nft program cannot read back its own listing then.
+type Chain struct {
+	Name     string
+	NAT      bool // type nat instead of filter
+	Hook     Hook
+	Priority int32
+	Rules    []Rule
+}
+
+// Rule is a list of expressions that are evaluated in order until one does
+// not match. Comment is shown by `nft list ruleset`, at most 120 bytes.
+type Rule struct {
+	Exprs   []Expr
+	Comment string
+}
+
+// Set is a hash set. Its key is the concatenation of its fields, at most five
+// of them and 64 bytes.
+type Set struct {
+	Name   string
+	Fields []Type
+}
+
+// Element is one key of a set: its fields in network byte order, each padded
+// to four bytes. An empty Key is the catch-all element, which matches
+// everything; weft never adds one. Comparable.
+type Element struct {
+	Set string
+	Key string
+}
+
+// Desired is a table with the elements of its sets, in any order.
+type Desired struct {
+	Table    Table
+	Elements []Element
+}
+
+// Type is the data type of a field. It decides how nft shows it.
+type Type uint8
+
+// The data types.
+const (
+	IPv4Addr Type = iota + 1
+	IPv6Addr
+	EtherAddr
+	EtherType
+	Protocol // an IP protocol number
+	NFProto  // a family, NFPROTO_IPV4 or NFPROTO_IPV6
+	Port
+	Mark // in the machine's byte order
+	IfName
+	Number // bytes without a better name
+)
+
+// info is what nft knows of a type: its word, its number (enum datatypes in
+// the nft program's datatype.h, which sets carry for listing) and its length
+// in bytes.
+func (t Type) info() (word string, id uint32, size int) {
+	switch t {
+	case IPv4Addr:
+		return "ipv4_addr", 7, 4
+	case IPv6Addr:
+		return "ipv6_addr", 8, 16
+	case EtherAddr:
+		return "ether_addr", 9, 6
+	case EtherType:
+		return "ether_type", 10, 2
+	case Protocol:
+		return "inet_proto", 12, 1
+	case NFProto:
+		return "nf_proto", 2, 1
+	case Port:
+		return "inet_service", 13, 2
+	case Mark:
+		return "mark", 19, 4
+	case IfName:
+		return "ifname", 41, 16
+	}
+	return "integer", 4, 4
+}
+
+// AddrType returns the type of an address field that holds a.
+func AddrType(a netip.Addr) Type {
+	if a.Unmap().Is4() {
+		return IPv4Addr
+	}
+	return IPv6Addr
+}
+
+// Key joins fields into the key of an Element, each padded to four bytes.
+func Key(fields ...[]byte) string {
+	var b []byte
+	for _, f := range fields {
+		b = append(b, f...)
+		b = append(b, make([]byte, -len(f)&3)...)
+	}
+	return string(b)
+}
