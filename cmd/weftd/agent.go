@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"path/filepath"
 	"slices"
 	"sync/atomic"
@@ -20,10 +19,6 @@ import (
 	"weft.dev/weft/subnet"
 	"weft.dev/weft/subnet/etcd"
 )
-
-// underlayRetry is the pause between looks for an underlay address: at boot
-// the agent may be up before the network is.
-const underlayRetry = 2 * time.Second
 
 // hostProbe is the pause between two looks at what the host must provide.
 const hostProbe = 30 * time.Second
@@ -101,21 +96,22 @@ func (a *agent) runOverlay(ctx context.Context, instance string) error {
 	if err != nil {
 		return err
 	}
-	want, err := a.request(cfg, instance, underlays)
-	if err != nil {
-		return err
-	}
-	return a.keep(ctx, cfg, want, underlays)
+	return a.keep(ctx, cfg, instance, underlays)
 }
 
 // keep holds the lease, watches the others and reconciles, until ctx ends.
-func (a *agent) keep(ctx context.Context, cfg subnet.Config, want subnet.Lease, underlays []overlay.Underlay) error {
+func (a *agent) keep(ctx context.Context, cfg subnet.Config, instance string, underlays []overlay.Underlay) error {
 	names := presetFor(a.o.FlannelCompat).names
-	kernel, err := backend.New(backend.Options{Devices: deviceNames(names, cfg.Backend.VNI), Log: a.log})
+	devices := deviceNames(names, cfg.Backend.VNI)
+	kernel, err := backend.New(backend.Options{Devices: devices, Log: a.log})
 	if err != nil {
 		return err
 	}
 	defer kernel.Close()
+	monitor, err := backend.NewMonitor(devices)
+	if err != nil {
+		return err
+	}
 
 	changed := make(chan struct{}, 1)
 	r := overlay.NewReconciler(kernel, overlay.Options{
@@ -136,10 +132,13 @@ func (a *agent) keep(ctx context.Context, cfg subnet.Config, want subnet.Lease, 
 			r.SetSnapshot(s)
 		})
 	})
+	hostChanged := make(chan struct{}, 1)
+	g.Go(func() error { return monitor.Run(ctx, r.Poke, func() { poke(hostChanged) }) })
 	g.Go(func() error {
-		return a.hold(ctx, cfg, want, func(l subnet.Lease) {
-			r.SetSelf(overlay.Self{Lease: l, Underlays: underlays, Names: names})
-		})
+		n := node{a: a, cfg: cfg, instance: instance, set: func(l subnet.Lease, u []overlay.Underlay) {
+			r.SetSelf(overlay.Self{Lease: l, Underlays: u, Names: names})
+		}}
+		return n.follow(ctx, underlays, hostChanged)
 	})
 	g.Go(func() error {
 		err := a.publish(ctx, changed, cfg, r)
@@ -197,6 +196,7 @@ func (a *agent) watchHost(ctx context.Context) error {
 // and saying why: the pods of this node still have their data plane, and only
 // an operator can tell which of two claimants is right.
 func (a *agent) hold(ctx context.Context, cfg subnet.Config, want subnet.Lease, granted func(subnet.Lease)) error {
+	a.held.Store(nil)
 	err := a.store.Hold(ctx, cfg, want, granted)
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -208,104 +208,6 @@ func (a *agent) hold(ctx context.Context, cfg subnet.Config, want subnet.Lease, 
 	a.log.WithField("err", err).Error("lease lost; this node no longer takes part until weftd is restarted")
 	<-ctx.Done()
 	return ctx.Err()
-}
-
-// underlays finds the devices that carry outer packets, waiting until there
-// is one.
-func (a *agent) underlays(ctx context.Context, cfg subnet.Config) ([]overlay.Underlay, error) {
-	spec := backend.UnderlaySpec{Ifaces: a.o.Ifaces, Regexes: a.o.IfaceRegexes, CanReach: a.o.CanReach, PublicIPs: a.o.PublicIPs}
-	last := ""
-	for {
-		found, err := backend.FindUnderlays(ctx, spec, families(cfg))
-		if err == nil {
-			for _, u := range found {
-				a.log.WithFields(logrus.Fields{"dev": u.Dev, "dst": u.Addr}).Info("underlay found")
-			}
-			return found, nil
-		}
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
-		}
-		if a.o.Once {
-			return nil, err
-		}
-		if err.Error() != last {
-			last = err.Error()
-			a.log.WithField("err", err).Warn("no underlay yet; looking again every " + underlayRetry.String())
-		}
-		a.waitFor("waiting for an underlay address: " + last)
-		if err := sleep(ctx, underlayRetry); err != nil {
-			return nil, err
-		}
-	}
-}
-
-// families returns the underlay families to look for: first those of the pod
-// networks, then the other, which serves where the first is missing.
-func families(cfg subnet.Config) []subnet.Family {
-	var out []subnet.Family
-	for _, n := range cfg.Networks {
-		out = append(out, subnet.FamilyOf(n.Prefix.Addr()))
-	}
-	if len(out) == 1 {
-		out = append(out, out[0].Other())
-	}
-	return out
-}
-
-// request is the lease this node asks for: one path for each pod network, on
-// the underlay of its own family where there is one and else on the other;
-// the subnets held before, from the subnet file, are hints.
-func (a *agent) request(cfg subnet.Config, instance string, underlays []overlay.Underlay) (subnet.Lease, error) {
-	l := subnet.Lease{Node: a.o.NodeName, Instance: instance, Backend: cfg.Backend.Type}
-	if cfg.Backend.Type != subnet.BackendVXLAN {
-		return l, fmt.Errorf("backend type %q in the network configuration: this version of weftd programs %q only", cfg.Backend.Type, subnet.BackendVXLAN)
-	}
-	previous, err := subnet.ReadSubnetEnv(a.o.SubnetFile)
-	if err != nil {
-		a.log.WithField("err", err).Debug("no previous subnet")
-	}
-	for _, n := range cfg.Networks {
-		f := subnet.FamilyOf(n.Prefix.Addr())
-		u, ok := underlayOf(underlays, f)
-		if !ok {
-			if u, ok = underlayOf(underlays, f.Other()); !ok {
-				return l, fmt.Errorf("no underlay address of either family for network %s", n.Prefix)
-			}
-		}
-		uf := subnet.FamilyOf(u.Addr)
-		p := subnet.Path{
-			Underlay: a.announced(u), VNI: cfg.Backend.VNI,
-			MAC: subnet.DeriveMAC(a.o.EtcdPrefix, cfg.Backend.VNI, uf, a.o.NodeName),
-		}
-		for _, s := range previous.Subnets {
-			if subnet.FamilyOf(s.Addr()) == f {
-				p.Subnet = s.Masked()
-			}
-		}
-		l.Paths = append(l.Paths, p)
-	}
-	return l, nil
-}
-
-// announced is the address peers send to: the public address given for this
-// family, else the underlay's own.
-func (a *agent) announced(u overlay.Underlay) netip.Addr {
-	for _, ip := range a.o.PublicIPs {
-		if subnet.FamilyOf(ip) == subnet.FamilyOf(u.Addr) {
-			return ip
-		}
-	}
-	return u.Addr
-}
-
-func underlayOf(list []overlay.Underlay, f subnet.Family) (overlay.Underlay, bool) {
-	for _, u := range list {
-		if subnet.FamilyOf(u.Addr) == f {
-			return u, true
-		}
-	}
-	return overlay.Underlay{}, false
 }
 
 func deviceNames(names overlay.Names, vni uint32) []string {
