@@ -98,6 +98,23 @@ func TestProblemsWithThisNode(t *testing.T) {
 	}
 }
 
+// flannel publishes the lower 16 bits of a VNI; its nodes are peers all the
+// same. Any other VNI is another network.
+func TestVNIAsFlannelPublishesIt(t *testing.T) {
+	v4 := [2]subnet.Family{4, 4}
+	cfg := testConfig()
+	cfg.Backend.VNI = 70000
+	for vni, want := range map[uint32]int{70000: 1, 70000 & 0xffff: 1, 0: 1, 1: 0, 4465: 0} {
+		peer := subnet.Lease{Backend: subnet.BackendVXLAN, Paths: []subnet.Path{{
+			Subnet: pods(4, 2), Underlay: addr("10.0.0.2"), MAC: subnet.MAC{2, 2, 2, 2, 2, 2}, VNI: vni,
+		}}}
+		s, problems := Desired(testSelf(v4), cfg, []subnet.Lease{peer}, NewState())
+		if len(s.Routes) != want || len(problems) != 1-want {
+			t.Errorf("VNI %d: %d routes, problems %v", vni, len(s.Routes), problems)
+		}
+	}
+}
+
 // Our own lease is never a peer, as we wrote it or as flannel did.
 func TestOwnLeaseIsNoPeer(t *testing.T) {
 	self := testSelf([2]subnet.Family{4, 4}, [2]subnet.Family{6, 6})

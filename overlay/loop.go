@@ -15,9 +15,10 @@ import (
 const (
 	retryMin   = 100 * time.Millisecond // first retry after a pass that fell short; doubles
 	retryMax   = 5 * time.Second
-	restFactor = 4           // rest this many times as long as a pass took: at most a fifth of a core
-	restMax    = time.Second // but no longer: events are repaired within a second
-	logMost    = 5           // problems named in the log at once
+	restFactor = 4                // rest this many times as long as a pass took: at most a fifth of a core
+	restMax    = time.Second      // but no longer: events are repaired within a second
+	tellGap    = 10 * time.Second // between two reports of repairs
+	logMost    = 5                // problems named in the log at once
 )
 
 // loop is the state of Run's goroutine.
@@ -27,6 +28,7 @@ type loop struct {
 	rest     time.Time     // no pass before this one
 	retry    time.Duration // wait after the last pass fell short; 0 after a good one
 	last     memo
+	told     time.Time // of the last repair
 	problems Set[subnet.Problem]
 }
 
@@ -126,6 +128,7 @@ func (l *loop) sync(ctx context.Context, self *Self, snap *delivery) Status {
 		st.Reason = fmt.Sprintf("read the kernel's state: %v", err)
 		return st
 	}
+	same := l.last.self == self && l.last.snap == snap
 	p := l.desired(self, snap, have)
 	st.Peers, st.Links, st.Problems = p.reached, sorted(p.state.Links), p.with(snap.Problems)
 	changes := Diff(p.state, have)
@@ -148,12 +151,24 @@ func (l *loop) sync(ctx context.Context, self *Self, snap *delivery) Status {
 	}
 	st.Pending = Diff(p.state, have)
 	st.InSync = st.Pending.Empty()
+	if same && st.InSync && l.r.Status().InSync {
+		l.repaired(changes)
+	}
 	if !st.InSync {
 		st.Reason = shortfall(applied, len(changes), st.Pending)
 	} else if applied != nil { // refused, and yet it is as we want it
 		l.r.opts.Log.WithField("err", applied).Debug("in sync despite an error")
 	}
 	return st
+}
+
+// repaired logs that a pass undid what somebody else had done, but not for
+// every round of a fight.
+func (l *loop) repaired(changes Changes) {
+	if now := time.Now(); now.Sub(l.told) >= tellGap {
+		l.told = now
+		l.r.opts.Log.Warnf("somebody else changed the kernel; repaired %d differences, the first: %s", len(changes), changes[0])
+	}
 }
 
 // shortfall says in one sentence why something is left to do.

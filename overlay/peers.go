@@ -181,6 +181,10 @@ func (p *planner) validSubnet(l *subnet.Lease, s netip.Prefix) bool {
 	return true
 }
 
+// flannelVNI masks what flannel keeps of a VNI when it publishes it: 16 of the
+// 24 bits (pkg/backend/vxlan, flannel v0.28). Its device has them all.
+const flannelVNI = 0xffff
+
 func (p *planner) validVTEP(l *subnet.Lease, s netip.Prefix, v subnet.Path) bool {
 	switch {
 	case !unicast(v.Underlay) || s.Contains(v.Underlay):
@@ -191,7 +195,7 @@ func (p *planner) validVTEP(l *subnet.Lease, s netip.Prefix, v subnet.Path) bool
 		p.problem("PeerMACInvalid", peerName(l), "subnet %s: VTEP MAC %s is not a unicast address", s, v.MAC)
 	case p.ownMAC(v.MAC):
 		p.problem("PeerMACIsOurs", peerName(l), "subnet %s: VTEP MAC %s is this node's own", s, v.MAC)
-	case v.VNI != 0 && v.VNI != p.cfg.Backend.VNI:
+	case v.VNI != 0 && v.VNI != p.cfg.Backend.VNI && v.VNI != p.cfg.Backend.VNI&flannelVNI:
 		p.problem("PeerVNI", peerName(l), "subnet %s: published for VNI %d, ours is %d", s, v.VNI, p.cfg.Backend.VNI)
 	default:
 		return true

@@ -503,6 +503,33 @@ func TestLogsEdges(t *testing.T) {
 	})
 }
 
+// What somebody else keeps undoing is repaired every time and told now and
+// then, with the first difference.
+func TestRepairsAreTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := start(t)
+		b.SetSelf(b.self)
+		b.deliver(2)
+		b.sleep(time.Minute)
+		for range 30 {
+			b.k.edit(func(s State) { s.drop("weft.1") })
+			b.Poke()
+			b.sleep(time.Second)
+			b.expect(2)
+		}
+		told := 0
+		for _, e := range b.log.AllEntries() {
+			if strings.HasPrefix(e.Message, "somebody else changed the kernel; repaired 8 differences, the first: ip link add weft.1") {
+				told++
+			}
+		}
+		if told < 3 || told > 4 {
+			t.Errorf("told %d times in 30 s, want one in 10 s", told)
+		}
+		b.stop()
+	})
+}
+
 // Errors, meddling and new snapshots at random; when they end, all is well
 // within 10 s and stays so.
 func TestConvergence(t *testing.T) {
