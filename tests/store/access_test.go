@@ -3,7 +3,11 @@
 package store
 
 import (
+	"io"
+	"net"
+	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -80,6 +84,57 @@ func TestTLSWithClientCertificate(t *testing.T) {
 		s := e.store(func(eo *etcd.Options) { eo.CAFile = o.Certs.CA })
 		go s.Config(e.Context()) //nolint:errcheck // ends with the test
 		e.reason(s, "waiting for etcd")
+	})
+}
+
+// relay accepts at an address of another kind and forwards to the server.
+func (e *env) relay(network, addr string) net.Addr {
+	e.Helper()
+	u, err := url.Parse(e.srv.Endpoint)
+	if err != nil {
+		e.Fatal(err)
+	}
+	l, err := net.Listen(network, addr)
+	if err != nil {
+		e.Fatal(err)
+	}
+	e.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			in, err := l.Accept()
+			if err != nil {
+				return // closed
+			}
+			out, err := net.Dial("tcp", u.Host)
+			if err != nil {
+				in.Close()
+				continue
+			}
+			go func() { io.Copy(in, out); in.Close() }()
+			go func() { io.Copy(out, in); out.Close() }()
+		}
+	}()
+	return l.Addr()
+}
+
+// TestTLSNameMismatch reaches the right server at an address that its
+// certificate does not name.
+func TestTLSNameMismatch(t *testing.T) {
+	each(t, func(t *testing.T) etcdtest.Options { return etcdtest.Options{Certs: etcdtest.NewCerts(t)} },
+		func(e *env, o etcdtest.Options) {
+			a := e.relay("tcp", "127.0.0.2:0")
+			s := e.store(func(eo *etcd.Options) {
+				eo.Endpoints, eo.CAFile = []string{a.String()}, o.Certs.CA
+			})
+			go s.Config(e.Context()) //nolint:errcheck // ends with the test
+			e.reason(s, "waiting for etcd", "127.0.0.2", "valid for 127.0.0.1, not 127.0.0.2")
+		})
+}
+
+func TestUnixSocket(t *testing.T) {
+	each(t, func(*testing.T) etcdtest.Options { return etcdtest.Options{} }, func(e *env, _ etcdtest.Options) {
+		a := e.relay("unix", filepath.Join(e.TempDir(), "etcd.sock"))
+		e.works(e.store(func(o *etcd.Options) { o.Endpoints = []string{"unix://" + a.String()} }))
 	})
 }
 

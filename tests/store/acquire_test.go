@@ -265,3 +265,25 @@ func ipv6AloneBesideFlannel(e *env) {
 		e.Errorf("%d keys written", n)
 	}
 }
+
+// raceOfTwoLengths is a change of SubnetLen while nodes start: their keys
+// differ, so that a guard of equal keys would let them overlap.
+func raceOfTwoLengths(e *env) {
+	long := config(e, `{"Network":"10.42.0.0/16","SubnetLen":24,"SubnetMin":"10.42.8.0","SubnetMax":"10.42.31.0"}`)
+	short := config(e, `{"Network":"10.42.0.0/16","SubnetLen":26,"SubnetMin":"10.42.8.0","SubnetMax":"10.42.31.0"}`)
+	var hs []*holding
+	for i := range 16 {
+		cfg := []subnet.Config{long, short}[i%2]
+		hs = append(hs, e.hold(e.store(), cfg, want(cfg, i+1)))
+	}
+	var held []netip.Prefix
+	for _, h := range hs {
+		p := subnets(h.granted())[0]
+		for _, q := range held {
+			if p.Overlaps(q) {
+				e.Errorf("%v and %v overlap", p, q)
+			}
+		}
+		held = append(held, p)
+	}
+}

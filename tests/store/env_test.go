@@ -259,7 +259,15 @@ type watching struct {
 	snaps []subnet.Snapshot
 }
 
+// watch starts a Watch and returns after its first snapshot.
 func (e *env) watch(s *etcd.Store) *watching {
+	e.Helper()
+	w := e.startWatch(s)
+	e.eventually("first snapshot", func() bool { return w.count() > 0 })
+	return w
+}
+
+func (e *env) startWatch(s *etcd.Store) *watching {
 	w := &watching{e: e}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -278,7 +286,6 @@ func (e *env) watch(s *etcd.Store) *watching {
 		cancel()
 		<-done
 	})
-	e.eventually("first snapshot", func() bool { return w.count() > 0 })
 	return w
 }
 

@@ -3,6 +3,7 @@
 package store
 
 import (
+	"fmt"
 	"net/netip"
 	"strings"
 	"time"
@@ -262,6 +263,32 @@ func cloneRefused(e *env) {
 		e.Errorf("granted %+v after %+v", again, l)
 	}
 	e.eventually("no reason to wait", func() bool { return s.Reason() == "" })
+}
+
+// clonesRace starts hosts that differ in instance and address alone: one gets
+// the lease, and the others are told who has it without ever having had it.
+func clonesRace(e *env) {
+	cfg := v4(e)
+	var hs []*holding
+	for i := range 8 {
+		w := want(cfg, 1)
+		w.Instance = fmt.Sprint("clone", i)
+		w.Paths[0].Underlay = netip.AddrFrom4([4]byte{192, 168, 7, byte(i + 1)})
+		hs = append(hs, e.hold(e.store(func(o *etcd.Options) { o.LeaseTTL = time.Hour }), cfg, w))
+	}
+	e.eventually("one lease and seven refusals", func() bool {
+		granted, refused := 0, 0
+		for _, h := range hs {
+			granted += len(h.leases)
+			if strings.Contains(h.store.Reason(), "node name is taken") {
+				refused++
+			}
+		}
+		if granted > 1 {
+			e.Fatalf("%d leases granted for one name", granted)
+		}
+		return granted == 1 && refused == len(hs)-1
+	})
 }
 
 func poolExhausted(e *env) {

@@ -65,7 +65,15 @@ func cases() []testCase {
 		{"own key taken by another fences", ownKeyTaken},
 		{"clone with our instance fences the first", cloneTakesOver},
 		{"clone with another instance is refused", cloneRefused},
+		{"clones race for a new name", func(e *env) { clonesRace(e) }},
+		{"clones race for a reserved name", func(e *env) {
+			l := at(want(v4(e), 1), "10.42.9.0/24")
+			l.Instance = ""
+			e.putLease(l, 0)
+			clonesRace(e)
+		}},
 		{"pool exhausted waits", poolExhausted},
+		{"racers with subnets of two lengths never overlap", raceOfTwoLengths},
 		{"IPv6 alone beside flannel is refused", ipv6AloneBesideFlannel},
 		{"configuration is waited for", configWaits},
 		{"watch follows a MAC change", watchMAC},
@@ -73,6 +81,7 @@ func cases() []testCase {
 		{"watch ignores a neighbouring prefix", watchNeighbour},
 		{"watch survives junk", watchJunk},
 		{"watch survives compaction", watchCompaction},
+		{"watch that starts before etcd", watchBeforeEtcd},
 		{"watch notices half-open TCP", watchHalfOpen},
 		{"close leaks nothing", closeLeaksNothing},
 	}

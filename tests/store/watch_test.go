@@ -249,6 +249,23 @@ func watchCompaction(e *env) {
 	}
 }
 
+// watchBeforeEtcd is where flannel's watcher returns for good.
+func watchBeforeEtcd(e *env) {
+	all := e.peers(2)
+	proxy := etcdtest.NewProxy(e, e.srv.Endpoint)
+	proxy.Cut()
+	s := e.store(func(o *etcd.Options) { o.Endpoints = []string{proxy.Endpoint} })
+	w := e.startWatch(s)
+	e.reason(s, "waiting for etcd", proxy.Endpoint, "connection refused")
+	if w.count() != 0 {
+		e.Fatal("a snapshot without etcd")
+	}
+	if err := proxy.Heal(); err != nil {
+		e.Fatal(err)
+	}
+	e.eventually("the peers", func() bool { return w.count() > 0 && leasesOf(w.last(), all) })
+}
+
 // watchHalfOpen lets the connection swallow everything: neither end learns
 // that it is dead but by asking.
 func watchHalfOpen(e *env) {
