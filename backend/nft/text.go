@@ -85,6 +85,9 @@ func (m Match) String() string {
 	if m.Not {
 		op = " != "
 	}
+	if m.Load.From == ExtensionExists && !m.Not {
+		return m.Load.String() + " exists"
+	}
 	if m.Load.Mask == "" {
 		return m.Load.String() + op + valueText(m.Load.Type, m.Value)
 	}
@@ -171,6 +174,9 @@ func valueText(t Type, v string) string {
 		return fmt.Sprint(b[0])
 	case t == EtherAddr && len(b) == 6:
 		return fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", b[0], b[1], b[2], b[3], b[4], b[5])
+	}
+	if len(b) == 1 {
+		return fmt.Sprint(b[0])
 	}
 	return "0x" + fmt.Sprintf("%x", b)
 }

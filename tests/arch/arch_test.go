@@ -33,6 +33,7 @@ func imports() map[string][]string {
 		"subnet/etcd":      {"subnet"},
 		"overlay":          {"subnet"},
 		"backend":          {"overlay", "subnet"},
+		"backend/nft":      {"subnet"},
 		"cni-shim":         {"subnet"},
 		"cmd/internal/api": {"subnet"},
 		"cmd/weft":         {"cmd/internal/api", "subnet"},
@@ -45,6 +46,7 @@ func onlyIn() map[string][]string {
 	return map[string][]string{
 		"github.com/vishvananda/netlink":         {"backend"},
 		"github.com/vishvananda/netns":           {"backend"},
+		"github.com/mdlayher/netlink":            {"backend/nft"},
 		"go.etcd.io/etcd/":                       {"subnet/etcd"},
 		"k8s.io/":                                {},
 		"github.com/containernetworking/":        {"cni-shim"},
