@@ -19,7 +19,7 @@ import (
 // reaches all nodes.
 func TestEtcdOutageLosesNothing(t *testing.T) {
 	outages, length, pings := sample(3, 2), sample(60*time.Second, 4*time.Second), sample(10000, 1000)
-	inLab(t, netlab.Config{Nodes: 3}, func(ctx context.Context, t *testing.T, l *netlab.Lab) {
+	inLab(t, netlab.Config{Nodes: 3, Network: roomForOthers}, func(ctx context.Context, t *testing.T, l *netlab.Lab) {
 		up(ctx, t, l, 1)
 		before := subnetsOf(t, l)
 		w := startWatch(ctx, t, l)

@@ -224,6 +224,10 @@ func TestPeerAddressChanges(t *testing.T) {
 	})
 }
 
+// roomForOthers is a network whose agents lease none of 10.42.200.0/24 and up:
+// these are for the peers that a test makes by hand.
+const roomForOthers = `{"Network":"10.42.0.0/16","SubnetMax":"10.42.199.0","IPv6Network":"fd42::/48","Backend":{"Type":"vxlan"}}`
+
 // flannelLease returns the value that flannel v0.28 writes for a VXLAN node.
 // The empty MAC leaves a family out.
 func flannelLease(ip, ip6, mac, mac6 string) string {
@@ -248,7 +252,7 @@ func flannelLease(ip, ip6, mac, mac6 string) string {
 // by hand, as flannel makes them. When its MAC changes, the others replace the
 // old one in every table, and pods reach it again.
 func TestPeerMACChanges(t *testing.T) {
-	inLab(t, netlab.Config{Nodes: 3}, func(ctx context.Context, t *testing.T, l *netlab.Lab) {
+	inLab(t, netlab.Config{Nodes: 3, Network: roomForOthers}, func(ctx context.Context, t *testing.T, l *netlab.Lab) {
 		peer := l.Node("n3")
 		n1, n2 := l.Node("n1"), l.Node("n2")
 		must(t, l.StartAgents(ctx, n1, n2))

@@ -302,7 +302,7 @@ func (l *launcher) list(*cobra.Command, []string) error {
 	return nil
 }
 
-func (l *launcher) exec(cmd *cobra.Command, args []string) error {
+func (l *launcher) exec(_ *cobra.Command, args []string) error {
 	r, err := the(l.id)
 	if err != nil {
 		return err
@@ -311,6 +311,6 @@ func (l *launcher) exec(cmd *cobra.Command, args []string) error {
 	if command[0] == "--" && len(command) > 1 {
 		command = command[1:]
 	}
-	l.code, err = r.Exec(cmd.Context(), args[0], command)
+	l.code, err = r.Exec(args[0], command)
 	return err
 }

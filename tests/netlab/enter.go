@@ -3,16 +3,17 @@
 package netlab
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"os"
 	"os/exec"
+	"os/signal"
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -55,8 +56,9 @@ func (l *Lab) writeDirectory() error {
 }
 
 // Exec runs a command in a place of the lab, on this process's terminal, and
-// returns its exit status.
-func (r Record) Exec(ctx context.Context, place string, args []string) (int, error) {
+// returns its exit status. What is typed, Ctrl-C included, is the command's;
+// SIGTERM and SIGHUP are passed on to it.
+func (r Record) Exec(place string, args []string) (int, error) {
 	if err := r.Alive(); err != nil {
 		return 1, err
 	}
@@ -86,8 +88,17 @@ func (r Record) Exec(ctx context.Context, place string, args []string) (int, err
 	if err := <-done; err != nil {
 		return 1, fmt.Errorf("enter lab %s: %w", r.ID, err)
 	}
-	stop := context.AfterFunc(ctx, func() { cmd.Process.Kill() })
-	defer stop()
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGHUP)
+	defer close(signals)
+	defer signal.Stop(signals)
+	go func() {
+		for s := range signals {
+			if s == syscall.SIGTERM || s == syscall.SIGHUP {
+				cmd.Process.Signal(s) // fails only if it has ended
+			}
+		}
+	}()
 	err = cmd.Wait()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
