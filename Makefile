@@ -69,7 +69,7 @@ fuzz: ## fuzz every codec for FUZZTIME (default 30s) each
 
 .PHONY: golden
 golden: ## rewrite the golden files from what the code does now; read the diff
-	$(GO) test ./overlay -update
+	$(GO) test ./overlay ./backend ./backend/nft -update
 
 .PHONY: lint
 lint: ## gofmt, vet, staticcheck, errcheck, ineffassign, misspell

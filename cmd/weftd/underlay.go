@@ -96,7 +96,7 @@ func (n *node) holdUntilMoved(ctx context.Context, want subnet.Lease, changed <-
 
 // look finds the underlays again and reports whether they have changed.
 func (n *node) look(ctx context.Context) bool {
-	found, err := backend.FindUnderlays(ctx, n.a.spec(), families(n.cfg))
+	found, err := backend.FindUnderlays(ctx, n.a.spec(n.cfg), families(n.cfg))
 	if err != nil {
 		found = nil // all are gone, for now
 	}
@@ -149,8 +149,10 @@ func settle(had, found []overlay.Underlay, goneSince map[subnet.Family]time.Time
 	return next
 }
 
-func (a *agent) spec() backend.UnderlaySpec {
-	return backend.UnderlaySpec{Ifaces: a.o.Ifaces, Regexes: a.o.IfaceRegexes, CanReach: a.o.CanReach, PublicIPs: a.o.PublicIPs}
+// spec says where to look for underlays: never on our own devices.
+func (a *agent) spec(cfg subnet.Config) backend.UnderlaySpec {
+	skip := deviceNames(presetFor(a.o.FlannelCompat).names, cfg.Backend.VNI)
+	return backend.UnderlaySpec{Skip: skip, Ifaces: a.o.Ifaces, Regexes: a.o.IfaceRegexes, CanReach: a.o.CanReach, PublicIPs: a.o.PublicIPs}
 }
 
 func (a *agent) logUnderlays(list []overlay.Underlay) {
@@ -164,7 +166,7 @@ func (a *agent) logUnderlays(list []overlay.Underlay) {
 func (a *agent) underlays(ctx context.Context, cfg subnet.Config) ([]overlay.Underlay, error) {
 	last := ""
 	for {
-		found, err := backend.FindUnderlays(ctx, a.spec(), families(cfg))
+		found, err := backend.FindUnderlays(ctx, a.spec(cfg), families(cfg))
 		if err == nil {
 			a.logUnderlays(found)
 			return found, nil
