@@ -198,16 +198,7 @@ func TestUpExecDown(t *testing.T) {
 	if !slices.Equal(devices, []string{"lo", "eth0"}) {
 		t.Errorf("devices in pod n1-p1: %q", devices)
 	}
-	// Ctrl-C goes to every process of the terminal's foreground group: it is
-	// the command's, not the end of what entered the lab for it.
-	c := lab(t, "exec", "--lab", id, "n1", "--", "sh", "-c", `trap "exit 9" INT; echo ready; while :; do sleep 0.1; done`)
-	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	c.started(t, "ready")
-	must(t, syscall.Kill(-c.Process.Pid, syscall.SIGINT))
-	c.Wait() // the status is looked at below
-	if got := c.ProcessState.ExitCode(); got != 9 {
-		t.Errorf("exec after Ctrl-C: status %d, want the command's 9: %s", got, c.said())
-	}
+	interruptible(t, id)
 	second := lab(t, "up", "--name", id, "--nodes", "1", "--pods-per-node", "0")
 	if second.Run() == nil {
 		t.Errorf("a second lab %s stands", id)
@@ -225,6 +216,21 @@ func TestUpExecDown(t *testing.T) {
 		t.Errorf("%v: %s", err, d.said())
 	}
 	gone(t, id, ns)
+}
+
+// interruptible checks that Ctrl-C, which goes to every process of the
+// terminal's foreground group, is the command's and not the end of what
+// entered the lab for it.
+func interruptible(t *testing.T, id string) {
+	t.Helper()
+	c := lab(t, "exec", "--lab", id, "n1", "--", "sh", "-c", `trap "exit 9" INT; echo ready; while :; do sleep 0.1; done`)
+	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	c.started(t, "ready")
+	must(t, syscall.Kill(-c.Process.Pid, syscall.SIGINT))
+	c.Wait() // the status is looked at below
+	if got := c.ProcessState.ExitCode(); got != 9 {
+		t.Errorf("exec after Ctrl-C: status %d, want the command's 9: %s", got, c.said())
+	}
 }
 
 // Wrong usage names what is wrong and what is allowed, and builds nothing.

@@ -17,7 +17,9 @@ import (
 
 // labReport is what the tests look at in the document of `weft-lab -o json`.
 type labReport struct {
+	Lab      string
 	OK       bool
+	Etcd     []string
 	Failures []string
 	Nodes    []struct{ PodMTU int }
 	Pings    []struct {

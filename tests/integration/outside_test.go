@@ -71,18 +71,7 @@ func outsideEtcd(t *testing.T, url string, serverArgs, labArgs []string) {
 	}
 
 	p := run("run", "--iperf-seconds", "0", "-o", "json")
-	if err := p.Wait(); err != nil {
-		t.Fatalf("%v: %s", err, p.said())
-	}
-	var r struct {
-		OK   bool
-		Lab  string
-		Etcd []string
-	}
-	must(t, json.Unmarshal(p.stdout.Bytes(), &r))
-	if !r.OK || !slices.Equal(r.Etcd, []string{url}) {
-		t.Errorf("report: %+v", r)
-	}
+	r := worked(t, p, url)
 	onlyOther(t, client)
 	gone(t, r.Lab, nil)
 
@@ -104,6 +93,20 @@ func outsideEtcd(t *testing.T, url string, serverArgs, labArgs []string) {
 	}
 	onlyOther(t, client)
 	gone(t, id, nil)
+}
+
+// worked returns the report of a run that has to succeed with the etcd at url.
+func worked(t *testing.T, p *program, url string) labReport {
+	t.Helper()
+	if err := p.Wait(); err != nil {
+		t.Fatalf("%v: %s", err, p.said())
+	}
+	var r labReport
+	must(t, json.Unmarshal(p.stdout.Bytes(), &r))
+	if !r.OK || !slices.Equal(r.Etcd, []string{url}) {
+		t.Errorf("report: %+v", r)
+	}
+	return r
 }
 
 // A key that a lab must not touch, although weft would look for it.
