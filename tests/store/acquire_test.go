@@ -63,7 +63,7 @@ func acquireIPv6Alone(e *env) {
 	}
 }
 
-// etcdLeases counts the etcd leases that the given ones are among still.
+// alive counts those of the given etcd leases that have not expired.
 func (e *env) alive(ids ...clientv3.LeaseID) int {
 	e.Helper()
 	n := 0

@@ -301,16 +301,6 @@ func (w *watching) last() subnet.Snapshot {
 	return w.snaps[len(w.snaps)-1]
 }
 
-// lease returns the lease of the subnet in the last snapshot.
-func (w *watching) lease(p netip.Prefix) (subnet.Lease, bool) {
-	for _, l := range w.last().Leases {
-		if slices.ContainsFunc(l.Paths, func(path subnet.Path) bool { return path.Subnet == p }) {
-			return l, true
-		}
-	}
-	return subnet.Lease{}, false
-}
-
 // config parses a net-conf.json.
 func config(t testing.TB, text string) subnet.Config {
 	t.Helper()
