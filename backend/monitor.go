@@ -69,6 +69,7 @@ func (m *Monitor) Run(ctx context.Context, own, host func()) error {
 		case ctx.Err() != nil:
 			return ctx.Err()
 		case errors.Is(err, unix.ENOBUFS):
+			m.discard(ctx)
 			own()
 			host()
 		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR):
@@ -85,6 +86,20 @@ func (m *Monitor) Run(ctx context.Context, own, host func()) error {
 		}
 		if others {
 			host()
+		}
+	}
+}
+
+// discard empties the queue after an overrun. Until it is empty the kernel
+// drops further events without another ENOBUFS (NETLINK_S_CONGESTED,
+// net/netlink/af_netlink.c), so only a look at the whole that comes after
+// covers them all.
+func (m *Monitor) discard(ctx context.Context) {
+	buf := make([]byte, 1<<16)
+	for ctx.Err() == nil {
+		_, _, err := unix.Recvfrom(m.sock.GetFd(), buf, unix.MSG_DONTWAIT)
+		if err != nil && !errors.Is(err, unix.ENOBUFS) && !errors.Is(err, unix.EINTR) {
+			return
 		}
 	}
 }

@@ -98,6 +98,16 @@ func TestProblemsWithThisNode(t *testing.T) {
 	}
 }
 
+// A subnet reserved for a node that has not come yet is neither a peer nor a
+// problem.
+func TestUnclaimedReservation(t *testing.T) {
+	reserved := subnet.Lease{Paths: []subnet.Path{{Subnet: pods(4, 2), Underlay: addr("10.0.0.2")}}}
+	s, problems := Desired(testSelf([2]subnet.Family{4, 4}), testConfig(), []subnet.Lease{reserved}, NewState())
+	if len(s.Routes) != 0 || len(problems) != 0 {
+		t.Errorf("%d routes, problems %v", len(s.Routes), problems)
+	}
+}
+
 // flannel publishes the lower 16 bits of a VNI; its nodes are peers all the
 // same. Any other VNI is another network.
 func TestVNIAsFlannelPublishesIt(t *testing.T) {

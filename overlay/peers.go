@@ -88,9 +88,13 @@ func (p *planner) isOwn(l *subnet.Lease) bool {
 	return true
 }
 
-// validHolder reports problems that concern all paths of l.
+// validHolder reports problems that concern all paths of l. A lease without
+// a backend is a reservation that its node has not claimed yet: no peer, and
+// nothing wrong.
 func (p *planner) validHolder(l *subnet.Lease) bool {
 	switch {
+	case l.Backend == "":
+		return false
 	case l.Backend != subnet.BackendVXLAN:
 		p.problem("PeerBackend", peerName(l), "expects to be reached by backend %q; this node speaks %q only", l.Backend, subnet.BackendVXLAN)
 	case l.Node != "" && l.Node == p.self.Lease.Node:

@@ -91,7 +91,8 @@ func (a *agent) fill(s *api.Status, st overlay.Status) {
 func peers(leases []subnet.Lease, own subnet.Lease) []api.Peer {
 	out := []api.Peer{}
 	for _, l := range leases {
-		if len(l.Paths) == 0 || (len(own.Paths) > 0 && l.Paths[0].Subnet == own.Paths[0].Subnet) {
+		unclaimed := l.Backend == "" // a reservation
+		if unclaimed || len(l.Paths) == 0 || (len(own.Paths) > 0 && l.Paths[0].Subnet == own.Paths[0].Subnet) {
 			continue
 		}
 		p := api.Peer{Node: l.Node}

@@ -13,7 +13,7 @@ import (
 	"weft.dev/weft/tests/netlab"
 )
 
-// Issue 2, "it must show": 3 etcd outages of 60 s, 0 of 10,000 pings at 100/s
+// A promise: 3 etcd outages of 60 s, 0 of 10,000 pings at 100/s
 // lost. During the second outage an agent is killed and started again; it has
 // to find its subnet when etcd is back. After each, what changes in etcd
 // reaches all nodes.

@@ -193,35 +193,46 @@ func TestLeaseOutlivesAgent(t *testing.T) {
 	})
 }
 
-// A node's underlay addresses change and its agent is started again, as a
-// change of address usually means: it publishes them, keeps its subnets, and
-// the others send there and nowhere else.
+// A node's underlay addresses change, once under its running agent and once
+// while that is down: it publishes them, keeps its subnets, and the others
+// send there and nowhere else.
 func TestPeerAddressChanges(t *testing.T) {
 	inLab(t, netlab.Config{Nodes: 3}, func(ctx context.Context, t *testing.T, l *netlab.Lab) {
 		up(ctx, t, l, 1)
 		before := subnetsOf(t, l)
-		n1, n2, n3 := l.Node("n1"), l.Node("n2"), l.Node("n3")
-		old := n3.Underlay()
+		n3 := l.Node("n3")
+		move(t, n3, "192.168.77.3", "192.168.77.33")
+		move(t, n3, "fd77::3", "fd77::33")
+		follows(ctx, t, l, n3, "192.168.77.3", "fd77::3")
 		must(t, n3.TermAgent())
-		moves := map[string]string{"192.168.77.3": "192.168.77.33", "fd77::3": "fd77::33"}
-		for was, is := range moves {
-			must(t, n3.SetUnderlay(netip.MustParseAddr(was), netip.MustParseAddr(is)))
-		}
+		move(t, n3, "192.168.77.33", "192.168.77.43")
+		move(t, n3, "fd77::33", "fd77::43")
 		restart(ctx, t, n3)
-		for _, n := range []*netlab.Node{n1, n2} {
-			eventually(ctx, t, n.Name()+" sends to n3's new addresses", func() error {
-				return errors.Join(
-					mentions(ctx, n, true, addresses(nil, n3.Underlay())...),
-					mentions(ctx, n, false, addresses(nil, old)...))
-			})
-		}
+		follows(ctx, t, l, n3, "192.168.77.33", "fd77::33")
 		sameSubnets(t, before, subnetsOf(t, l))
-		for _, n := range []*netlab.Node{n1, n2} {
-			eventually(ctx, t, "pods of "+n.Name()+" and n3 reach each other", func() error {
-				return errors.Join(pingable(ctx, n.Pods()[0], n3.Pods()[0]), pingable(ctx, n3.Pods()[0], n.Pods()[0]))
-			})
-		}
 	})
+}
+
+func move(t *testing.T, n *netlab.Node, was, is string) {
+	t.Helper()
+	must(t, n.SetUnderlay(netip.MustParseAddr(was), netip.MustParseAddr(is)))
+}
+
+// follows fails unless all other nodes come to send to the underlay addresses
+// that n has now, and not to the old ones, and their pods reach each other.
+func follows(ctx context.Context, t *testing.T, l *netlab.Lab, n *netlab.Node, old ...string) {
+	t.Helper()
+	for _, o := range l.Nodes() {
+		if o == n {
+			continue
+		}
+		eventually(ctx, t, o.Name()+" sends to the new addresses of "+n.Name(), func() error {
+			return errors.Join(mentions(ctx, o, true, addresses(nil, n.Underlay())...), mentions(ctx, o, false, old...))
+		})
+		eventually(ctx, t, "pods of "+o.Name()+" and "+n.Name()+" reach each other", func() error {
+			return errors.Join(pingable(ctx, o.Pods()[0], n.Pods()[0]), pingable(ctx, n.Pods()[0], o.Pods()[0]))
+		})
+	}
 }
 
 // roomForOthers is a network whose agents lease none of 10.42.200.0/24 and up:

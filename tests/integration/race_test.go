@@ -17,7 +17,7 @@ const sixteen = `{"Network":"10.42.0.0/16","SubnetLen":24,"SubnetMin":"10.42.16.
 "IPv6Network":"fd42::/48","IPv6SubnetLen":64,"IPv6SubnetMin":"fd42:0:0:10::","IPv6SubnetMax":"fd42:0:0:1f::",
 "Backend":{"Type":"vxlan"}}`
 
-// Issue 2, "it must show": 16 agents that start at the same time share 16
+// A promise: 16 agents that start at the same time share 16
 // subnets. The 17th stays, not ready, and says why.
 func TestSixteenAgentsRaceForSixteenSubnets(t *testing.T) {
 	inLab(t, netlab.Config{Nodes: 16, Network: sixteen}, func(ctx context.Context, t *testing.T, l *netlab.Lab) {

@@ -9,12 +9,12 @@ import (
 	"weft.dev/weft/tests/netlab"
 )
 
-// Issue 2, "it must show": 20 kill -9, 0 of 10,000 pings at 100/s lost.
+// A promise: 20 kill -9, 0 of 10,000 pings at 100/s lost.
 func TestKillLosesNothing(t *testing.T) {
 	endings(t, (*netlab.Node).KillAgent)
 }
 
-// Issue 2, "it must show": 20 SIGTERM, 0 of 10,000 pings at 100/s lost. The
+// A promise: 20 SIGTERM, 0 of 10,000 pings at 100/s lost. The
 // data plane stays when the agent exits.
 func TestTermLosesNothing(t *testing.T) {
 	endings(t, (*netlab.Node).TermAgent)
