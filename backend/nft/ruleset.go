@@ -48,9 +48,8 @@ type Params struct {
 	Subnets    []netip.Prefix // this node's pod subnets
 	Own        []netip.Addr   // this node's addresses: its underlays, and others that pods must not send VXLAN to
 	Devices    []string       // our VXLAN devices
-	// Lengths are the lengths of the peers' inner prefixes beside single
-	// addresses. Take them from WithLengths. They are ordered by family, then
-	// length; Prefixes are not used otherwise.
+	// Lengths are the lengths of the peers' inner prefixes, single addresses
+	// left out, ordered by family, then length. Take them from WithLengths.
 	Lengths []Length
 }
 
@@ -76,7 +75,7 @@ type Peer struct {
 func (p Params) WithLengths(peers []Peer) Params {
 	all := slices.Clone(p.Lengths)
 	for _, peer := range peers {
-		for _, in := range peer.Inner {
+		for _, in := range peer.inner() {
 			all = append(all, lengthOf(in))
 		}
 	}
@@ -86,6 +85,34 @@ func (p Params) WithLengths(peers []Peer) Params {
 	})
 	p.Lengths = slices.Compact(all)
 	return p
+}
+
+// outer and inner pass over what no packet can carry or no node can own, so
+// that junk in one peer's lease does not make the kernel refuse the rest.
+
+func (p Peer) outer() []netip.Addr { return usable(p.Outer) }
+
+func (p Peer) inner() []netip.Prefix {
+	var out []netip.Prefix
+	for _, in := range p.Inner {
+		if in.IsValid() && in.Bits() > 0 && !in.Addr().Is4In6() {
+			out = append(out, in.Masked())
+		}
+	}
+	for _, a := range p.outer() {
+		out = append(out, netip.PrefixFrom(a, a.BitLen()))
+	}
+	return out
+}
+
+func usable(list []netip.Addr) []netip.Addr {
+	var out []netip.Addr
+	for _, a := range list {
+		if a = a.Unmap().WithZone(""); a.IsValid() && !a.IsUnspecified() {
+			out = append(out, a)
+		}
+	}
+	return out
 }
 
 func lengthOf(p netip.Prefix) Length {
@@ -175,21 +202,17 @@ func (p Params) sets() []Set {
 func Elements(p Params, peers []Peer) []Element {
 	all := map[Element]struct{}{}
 	add := func(set string, fields ...[]byte) { all[Element{Set: set, Key: Key(fields...)}] = struct{}{} }
-	for _, a := range p.Own {
-		add(ownSet(subnet.FamilyOf(a)), a.Unmap().AsSlice())
+	for _, a := range usable(p.Own) {
+		add(ownSet(subnet.FamilyOf(a)), a.AsSlice())
 	}
 	for _, peer := range peers {
-		inner := slices.Clone(peer.Inner)
-		for _, a := range peer.Outer {
-			add(peerSet(subnet.FamilyOf(a)), a.Unmap().AsSlice())
-			inner = append(inner, netip.PrefixFrom(a.Unmap(), a.Unmap().BitLen()))
-		}
-		if p.Guard != GuardBind {
-			continue
-		}
-		for _, a := range peer.Outer {
-			for _, in := range inner {
-				add(bindSet(subnet.FamilyOf(a), lengthOf(in)), a.Unmap().AsSlice(), in.Masked().Addr().AsSlice())
+		for _, a := range peer.outer() {
+			add(peerSet(subnet.FamilyOf(a)), a.AsSlice())
+			if p.Guard != GuardBind {
+				continue
+			}
+			for _, in := range peer.inner() {
+				add(bindSet(subnet.FamilyOf(a), lengthOf(in)), a.AsSlice(), in.Addr().AsSlice())
 			}
 		}
 	}

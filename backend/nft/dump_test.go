@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nft
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// handle finds the handle of the first rule or chain whose listing has text.
+func (h *host) handle(text string) string {
+	h.t.Helper()
+	for line := range strings.Lines(h.run("nft -a list table inet weft")) {
+		if strings.Contains(line, text) {
+			return regexp.MustCompile(`# handle (\d+)`).FindStringSubmatch(line)[1]
+		}
+	}
+	h.t.Fatalf("no line with %q", text)
+	return ""
+}
+
+// TestTampering does by hand what people and programs do to other people's
+// tables. Each must be noticed, named, and mended by one transaction.
+func TestTampering(t *testing.T) {
+	want := Weft(params(), peers())
+	for _, c := range []struct {
+		name string
+		do   func(h *host) string // a script for nft
+		why  string               // in the plan
+	}{
+		{"ruleset flushed", func(*host) string { return "flush ruleset" }, "table missing"},
+		{"table deleted", func(*host) string { return "delete table inet weft" }, "table missing"},
+		{"table made dormant", func(*host) string { return "add table inet weft { flags dormant; }" }, "table dormant"},
+		{"table flushed", func(*host) string { return "flush table inet weft" }, "chain early_forward: 4 of our rules missing or altered, 0 not ours"},
+		{"chain flushed", func(*host) string { return "flush chain inet weft early_output" }, "chain early_output: 2 of our rules missing"},
+		{"chain deleted", func(*host) string {
+			return "flush chain inet weft early_output\ndelete chain inet weft early_output"
+		}, "chain early_output missing"},
+		{"chain made again with another priority", func(*host) string {
+			return "flush chain inet weft early_output\ndelete chain inet weft early_output\n" +
+				"add chain inet weft early_output { type filter hook output priority -299; }"
+		}, `chain early_output is type "filter" hook output priority -299`},
+		{"policy altered", func(*host) string { return "add chain inet weft early_forward { policy drop; }" }, "chain early_forward has policy drop"},
+		{"chain added", func(*host) string { return "add chain inet weft theirs" }, "chain theirs not ours"},
+		{"rule deleted", func(h *host) string {
+			return "delete rule inet weft vxlan_outer4 handle " + h.handle("refused_inner\" drop")
+		}, "chain vxlan_outer4: 1 of our rules missing or altered, 0 not ours"},
+		{"rule inserted", func(*host) string { return "insert rule inet weft vxlan_outer4 accept" }, "chain vxlan_outer4: 0 of our rules missing or altered, 1 not ours"},
+		{"rule replaced", func(h *host) string {
+			return "replace rule inet weft vxlan_outer4 handle " + h.handle("not from a peer") + " accept comment \"not from a peer\""
+		}, "chain vxlan_outer4: 1 of our rules missing or altered, 1 not ours"},
+		{"rule replaced by its equal", func(h *host) string {
+			return "replace rule inet weft vxlan_outer4 handle " + h.handle("inside is not") + " counter name refused_inner drop comment \"inside is not the peer's\""
+		}, "chain vxlan_outer4: 1 of our rules missing or altered, 1 not ours"},
+		{"rule doubled", func(*host) string {
+			return "add rule inet weft vxlan_fragment meta l4proto != udp return"
+		}, "chain vxlan_fragment: 0 of our rules missing or altered, 1 not ours"},
+		{"rules in another order", nil, "chain vxlan_outer4: rules in another order"},
+		{"set added", func(*host) string { return "add set inet weft theirs { type ipv4_addr; }" }, "set theirs not ours"},
+		{"set deleted", func(*host) string {
+			return "flush chain inet weft vxlan_outer6\ndelete set inet weft bind6_inner4_25"
+		}, "set bind6_inner4_25 missing"},
+		{"set of another type", func(*host) string {
+			return "flush chain inet weft vxlan_outer6\ndelete set inet weft bind6_inner4_25\n" +
+				"add set inet weft bind6_inner4_25 { type ipv6_addr . ipv6_addr; }"
+		}, "set bind6_inner4_25 altered"},
+		{"counter added", func(*host) string { return "add counter inet weft theirs" }, "counter theirs not ours"},
+		{"counter deleted", func(h *host) string {
+			return "flush chain inet weft vxlan_fragment\ndelete counter inet weft refused_fragment"
+		}, "counter refused_fragment missing"},
+		{"quota added", func(*host) string { return "add quota inet weft theirs { over 20 mbytes; }" }, "1 objects of other kinds"},
+		{"element deleted", func(*host) string { return "delete element inet weft peers4 { 10.0.0.2 }" },
+			"nft add element inet weft peers4 { 10.0.0.2 }"},
+		{"element added", func(*host) string { return "add element inet weft bind4_inner4_24 { 10.0.0.66 . 10.42.2.0 }" },
+			"nft delete element inet weft bind4_inner4_24 { 10.0.0.66 . 10.42.2.0 }"},
+		{"catch-all element added", func(*host) string { return "add element inet weft peers4 { * }" },
+			"nft delete element inet weft peers4 { * }"},
+		{"set flushed", func(*host) string { return "flush set inet weft own4" }, "nft add element inet weft own4 { 10.0.0.1 }"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h := newHost(t)
+			h.nft("add table ip foreign\nadd chain ip foreign c\nadd rule ip foreign c counter drop")
+			conn := h.dial()
+			install(t, conn, want)
+			if c.do == nil {
+				swapRules(t, conn, want)
+			} else {
+				h.nft(c.do(h))
+			}
+			plan := Diff(want, mustDump(t, conn, want.Table))
+			if !strings.Contains(plan.String(), c.why) {
+				t.Errorf("plan lacks %q:\n%.2000s", c.why, plan)
+			}
+			if c.name == "ruleset flushed" {
+				h.nft("add table ip foreign\nadd chain ip foreign c\nadd rule ip foreign c counter drop")
+			}
+			install(t, conn, want)
+			if out := h.run("nft list table ip foreign"); !strings.Contains(out, "counter packets 0 bytes 0 drop") {
+				t.Errorf("the foreign table changed:\n%s", out)
+			}
+		})
+	}
+}
+
+// swapRules installs want with two rules swapped. nft cannot: its rules
+// would lack our stamp.
+func swapRules(t *testing.T, c *Conn, want Desired) {
+	t.Helper()
+	var chains []Chain
+	for _, ch := range want.Table.Chains {
+		ch.Rules = append([]Rule(nil), ch.Rules...)
+		if ch.Name == outerChain(4) {
+			ch.Rules[0], ch.Rules[len(ch.Rules)-1] = ch.Rules[len(ch.Rules)-1], ch.Rules[0]
+		}
+		chains = append(chains, ch)
+	}
+	want.Table.Chains = chains
+	install(t, c, want)
+}
+
+// What nft saved and loaded again does the same but is not what weft made.
+// (In mode bind nft refuses to load its own listing of the guard: it has no
+// name for the inner addresses.)
+func TestLoadedAgainFromItsListing(t *testing.T) {
+	h := newHost(t)
+	c := h.dial()
+	p := params()
+	p.Guard = GuardPeers
+	want := Weft(p, peers())
+	install(t, c, want)
+	h.nft("delete table inet weft\n" + h.run("nft list table inet weft"))
+	plan := Diff(want, mustDump(t, c, want.Table))
+	if !plan.Replace || len(plan.Why) != len(want.Table.Chains) {
+		t.Errorf("the plan's reasons are %q, want one for each chain", plan.Why)
+	}
+	install(t, c, want)
+}
+
+func TestCountersSurviveRepair(t *testing.T) {
+	h := newHost(t)
+	c := h.dial()
+	want := Weft(params(), peers())
+	install(t, c, want)
+	plan := Diff(want, Content{})
+	plan.Counts = map[string]Counts{RefusedInner: {Packets: 7, Bytes: 700}}
+	if err := c.Apply(t.Context(), plan); err != nil {
+		t.Fatal(err)
+	}
+	h.nft("insert rule inet weft vxlan_outer4 accept")
+	install(t, c, want)
+	if got := mustDump(t, c, want.Table).Counters[RefusedInner]; got != (Counts{7, 700}) {
+		t.Errorf("the counter reads %+v after a repair, want 7 packets, 700 bytes", got)
+	}
+}
+
+// A change is all or nothing, and the error names what was refused.
+func TestElementDeltasAreAtomic(t *testing.T) {
+	h := newHost(t)
+	c := h.dial()
+	want := Weft(params(), peers())
+	install(t, c, want)
+	stale := mustDump(t, c, want.Table)
+	h.nft("delete element inet weft peers4 { 10.0.0.2 }")
+	more := Weft(params(), append(peers()[1:], Peer{Outer: addrs("10.0.0.9"), Inner: prefixes("10.42.9.0/24")}))
+	err := c.Apply(t.Context(), Diff(more, stale))
+	if !errors.Is(err, unix.ENOENT) || !strings.Contains(err.Error(), "delete elements of set peers4 in table inet weft") {
+		t.Errorf("deleting what is gone: %v", err)
+	}
+	h.nft("add element inet weft peers4 { 10.0.0.2 }")
+	if plan := Diff(want, mustDump(t, c, want.Table)); !plan.Empty() {
+		t.Errorf("a refused change left something behind:\n%s", plan)
+	}
+	install(t, c, more)
+	bad := Plan{Table: want.Table, Add: []Element{{Set: "peers4", Key: Key(addr("10.0.0.10").AsSlice())}, {Set: "nosuch", Key: "\x01\x02\x03\x04"}}}
+	if err := c.Apply(t.Context(), bad); !errors.Is(err, unix.ENOENT) || !strings.Contains(err.Error(), "set nosuch") {
+		t.Errorf("an element of a set that is not there: %v", err)
+	}
+	if plan := Diff(more, mustDump(t, c, want.Table)); !plan.Empty() {
+		t.Errorf("a refused change left something behind:\n%s", plan)
+	}
+}
+
+// manyPeers is n dual-stack peers.
+func manyPeers(n int) []Peer {
+	out := make([]Peer, n)
+	for i := range out {
+		hi, lo := byte(i>>8), byte(i)
+		out[i] = Peer{
+			Outer: []netip.Addr{netip.AddrFrom4([4]byte{172, 16, hi, lo}), netip.AddrFrom16([16]byte{0xfd, 1, 14: hi, 15: lo})},
+			Inner: []netip.Prefix{
+				netip.PrefixFrom(netip.AddrFrom4([4]byte{10, hi, lo, 0}), 24),
+				netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 2, 6: hi, 7: lo}), 64),
+			},
+		}
+	}
+	return out
+}
+
+func TestTenThousandPeers(t *testing.T) {
+	h := newHost(t)
+	c := h.dial()
+	p := params()
+	all := manyPeers(10000)
+	want := Weft(p, all)
+	step := func(what string, f func()) {
+		start := time.Now()
+		f()
+		t.Logf("%s: %v", what, time.Since(start).Round(10*time.Microsecond))
+	}
+	var have Content
+	step(fmt.Sprintf("load %d elements in one transaction", len(want.Elements)), func() {
+		if err := c.Apply(t.Context(), Diff(want, Content{})); err != nil {
+			t.Fatal(err)
+		}
+	})
+	step("dump", func() { have = mustDump(t, c, want.Table) })
+	step("diff", func() {
+		if plan := Diff(want, have); !plan.Empty() {
+			t.Fatalf("%d to add, %d to delete, %v", len(plan.Add), len(plan.Delete), plan.Why)
+		}
+	})
+	step("generation", func() {
+		if _, err := c.Generation(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	})
+	less := Weft(p, all[1:])
+	step("one peer less", func() {
+		if err := c.Apply(t.Context(), Diff(less, have)); err != nil {
+			t.Fatal(err)
+		}
+	})
+	step("repair of a vandalised rule", func() {
+		h.nft("insert rule inet weft vxlan_outer4 accept")
+		install(t, c, less)
+	})
+}
+
+func TestGeneration(t *testing.T) {
+	h := newHost(t)
+	c := h.dial()
+	gen := func() uint32 {
+		g, err := c.Generation(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return g
+	}
+	want := Weft(params(), peers())
+	before := gen()
+	install(t, c, want)
+	first := gen()
+	mustDump(t, c, want.Table)
+	if before == first || gen() != first {
+		t.Errorf("generation %d before a change, %d after it, %d after a dump", before, first, gen())
+	}
+	h.nft("delete element inet weft peers4 { 10.0.0.2 }")
+	if gen() == first {
+		t.Error("a foreign change left the generation alone")
+	}
+}
+
+func TestContextEndsCalls(t *testing.T) {
+	h := newHost(t)
+	c := h.dial()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	want := Weft(params(), peers())
+	if err := c.Apply(ctx, Diff(want, Content{})); !errors.Is(err, context.Canceled) {
+		t.Errorf("apply: %v", err)
+	}
+	if _, err := c.Dump(ctx, want.Table); !errors.Is(err, context.Canceled) {
+		t.Errorf("dump: %v", err)
+	}
+	install(t, c, want) // and the socket is as good as before
+}
