@@ -126,6 +126,7 @@ type attack struct {
 	vni          uint32
 	cut          int    // bytes of the first fragment; 0 for no fragments
 	before       []byte // options or extension header of the outer packet
+	hide         bool   // the UDP header behind an IPv6 header that is fragmented too
 	vlan         bool   // 802.1Q between the inner Ethernet and IP headers
 	want         string // counter that refuses it; empty when it is legitimate
 }
@@ -151,6 +152,10 @@ func (a attack) packets(tag string, n int) []packet {
 	p := udp(outer, node, 50000+n, 8472, vxlan(vni, frame))
 	if a.before != nil {
 		p.before, p.beforeIs = a.before, unix.IPPROTO_DSTOPTS
+	}
+	if a.hide {
+		p.payload = append([]byte{p.proto, 0, 1, 4, 0, 0, 0, 0}, p.payload...)
+		p.proto = unix.IPPROTO_DSTOPTS
 	}
 	if a.cut == 0 {
 		return []packet{p}

@@ -119,8 +119,11 @@ func (c Chain) encode(a *attrs) {
 // keyType packs the fields' types as the nft program does (6 bits each, the
 // first field highest) and sums their padded lengths.
 func (s Set) keyType() (id, size uint32) {
-	for _, f := range s.Fields {
+	for i, f := range s.Fields {
 		_, t, n := f.info()
+		if s.Of != nil && s.Of[i].Name == "" {
+			_, t, _ = Number.info()
+		}
 		id = id<<6 | t
 		if len(s.Fields) > 1 {
 			n = 4 * words(n)
@@ -144,6 +147,9 @@ func (s Set) encode(a *attrs, id uint32) {
 	a.be32(unix.NFTA_SET_KEY_TYPE, typ)
 	a.be32(unix.NFTA_SET_KEY_LEN, size)
 	a.be32(unix.NFTA_SET_ID, id)
+	if s.Of != nil {
+		a.bytes(unix.NFTA_SET_USERDATA, typeofData(s.Of))
+	}
 	if len(s.Fields) < 2 {
 		return
 	}

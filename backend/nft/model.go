@@ -85,10 +85,13 @@ type Rule struct {
 }
 
 // Set is a hash set. Its key is the concatenation of its fields, at most five
-// of them and 64 bytes.
+// of them and 64 bytes. Of says what is looked up, a Load for each field; a
+// set needs it where one of them is raw bytes. It serves source addresses of
+// IP headers and bytes of the transport header.
 type Set struct {
 	Name   string
 	Fields []Type
+	Of     []Load
 }
 
 // Element is one key of a set: its fields in network byte order, each padded

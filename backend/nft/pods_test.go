@@ -105,8 +105,10 @@ func TestOuterPacketsAreNotTracked(t *testing.T) {
 			}
 		}
 		// What the node itself sends from the VXLAN port's point of view.
-		l.node.talk(netip.AddrPort{}, port("10.0.0.2", 8472), 50, []byte("x"))
-		l.node.talk(netip.AddrPort{}, port("fd00::2", 8472), 50, []byte("x"))
+		for i := range 50 { // ports of their own: each is a flow
+			l.node.talk(port("10.0.0.1", 20000+i), port("10.0.0.2", 8472), 1, []byte("x"))
+			l.node.talk(port("fd00::1", 20000+i), port("fd00::2", 8472), 1, []byte("x"))
+		}
 		wire(100)
 		// Other uses of the port: a stranger's, the peers' own for another
 		// address of ours, and from here to a stranger.

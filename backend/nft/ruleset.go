@@ -184,14 +184,18 @@ func (p Params) inner() []Length {
 func (p Params) sets() []Set {
 	var out []Set
 	for _, f := range subnet.Families() {
-		out = append(out, Set{peerSet(f), []Type{addrType(f)}}, Set{ownSet(f), []Type{addrType(f)}})
+		out = append(out, Set{Name: peerSet(f), Fields: []Type{addrType(f)}}, Set{Name: ownSet(f), Fields: []Type{addrType(f)}})
 	}
 	if p.Guard != GuardBind {
 		return out
 	}
 	for _, f := range subnet.Families() {
 		for _, in := range p.inner() {
-			out = append(out, Set{bindSet(f, in), []Type{addrType(f), addrType(in.Family)}})
+			out = append(out, Set{
+				Name:   bindSet(f, in),
+				Fields: []Type{addrType(f), addrType(in.Family)},
+				Of:     []Load{LoadSource(f), loadInner(in.Family)},
+			})
 		}
 	}
 	return out

@@ -21,7 +21,7 @@ func (t Table) String() string {
 		fmt.Fprintf(&b, "\tcounter %s {}\n", c)
 	}
 	for _, s := range t.Sets {
-		fmt.Fprintf(&b, "\tset %s { type %s; }\n", s.Name, s.typeText())
+		fmt.Fprintf(&b, "\tset %s { %s; }\n", s.Name, s.typeText())
 	}
 	for _, c := range t.Chains {
 		fmt.Fprintf(&b, "\tchain %s {\n", c.Name)
@@ -47,14 +47,6 @@ func (c Chain) kind() string {
 		return "nat"
 	}
 	return "filter"
-}
-
-func (s Set) typeText() string {
-	words := make([]string, len(s.Fields))
-	for i, f := range s.Fields {
-		words[i], _, _ = f.info()
-	}
-	return strings.Join(words, " . ")
 }
 
 // String renders r in nft's language.
