@@ -217,11 +217,13 @@ func (c *Conn) Generation(ctx context.Context) (uint32, error) {
 }
 
 // Dump returns what the kernel has under t's family and name, all of it or an
-// error; the rest of t does not count. No such table is not an error.
+// error; the rest of t does not count. No such table is not an error. A kernel
+// that does not count its sets' elements can leave some of many out for some
+// milliseconds after most were added; adding them again does no harm.
 func (c *Conn) Dump(ctx context.Context, t Table) (Content, error) {
 	for range dumpAttempts - 1 {
 		have, err := c.dumpOnce(ctx, t)
-		// Somebody deleted what was being read.
+		// Somebody deleted or changed what was being read.
 		if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINTR) {
 			return have, err
 		}
@@ -266,6 +268,9 @@ func (c *Conn) dumpOnce(ctx context.Context, t Table) (Content, error) {
 		if err := c.ask(ctx, unix.NFT_MSG_GETSETELEM, unix.NLM_F_DUMP, req, func(m []byte) error { return have.readElements(t, m) }); err != nil {
 			return fail("set "+set, err)
 		}
+	}
+	if set, ok := have.short(); ok {
+		return fail("set "+set, fmt.Errorf("it was resized meanwhile: %w", unix.EINTR))
 	}
 	return have, nil
 }

@@ -12,6 +12,8 @@ type Content struct {
 	Counters map[string]Counts
 	Other    int // objects of kinds that weft does not make
 	Elements map[Element]struct{}
+
+	sizes map[string]int // of sets, as the kernel counts them, where it says so
 }
 
 // ChainContent is one chain. For a chain that is only jumped to, all but

@@ -131,8 +131,36 @@ func (c *Content) readSet(t Table, msg []byte) error {
 			}
 		}
 	}
-	c.Sets[text(f[unix.NFTA_SET_NAME])] = s
+	name := text(f[unix.NFTA_SET_NAME])
+	c.Sets[name] = s
+	if v, ok := f[nftaSetCount]; ok {
+		n, err := be32(v)
+		if err != nil {
+			return err
+		}
+		if c.sizes == nil {
+			c.sizes = map[string]int{}
+		}
+		c.sizes[name] = int(n)
+	}
 	return nil
+}
+
+// short returns the name of a set of which fewer elements were read than the
+// kernel said it has. A set that grows has its hash table resized after the
+// transaction, and a dump that this meets passes over elements without
+// NLM_F_DUMP_INTR.
+func (c *Content) short() (set string, ok bool) {
+	read := map[string]int{}
+	for e := range c.Elements {
+		read[e.Set]++
+	}
+	for set, n := range c.sizes {
+		if read[set] < n {
+			return set, true
+		}
+	}
+	return "", false
 }
 
 func (c *Content) readObject(t Table, msg []byte) error {

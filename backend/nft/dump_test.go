@@ -192,6 +192,9 @@ func TestElementDeltasAreAtomic(t *testing.T) {
 		t.Errorf("a refused change left something behind:\n%s", plan)
 	}
 	install(t, c, more)
+	if err := c.Apply(t.Context(), Plan{Table: more.Table, Add: more.Elements}); err != nil {
+		t.Errorf("adding what is there: %v", err)
+	}
 	bad := Plan{Table: want.Table, Add: []Element{{Set: "peers4", Key: Key(addr("10.0.0.10").AsSlice())}, {Set: "nosuch", Key: "\x01\x02\x03\x04"}}}
 	if err := c.Apply(t.Context(), bad); !errors.Is(err, unix.ENOENT) || !strings.Contains(err.Error(), "set nosuch") {
 		t.Errorf("an element of a set that is not there: %v", err)

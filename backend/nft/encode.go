@@ -14,6 +14,7 @@ const (
 	nftaBitwiseOp    = 6
 	nftaSetDescCat   = 2    // NFTA_SET_DESC_CONCAT
 	nftaSetFieldLen  = 1    // NFTA_SET_FIELD_LEN
+	nftaSetCount     = 20   // NFTA_SET_COUNT: elements, dumped by newer kernels (6.18 does)
 	nftSetConcat     = 0x80 // NFT_SET_CONCAT
 	nftElemCatchall  = 2    // NFT_SET_ELEM_CATCHALL
 	natRandomFully   = 16   // NF_NAT_RANGE_PROTO_RANDOM_FULLY, linux/netfilter/nf_nat.h
