@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -17,9 +18,12 @@ import (
 	"weft.dev/weft/subnet"
 )
 
+// answerTimeout is more than a plan for the largest network takes.
+const answerTimeout = 30 * time.Second
+
 func (c *cli) status(cmd *cobra.Command, _ []string) error {
 	var s api.Status
-	if err := api.Get(cmd.Context(), c.socket, api.StatusPath, &s); err != nil {
+	if err := get(cmd, c.socket, api.StatusPath, &s); err != nil {
 		return err
 	}
 	if !s.Ready {
@@ -33,13 +37,21 @@ func (c *cli) status(cmd *cobra.Command, _ []string) error {
 
 func (c *cli) plan(cmd *cobra.Command, _ []string) error {
 	var p api.Plan
-	if err := api.Get(cmd.Context(), c.socket, api.PlanPath, &p); err != nil {
+	if err := get(cmd, c.socket, api.PlanPath, &p); err != nil {
 		return err
 	}
 	if c.output == "json" {
 		return writeJSON(cmd.OutOrStdout(), p)
 	}
 	return printPlan(cmd.OutOrStdout(), p)
+}
+
+// get is api.Get with an end: an agent that is stopped or stuck still has its
+// socket, on which the kernel accepts connections.
+func get(cmd *cobra.Command, socket, path string, out any) error {
+	ctx, cancel := context.WithTimeout(cmd.Context(), answerTimeout)
+	defer cancel()
+	return api.Get(ctx, socket, path, out)
 }
 
 func writeJSON(w io.Writer, doc any) error {
@@ -107,6 +119,8 @@ func kernelLine(s api.Status) string {
 		return fmt.Sprintf("in sync, %d peers", len(s.Peers))
 	case s.LastPass == nil:
 		return "not touched yet"
+	case len(s.Pending) == 0:
+		return "OUT OF SYNC, its state could not be read"
 	}
 	return fmt.Sprintf("OUT OF SYNC, %d changes not applied", len(s.Pending))
 }

@@ -122,3 +122,19 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		t.Errorf("wrong command: exit %d, %q", code, errs)
 	}
 }
+
+// An agent that was stopped still has a socket, and the kernel accepts on it.
+func TestASilentAgentIsNotWaitedForEndlessly(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	var s api.Status
+	if err := api.Get(ctx, socket, api.StatusPath, &s); err == nil || !strings.Contains(err.Error(), "stopped, or stuck") {
+		t.Errorf("%v", err)
+	}
+}

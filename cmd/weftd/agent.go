@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"weft.dev/weft/backend"
+	"weft.dev/weft/cmd/internal/api"
 	"weft.dev/weft/overlay"
 	"weft.dev/weft/subnet"
 	"weft.dev/weft/subnet/etcd"
@@ -37,7 +38,9 @@ type agent struct {
 	snapshot   atomic.Pointer[subnet.Snapshot]
 	reconciler atomic.Pointer[overlay.Reconciler]
 	network    atomic.Pointer[subnet.Config]
-	published  atomic.Bool // subnet.env and the CNI configuration are in place
+	published  atomic.Bool                    // subnet.env and the CNI configuration are in place
+	unwritten  atomic.Pointer[string]         // why they are not
+	underlay   atomic.Pointer[subnet.Problem] // why no underlay is found now; nil while one is
 }
 
 func newAgent(o *options, log *logrus.Logger) *agent { return &agent{o: o, log: log} }
@@ -64,7 +67,7 @@ func (a *agent) run(ctx context.Context) error {
 	g.Go(func() error { return a.serve(ctx) })
 	g.Go(func() error {
 		err := a.runOverlay(ctx, instance)
-		if a.o.Once {
+		if a.o.Once && err == nil { // after an error the group ends by itself, and with it
 			cancel()
 		}
 		return err
@@ -83,7 +86,7 @@ func (a *agent) runOverlay(ctx context.Context, instance string) error {
 		return err
 	}
 	a.network.Store(&cfg)
-	unlock, err := lock(filepath.Dir(a.o.Socket), cfg.Backend.VNI, a.o.NodeName)
+	unlock, err := lock(lockDir(filepath.Dir(api.DefaultSocket), filepath.Dir(a.o.Socket)), cfg.Backend.VNI, a.o.NodeName)
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"net"
 	"strconv"
 	"strings"
 	"time"
@@ -68,7 +69,8 @@ func (fl *flannelFlags) apply(o *options, r *raw) error {
 		return fmt.Errorf("healthz-port (%s): value %d: want 0 to 65535", o.origin["healthz-port"], fl.healthzPort)
 	}
 	if fl.healthzPort != 0 {
-		o.Listen = fl.healthzIP + ":" + strconv.Itoa(fl.healthzPort)
+		o.Listen = net.JoinHostPort(fl.healthzIP, strconv.Itoa(fl.healthzPort))
+		o.origin["listen"] = o.origin["healthz-port"]
 	}
 	if fl.verbosity >= 4 && o.origin["log-level"] == "default" {
 		r.logLevel = "debug"
@@ -117,7 +119,7 @@ func wantsFlannel(args []string, env map[string]string) (bool, error) {
 func doubleDashes(args []string) []string {
 	out := make([]string, len(args))
 	for i, a := range args {
-		if strings.HasPrefix(a, "-") && !strings.HasPrefix(a, "--") && len(a) > 1 {
+		if strings.HasPrefix(a, "-") && !strings.HasPrefix(a, "--") && len(a) > 1 && a != "-h" {
 			a = "-" + a
 		}
 		out[i] = a

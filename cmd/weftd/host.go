@@ -49,6 +49,17 @@ func instanceID(dir string) (string, error) {
 	return id, nil
 }
 
+// lockDir is where agents look for each other: usual, whatever socket each
+// was given, or two of them would not meet. own is for where usual cannot be
+// written.
+func lockDir(usual, own string) string {
+	const writable = 2 // W_OK of access(2)
+	if os.MkdirAll(usual, 0o755) == nil && syscall.Access(usual, writable) == nil {
+		return usual
+	}
+	return own
+}
+
 // lock makes sure that one weftd serves a VNI in this network namespace, for
 // two would undo each other's work. The error names the holder. The lock
 // goes with the process, however it ends; unlock releases it earlier.
@@ -68,11 +79,8 @@ func lock(dir string, vni uint32, node string) (unlock func(), err error) {
 		return nil, fmt.Errorf("VNI %d in this network namespace is served by another weftd (%s): stop it first, or give this one another network (%s: %w)",
 			vni, strings.TrimSpace(string(holder)), path, err)
 	}
-	text := fmt.Sprintf("pid %d, node %s\n", os.Getpid(), node)
-	if err := errors.Join(f.Truncate(0), writeAt(f, text)); err != nil {
-		f.Close() // the write error is the one to report
-		return nil, fmt.Errorf("write %s: %w", path, err)
-	}
+	// The text is for the error above only; a full disk must not stop us.
+	_ = errors.Join(f.Truncate(0), writeAt(f, fmt.Sprintf("pid %d, node %s\n", os.Getpid(), node)))
 	return func() { f.Close() }, nil // closing releases the lock whatever it returns
 }
 

@@ -4,9 +4,11 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -75,6 +77,34 @@ func TestConflist(t *testing.T) {
 			t.Errorf("delegate %v", d)
 		}
 	}
+}
+
+// Agents with sockets in different directories still meet at one lock.
+func TestLockDirDoesNotDependOnTheSocket(t *testing.T) {
+	usual, own := filepath.Join(t.TempDir(), "weft"), t.TempDir()
+	if got := lockDir(usual, own); got != usual {
+		t.Errorf("lock in %s, want %s", got, usual)
+	}
+	if got := lockDir("/proc/weft", own); got != own {
+		t.Errorf("where the usual place cannot be: lock in %s, want %s", got, own)
+	}
+}
+
+// A full disk takes the holder's name from the lock, not the lock.
+func TestLockOnAFullDisk(t *testing.T) {
+	dir := t.TempDir()
+	var ns syscall.Stat_t
+	if err := syscall.Stat("/proc/self/ns/net", &ns); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/dev/full", filepath.Join(dir, fmt.Sprintf("weftd-%d-1.lock", ns.Ino))); err != nil {
+		t.Fatal(err)
+	}
+	unlock, err := lock(dir, 1, "n1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	unlock()
 }
 
 // An operator's own CNI configuration is never overwritten; ours is renewed.

@@ -21,6 +21,9 @@ import (
 // envPrefix starts the name of the environment variable of every flag.
 const envPrefix = "WEFTD_"
 
+// maxSocketPath is what fits into sun_path (unix(7)).
+const maxSocketPath = 107
+
 // options is the agent's configuration: flags over environment over defaults.
 type options struct {
 	FlannelCompat bool
@@ -180,18 +183,26 @@ func (o *options) fromEnvironment(env map[string]string, compat bool) (err error
 		o.origin[f.Name] = "environment " + name
 	})
 	for name := range env {
-		if err == nil && strings.HasPrefix(name, envPrefix) && !known[name] {
+		if err == nil && strings.HasPrefix(name, envPrefix) && !known[name] && !serviceLink(name, env[name]) {
 			err = fmt.Errorf("environment %s: no such setting; `weftd --help` lists the flags, each is also %s<FLAG>", name, envPrefix)
 		}
 	}
 	return err
 }
 
+// serviceLink reports whether Kubernetes has put a variable into the pod's
+// environment because of a Service whose name begins with weftd.
+func serviceLink(name, val string) bool {
+	return strings.Contains(name, "_SERVICE_") || // ..._SERVICE_HOST, ..._SERVICE_PORT_HTTP
+		regexp.MustCompile(`_PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?$`).MatchString(name) &&
+			(strings.Contains(name, "_PORT_") || strings.Contains(val, "://"))
+}
+
 // setFlag sets a flag from one string. A list in the environment is separated
 // by commas, except that of regular expressions, where a comma means itself.
 func setFlag(fs *pflag.FlagSet, f *pflag.Flag, val string) error {
 	if list, ok := f.Value.(pflag.SliceValue); ok && f.Name != "iface-regex" {
-		return list.Replace(strings.Split(val, ","))
+		return list.Replace(splitList(val))
 	}
 	return fs.Set(f.Name, val)
 }
@@ -224,6 +235,9 @@ func (o *options) finish(r *raw) error {
 	}
 	if o.EtcdEndpoints = splitList(r.endpoints); len(o.EtcdEndpoints) == 0 {
 		return bad("etcd-endpoints", r.endpoints, "at least one URL such as https://10.0.0.1:2379")
+	}
+	if len(o.Socket) == 0 || len(o.Socket) > maxSocketPath {
+		return bad("socket", o.Socket, fmt.Sprintf("a path of 1 to %d bytes", maxSocketPath))
 	}
 	if !strings.HasPrefix(o.EtcdPrefix, "/") || strings.HasSuffix(o.EtcdPrefix, "/") {
 		return bad("etcd-prefix", o.EtcdPrefix, "a key that begins with / and does not end with it, such as /weft/network")

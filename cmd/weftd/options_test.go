@@ -58,6 +58,25 @@ func TestFlagsWinOverEnvironment(t *testing.T) {
 	}
 }
 
+// Kubernetes tells every pod of a Service in its namespace by environment
+// variables; one that is named like us must not stop the agent.
+func TestEnvironmentOfAServiceIsNoSetting(t *testing.T) {
+	parse(t, []string{
+		"WEFTD_SERVICE_HOST=10.0.0.1", "WEFTD_SERVICE_PORT=9469", "WEFTD_SERVICE_PORT_METRICS=9469",
+		"WEFTD_PORT=tcp://10.0.0.1:9469", "WEFTD_PORT_9469_TCP=tcp://10.0.0.1:9469", "WEFTD_PORT_9469_TCP_PROTO=tcp",
+		"WEFTD_METRICS_PORT=tcp://10.0.0.1:9469", "WEFTD_METRICS_PORT_9469_TCP_ADDR=10.0.0.1",
+	})
+}
+
+func TestEmptyListInTheEnvironmentIsNone(t *testing.T) {
+	if o := parse(t, []string{"WEFTD_IFACE="}); len(o.Ifaces) != 0 {
+		t.Errorf("ifaces %q", o.Ifaces)
+	}
+	if o := parse(t, []string{"WEFTD_IFACE=eth1, eth2"}); len(o.Ifaces) != 2 || o.Ifaces[1] != "eth2" {
+		t.Errorf("ifaces %q", o.Ifaces)
+	}
+}
+
 // Every error names the value, what is allowed, and where the value came from.
 func TestWrongValues(t *testing.T) {
 	for name, c := range map[string]struct {
@@ -78,6 +97,8 @@ func TestWrongValues(t *testing.T) {
 		"bad bool in env": {env: []string{"WEFTD_ONCE=perhaps"}, want: []string{"environment WEFTD_ONCE", `"perhaps"`}},
 		"unknown env":     {env: []string{"WEFTD_ETC_PREFIX=/x"}, want: []string{"WEFTD_ETC_PREFIX", "no such setting"}},
 		"unknown flag":    {args: []string{"--etcd-endpoint=x"}, want: []string{"etcd-endpoint"}},
+		"long socket":     {args: []string{"--socket=/" + strings.Repeat("s", 107)}, want: []string{"socket", "107 bytes"}},
+		"a port":          {env: []string{"WEFTD_LISTEN_PORT=9469"}, want: []string{"WEFTD_LISTEN_PORT", "no such setting"}},
 		"argument":        {args: []string{"start"}, want: []string{`"start"`, "flags only"}},
 	} {
 		_, err := parseOptions(append([]string{"--node-name=n1"}, c.args...), c.env)
@@ -104,6 +125,12 @@ func TestFlannelPreset(t *testing.T) {
 	}
 	if o.RenewMargin != 30*time.Minute || o.Listen != "0.0.0.0:8081" || o.LogLevel.String() != "debug" {
 		t.Errorf("margin %s, listen %s, level %s", o.RenewMargin, o.Listen, o.LogLevel)
+	}
+	if o.origin["listen"] != "flag --healthz-port" {
+		t.Errorf("listen comes from %s", o.origin["listen"])
+	}
+	if six := parse(t, nil, "--flannel-compat", "-healthz-ip=::", "-healthz-port=8081"); six.Listen != "[::]:8081" {
+		t.Errorf("listen %s", six.Listen)
 	}
 	if len(o.notes) != 1 || !strings.Contains(o.notes[0], "FLANNELD_IPTABLES_RESYNC") {
 		t.Errorf("notes %q", o.notes)
@@ -162,6 +189,9 @@ func TestUsage(t *testing.T) {
 	var out, errs bytes.Buffer
 	if code := run(context.Background(), []string{"--help"}, nil, &out, &errs); code != 0 || !strings.Contains(out.String(), "--etcd-endpoints") {
 		t.Errorf("exit %d: %s %s", code, out.String(), errs.String())
+	}
+	if code := run(context.Background(), []string{"--flannel-compat", "-h"}, nil, &out, &errs); code != 0 || !strings.Contains(out.String(), "--healthz-port") {
+		t.Errorf("-h in flannel's way: exit %d: %s", code, errs.String())
 	}
 	if code := run(context.Background(), []string{"--wrong"}, nil, &out, &errs); code != 2 {
 		t.Errorf("a wrong flag: exit %d", code)

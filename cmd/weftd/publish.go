@@ -19,14 +19,14 @@ import (
 )
 
 // publish tells the node that the network is there, once every peer of the
-// first snapshot is in the kernel and again whenever the lease changes: the
-// subnet file and the CNI configuration, in this order, then systemd. Pods
-// start when the CNI configuration appears, so nothing is written before. A
+// first snapshot is in the kernel: the subnet file and the CNI configuration,
+// in this order, then systemd. Pods start when the CNI configuration appears,
+// so nothing is written before. After each pass the files are compared with
+// what they should hold, so that one that was removed or altered comes back. A
 // file that cannot be written (a full disk) is reported and tried again after
 // the next pass; the data plane does not wait for it.
 func (a *agent) publish(ctx context.Context, changed <-chan struct{}, cfg subnet.Config, r *overlay.Reconciler) error {
-	var done subnet.SubnetEnv
-	lastErr := ""
+	lastErr, told := "", false
 	for {
 		select {
 		case <-ctx.Done():
@@ -40,17 +40,22 @@ func (a *agent) publish(ctx context.Context, changed <-chan struct{}, cfg subnet
 		if !st.Synced || len(st.Lease.Paths) == 0 {
 			continue
 		}
-		env := subnetEnv(cfg, st)
-		if !a.published.Load() || !sameEnv(env, done) {
-			if err := a.writeFiles(env); err != nil {
-				if lastErr != err.Error() {
-					lastErr = err.Error()
-					a.log.WithField("err", err).Error("the node's pods cannot start")
-				}
-				continue
+		if err := a.writeFiles(subnetEnv(cfg, st)); err != nil {
+			if a.o.Once {
+				return err
 			}
-			done, lastErr = env, ""
-			a.published.Store(true)
+			if why := err.Error(); lastErr != why {
+				lastErr = why
+				a.unwritten.Store(&why)
+				a.log.WithField("err", err).Error("the node's pods cannot start")
+			}
+			a.published.Store(false)
+			continue
+		}
+		lastErr = ""
+		a.published.Store(true)
+		if !told {
+			told = true
 			if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
 				a.log.WithField("err", err).Warn("systemd was not told that weftd is ready")
 			}
@@ -79,14 +84,12 @@ func subnetEnv(cfg subnet.Config, st overlay.Status) subnet.SubnetEnv {
 	return env
 }
 
-func sameEnv(a, b subnet.SubnetEnv) bool { return bytes.Equal(a.Encode(), b.Encode()) }
-
 func (a *agent) writeFiles(env subnet.SubnetEnv) error {
-	if err := os.MkdirAll(filepath.Dir(a.o.SubnetFile), 0o755); err != nil {
-		return fmt.Errorf("write the subnet file: %w", err)
-	}
-	if err := subnet.WriteSubnetEnv(a.o.SubnetFile, env); err != nil {
-		return err
+	have, err := os.ReadFile(a.o.SubnetFile)
+	if err != nil || !bytes.Equal(have, env.Encode()) {
+		if err := subnet.WriteSubnetEnv(a.o.SubnetFile, env); err != nil {
+			return err
+		}
 	}
 	if a.o.CNIConf == "" {
 		return nil

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -56,7 +57,10 @@ func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	l, err := lc.Listen(ctx, "unix", path)
 	if err != nil {
 		if holder := whoServes(ctx, path); holder != "" {
-			return nil, fmt.Errorf("socket %s is served by %s: stop it first, or give --socket", path, holder)
+			return nil, fmt.Errorf("socket %s is served by %s: stop it first; an agent for another network needs a --socket of its own", path, holder)
+		}
+		if info, statErr := os.Lstat(path); statErr == nil && info.Mode().Type() != os.ModeSocket {
+			return nil, fmt.Errorf("listen on %s: %w: it is no socket, and stays; --socket names another place", path, err)
 		}
 		if rmErr := os.Remove(path); rmErr != nil && !errors.Is(rmErr, os.ErrNotExist) {
 			return nil, fmt.Errorf("listen on %s: %w", path, err)
@@ -168,8 +172,12 @@ func (a *agent) writeChecks(w io.Writer, s api.Status) {
 	line(a.network.Load() != nil, "config", s.Reason)
 	line(len(s.Subnets) > 0 && a.held.Load() == nil, "lease", s.Reason)
 	line(s.Snapshot != nil, "peers", s.Reason)
-	line(s.InSync, "kernel", s.Reason)
-	line(a.published.Load(), "files", s.Reason)
+	kernel := s.Reason
+	if r := a.reconciler.Load(); r != nil {
+		kernel = cmp.Or(r.Status().Reason, kernel)
+	}
+	line(s.InSync, "kernel", kernel)
+	line(a.published.Load(), "files", a.whyUnwritten())
 }
 
 // metrics are levels, read when they are scraped.

@@ -6,6 +6,7 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -26,6 +27,20 @@ func TestSocketOfAKilledAgentIsTakenOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	again.Close()
+}
+
+// Only a socket is a leftover of ours; whatever else has the name stays.
+func TestListenUnixKeepsWhatIsNoSocket(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if l, err := listenUnix(context.Background(), path); err == nil || !strings.Contains(err.Error(), "no socket") {
+		t.Errorf("%v, %v", l, err)
+	}
+	if b, err := os.ReadFile(path); err != nil || string(b) != "precious" {
+		t.Errorf("%q, %v", b, err)
+	}
 }
 
 func TestSecondAgentNamesTheFirst(t *testing.T) {

@@ -28,6 +28,9 @@ func (a *agent) status() api.Status {
 	if reason := a.store.Reason(); reason != "" {
 		s.Problems = append(s.Problems, subnet.Problem{Kind: "StoreWaiting", Object: s.Store, Detail: reason})
 	}
+	if gone := a.underlay.Load(); gone != nil {
+		s.Problems = append(s.Problems, *gone)
+	}
 	held := a.held.Load()
 	if held != nil {
 		s.Problems = append(s.Problems, *held)
@@ -42,10 +45,12 @@ func (a *agent) status() api.Status {
 	switch {
 	case held != nil:
 		s.Reason = held.Detail
+	case !st.LastPass.IsZero() && !st.InSync: // the store has answered; it is the kernel
+		s.Reason = cmp.Or(st.Reason, "not in sync")
 	case !st.InSync || !st.Synced:
 		s.Reason = a.waiting(cmp.Or(st.Reason, "not in sync"))
 	case !a.published.Load():
-		s.Reason = "the subnet file or the CNI configuration is not written yet"
+		s.Reason = a.whyUnwritten()
 	default:
 		s.Ready = true
 	}
@@ -62,6 +67,13 @@ func (a *agent) waiting(own string) string {
 		return *phase
 	}
 	return own
+}
+
+func (a *agent) whyUnwritten() string {
+	if why := a.unwritten.Load(); why != nil {
+		return *why
+	}
+	return "the subnet file or the CNI configuration is not written yet"
 }
 
 func (a *agent) fill(s *api.Status, st overlay.Status) {

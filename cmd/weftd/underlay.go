@@ -97,6 +97,7 @@ func (n *node) holdUntilMoved(ctx context.Context, want subnet.Lease, changed <-
 // look finds the underlays again and reports whether they have changed.
 func (n *node) look(ctx context.Context) bool {
 	found, err := backend.FindUnderlays(ctx, n.a.spec(n.cfg), families(n.cfg))
+	n.a.tellUnderlay(ctx, err)
 	if err != nil {
 		found = nil // all are gone, for now
 	}
@@ -110,6 +111,22 @@ func (n *node) look(ctx context.Context) bool {
 		n.set(n.lease, n.underlays)
 	}
 	return true
+}
+
+// tellUnderlay makes it a Problem, and logs the edges, that no underlay is
+// found: the devices stay, but what they send goes nowhere.
+func (a *agent) tellUnderlay(ctx context.Context, err error) {
+	switch {
+	case ctx.Err() != nil:
+	case err == nil:
+		if a.underlay.Swap(nil) != nil {
+			a.log.Info("there is an underlay again")
+		}
+	default:
+		if a.underlay.Swap(&subnet.Problem{Kind: "NoUnderlay", Object: a.o.NodeName, Detail: err.Error()}) == nil {
+			a.log.WithField("err", err).Warn("the underlay is gone")
+		}
+	}
 }
 
 // announcesOther reports whether the underlays as they are now make another
@@ -127,13 +144,21 @@ func (n *node) announcesOther(want subnet.Lease) bool {
 
 // settle decides what to go by: what was found, and for a family of which
 // nothing was found what it had, until it has been gone for underlayPatience.
-// The last underlay is never given up: there would be nothing to go by.
+// The last underlay is never given up: there would be nothing to go by. Nor
+// does time count while nothing is found at all: after an outage of the link,
+// IPv6 comes back seconds later than IPv4.
 func settle(had, found []overlay.Underlay, goneSince map[subnet.Family]time.Time, now time.Time) []overlay.Underlay {
+	if len(found) == 0 {
+		clear(goneSince)
+		return slices.Clone(had)
+	}
 	next := slices.Clone(found)
+	for _, u := range found {
+		delete(goneSince, subnet.FamilyOf(u.Addr))
+	}
 	for _, u := range had {
 		f := subnet.FamilyOf(u.Addr)
 		if _, ok := underlayOf(found, f); ok {
-			delete(goneSince, f)
 			continue
 		}
 		since, ok := goneSince[f]
@@ -141,7 +166,7 @@ func settle(had, found []overlay.Underlay, goneSince map[subnet.Family]time.Time
 			since = now
 			goneSince[f] = now
 		}
-		if len(found) == 0 || now.Sub(since) < underlayPatience {
+		if now.Sub(since) < underlayPatience {
 			next = append(next, u)
 		}
 	}

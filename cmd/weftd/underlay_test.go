@@ -41,6 +41,23 @@ func TestSettle(t *testing.T) {
 	}
 }
 
+// After an outage of the whole link IPv6 comes back later than IPv4: the
+// patience begins when the first is there.
+func TestSettleAfterAnOutageWaitsForTheSecondFamily(t *testing.T) {
+	v4 := overlay.Underlay{Dev: "eth0", Addr: netip.MustParseAddr("10.0.0.1")}
+	v6 := overlay.Underlay{Dev: "eth0", Addr: netip.MustParseAddr("fd00::1")}
+	both, gone, now := []overlay.Underlay{v4, v6}, map[subnet.Family]time.Time{}, time.Unix(0, 0)
+	settle(both, both[:1], gone, now)
+	settle(both, nil, gone, now)
+	now = now.Add(10 * underlayPatience)
+	if got := settle(both, both[:1], gone, now); len(got) != 2 {
+		t.Errorf("IPv4 is back: %v", got)
+	}
+	if got := settle(both, both[:1], gone, now.Add(underlayPatience)); len(got) != 1 {
+		t.Errorf("IPv6 does not come back: %v", got)
+	}
+}
+
 // A family that came back has its whole patience again.
 func TestSettleForgets(t *testing.T) {
 	v4 := overlay.Underlay{Dev: "eth0", Addr: netip.MustParseAddr("10.0.0.1")}

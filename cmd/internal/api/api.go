@@ -124,5 +124,8 @@ func explain(socket string, err error) error {
 	case errors.Is(err, os.ErrPermission):
 		return fmt.Errorf("no access to %s: %w (the socket is open to root and its group)", socket, err)
 	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("no answer from the agent at %s in time (is weftd stopped, or stuck?)", socket)
+	}
 	return fmt.Errorf("no answer from the agent at %s: %w", socket, err)
 }
