@@ -115,6 +115,8 @@ func printStatus(out io.Writer, s api.Status, now time.Time) error {
 
 func kernelLine(s api.Status) string {
 	switch {
+	case s.InSync && s.Reached < len(s.Peers):
+		return fmt.Sprintf("in sync, %d of %d peers; see the problems below", s.Reached, len(s.Peers))
 	case s.InSync:
 		return fmt.Sprintf("in sync, %d peers", len(s.Peers))
 	case s.LastPass == nil:

@@ -28,7 +28,7 @@ func sample() api.Status {
 			{Node: "n2", Paths: []api.PeerPath{{Subnet: netip.MustParsePrefix("10.42.2.0/24"), Underlay: netip.MustParseAddr("10.0.0.12"), MAC: subnet.MAC{2, 0, 0, 0, 0, 2}}}},
 			{Paths: []api.PeerPath{{Subnet: netip.MustParsePrefix("10.42.3.0/24"), Underlay: netip.MustParseAddr("10.0.0.13"), MAC: subnet.MAC{2, 0, 0, 0, 0, 3}}}},
 		},
-		LastPass: &at, Snapshot: &at,
+		Reached: 2, LastPass: &at, Snapshot: &at,
 	}
 }
 
@@ -96,6 +96,16 @@ func TestStatusOfANodeThatIsNotReady(t *testing.T) {
 	var back api.Status
 	if err := json.Unmarshal([]byte(out), &back); err != nil || code != 1 || back.Reason != s.Reason || len(back.Peers) != 2 {
 		t.Errorf("exit %d, %v: %s", code, err, out)
+	}
+}
+
+// A peer that could not be programmed is not counted as if it were.
+func TestStatusCountsWhatIsReached(t *testing.T) {
+	s := sample()
+	s.Reached = 1
+	socket := serve(t, map[string]any{api.StatusPath: s})
+	if _, out, _ := invoke(t, "status", "--socket", socket); !strings.Contains(out, "1 of 2 peers; see the problems") {
+		t.Errorf("got\n%s", out)
 	}
 }
 

@@ -157,7 +157,7 @@ func (a *agent) keep(ctx context.Context, cfg subnet.Config, instance string, un
 	return err
 }
 
-// probe looks at the host once. A kernel that cannot carry the overlay is an
+// probe looks once at the host, and at the configuration in the store. A kernel that cannot carry the overlay is an
 // error; what an operator can mend is a Problem, logged when it appears and
 // when it is gone.
 func (a *agent) probe(ctx context.Context) error {
@@ -165,6 +165,7 @@ func (a *agent) probe(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	problems = append(problems, a.configChange(ctx)...)
 	var before []subnet.Problem
 	if last := a.host.Swap(&problems); last != nil {
 		before = *last
@@ -180,6 +181,21 @@ func (a *agent) probe(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// configChange reports a configuration in the store that is not the one this
+// agent runs with: new and restarted nodes would join another network. While
+// the store does not answer there is nothing to report.
+func (a *agent) configChange(ctx context.Context) []subnet.Problem {
+	cfg := a.network.Load()
+	if cfg == nil {
+		return nil
+	}
+	what, err := a.store.ConfigChange(ctx, *cfg)
+	if err != nil || what == "" {
+		return nil
+	}
+	return []subnet.Problem{{Kind: "ConfigChanged", Object: a.o.EtcdPrefix + "/config", Detail: what}}
 }
 
 // watchHost probes from time to time: forwarding may be switched on or off

@@ -77,7 +77,7 @@ func (a *agent) whyUnwritten() string {
 }
 
 func (a *agent) fill(s *api.Status, st overlay.Status) {
-	s.InSync = st.InSync
+	s.InSync, s.Reached = st.InSync, st.Peers
 	s.Problems = append(s.Problems, st.Problems...)
 	s.Pending = apiChanges(st.Pending)
 	if !st.LastPass.IsZero() {

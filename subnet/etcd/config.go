@@ -5,6 +5,7 @@ package etcd
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -43,6 +44,25 @@ func (s *Store) Config(ctx context.Context) (subnet.Config, error) {
 		s.configWait.set(kind, err.Error())
 		s.awaitChange(ctx, s.configKey(), resp.Header.Revision+1)
 	}
+}
+
+// ConfigChange reads the configuration once and says, in one sentence, what
+// an agent that runs with cfg should tell its operator: that etcd holds
+// another one now, none, or one that is not valid. It returns "" when nothing
+// has changed, and an error when etcd did not answer.
+func (s *Store) ConfigChange(ctx context.Context, running subnet.Config) (string, error) {
+	resp, err := s.get(ctx, s.configKey())
+	if err != nil {
+		return "", err
+	}
+	_, cfg, err := s.parseConfig(resp)
+	switch {
+	case err != nil:
+		return err.Error() + "; this node goes on with what it started with", nil
+	case slices.Equal(cfg.Networks, running.Networks) && cfg.Backend == running.Backend:
+		return "", nil
+	}
+	return fmt.Sprintf("etcd key %s has changed to %+v; this node goes on with %+v until weftd is restarted", s.configKey(), cfg, running), nil
 }
 
 // parseConfig judges the configuration as read. kind tells what is wrong.

@@ -76,6 +76,7 @@ func cases() []testCase {
 		{"racers with subnets of two lengths never overlap", raceOfTwoLengths},
 		{"IPv6 alone beside flannel is refused", ipv6AloneBesideFlannel},
 		{"configuration is waited for", configWaits},
+		{"configuration that changes is told", configChanges},
 		{"watch follows a MAC change", watchMAC},
 		{"watch is silent when nothing changes", watchSilent},
 		{"watch ignores a neighbouring prefix", watchNeighbour},

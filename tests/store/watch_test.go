@@ -331,3 +331,38 @@ func closeLeaksNothing(e *env) {
 		e.Errorf("%d leases after Close, want ours left", n)
 	}
 }
+
+// configChanges: a running agent learns that the configuration it started
+// with is not the one in etcd any more, and why.
+func configChanges(e *env) {
+	s, err := etcd.New(e.options())
+	if err != nil {
+		e.Fatal(err)
+	}
+	e.Cleanup(func() { s.Close() })
+	const first = `{"Network":"10.42.0.0/16"}`
+	e.put(e.prefix+"/config", first)
+	cfg, err := s.Config(e.Context())
+	if err != nil {
+		e.Fatal(err)
+	}
+	for _, c := range []struct{ value, want string }{
+		{first, ""},
+		{`{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan"}}`, ""},
+		{`{"Network":"10.42.0.0/16","Backend":{"Type":"vxlan","VNI":7}}`, "VNI:7"},
+		{`{"Network":"10.43.0.0/16"}`, "10.43.0.0/16"},
+		{`{`, "goes on with what it started with"},
+	} {
+		e.put(e.prefix+"/config", c.value)
+		got, err := s.ConfigChange(e.Context(), cfg)
+		if err != nil || !strings.Contains(got, c.want) || (c.want == "") != (got == "") {
+			e.Errorf("%s: %q, %v; want %q", c.value, got, err, c.want)
+		}
+	}
+	if _, err := e.c.Delete(e.Context(), e.prefix+"/config"); err != nil {
+		e.Fatal(err)
+	}
+	if got, err := s.ConfigChange(e.Context(), cfg); err != nil || !strings.Contains(got, "is missing") {
+		e.Errorf("deleted: %q, %v", got, err)
+	}
+}

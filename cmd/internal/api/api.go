@@ -44,6 +44,7 @@ type Status struct {
 	Subnets  []netip.Prefix   `json:"subnets"`
 	Devices  []Device         `json:"devices"`
 	Peers    []Peer           `json:"peers"`
+	Reached  int              `json:"reached"` // how many of Peers the kernel should know; the rest have Problems
 	InSync   bool             `json:"inSync"`
 	Pending  []Change         `json:"pending"`
 	Problems []subnet.Problem `json:"problems"`
