@@ -59,8 +59,8 @@ func (n *node) follow(ctx context.Context, underlays []overlay.Underlay, changed
 }
 
 // holdUntilMoved returns nil when other addresses have to be announced.
-func (n *node) holdUntilMoved(ctx context.Context, want subnet.Lease, changed <-chan struct{}) error {
-	g, ctx := errgroup.WithContext(ctx)
+func (n *node) holdUntilMoved(outer context.Context, want subnet.Lease, changed <-chan struct{}) error {
+	g, ctx := errgroup.WithContext(outer)
 	ctx, moved := context.WithCancel(ctx)
 	defer moved()
 	granted := make(chan subnet.Lease)
@@ -88,6 +88,10 @@ func (n *node) holdUntilMoved(ctx context.Context, want subnet.Lease, changed <-
 		if err == nil && n.look(ctx) && n.announcesOther(want) {
 			moved()
 			_ = g.Wait() // only says that it was ended
+			// What was sent from the old address is not answered any more.
+			if err := n.a.store.Reconnect(outer); err != nil {
+				n.a.log.WithField("err", err).Debug("the connection from the old address")
+			}
 			return nil
 		}
 	}

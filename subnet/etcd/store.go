@@ -90,6 +90,28 @@ func (s *Store) Close() error {
 	return nil
 }
 
+// Reconnect drops the connection; what needs one makes a new one. For when
+// this node's addresses have changed: a connection from an address that is
+// gone answers nothing, and is only found dead by its pings. Calls under way
+// fail, and are made again by whoever made them.
+func (s *Store) Reconnect(ctx context.Context) error {
+	select {
+	case s.dial <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	conn := s.conn
+	s.conn = nil
+	<-s.dial
+	if conn == nil {
+		return nil
+	}
+	if err := conn.Close(); err != nil && !errors.Is(err, context.Canceled) {
+		return fmt.Errorf("close the connection to etcd: %w", err)
+	}
+	return nil
+}
+
 // Reason says in one sentence what the store waits for: etcd out of reach,
 // the configuration missing, the pool exhausted, the node's name held by
 // another. It is empty when the store gets on.

@@ -78,6 +78,7 @@ func cases() []testCase {
 		{"configuration is waited for", configWaits},
 		{"configuration that changes is told", configChanges},
 		{"watch follows a MAC change", watchMAC},
+		{"watch goes on after a new connection", reconnects},
 		{"watch is silent when nothing changes", watchSilent},
 		{"watch ignores a neighbouring prefix", watchNeighbour},
 		{"watch survives junk", watchJunk},

@@ -366,3 +366,26 @@ func configChanges(e *env) {
 		e.Errorf("deleted: %q, %v", got, err)
 	}
 }
+
+// reconnects: a node whose address has changed gets a new connection at once,
+// and the watch goes on.
+func reconnects(e *env) {
+	all := e.peers(2)
+	s := e.store()
+	w := e.watch(s)
+	for range 3 {
+		if err := s.Reconnect(e.Context()); err != nil {
+			e.Fatal(err)
+		}
+		for key := range all {
+			l := all[key].Clone()
+			l.Paths[0].MAC[5]++
+			e.putLease(l, 0)
+			all[key] = l
+		}
+		e.eventually("the peers as they are now", func() bool { return leasesOf(w.last(), all) })
+	}
+	if reason := s.Reason(); reason != "" {
+		e.Errorf("waits for %q", reason)
+	}
+}
