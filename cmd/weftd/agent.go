@@ -157,9 +157,9 @@ func (a *agent) keep(ctx context.Context, cfg subnet.Config, instance string, un
 	return err
 }
 
-// probe looks once at the host, and at the configuration in the store. A kernel that cannot carry the overlay is an
-// error; what an operator can mend is a Problem, logged when it appears and
-// when it is gone.
+// probe looks once at the host, and at the configuration in the store. A
+// kernel that cannot carry the overlay is an error; what an operator can mend
+// is a Problem, logged when it appears and when it is gone.
 func (a *agent) probe(ctx context.Context) error {
 	problems, err := backend.Probe(ctx)
 	if err != nil {
