@@ -40,9 +40,10 @@ type Kernel interface {
 // Underlay is the device and address of this node that carry outer packets
 // of one family. Comparable.
 type Underlay struct {
-	Dev  string     // device name
-	Addr netip.Addr // local address: source of outer packets
-	MTU  int        // of Dev, bytes
+	Dev  string       // device name
+	Addr netip.Addr   // local address: source of outer packets
+	Net  netip.Prefix // of Addr, masked: who is inside is reached without a gateway
+	MTU  int          // of Dev, bytes
 }
 
 // Names maps an underlay family to the stem of its device name, to which
@@ -53,9 +54,12 @@ type Names map[subnet.Family]string
 // its Paths carry the announced underlay addresses and our own VTEP MACs.
 // Underlays holds at most one entry a family.
 type Self struct {
-	Lease     subnet.Lease
-	Underlays []Underlay
-	Names     Names
+	Lease      subnet.Lease
+	Underlays  []Underlay
+	Names      Names
+	Guard      Guard        // "" leaves nftables alone but for Masquerade
+	Masquerade bool         // what pods send out of the pod networks
+	Addresses  []netip.Addr // of this node, on whatever device: where pods must not send VXLAN
 }
 
 // Op says what a Change does.

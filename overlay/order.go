@@ -5,6 +5,7 @@ package overlay
 import (
 	"bytes"
 	"cmp"
+	"fmt"
 
 	"weft.dev/weft/subnet"
 )
@@ -28,6 +29,16 @@ func (l Link) compare(o Link) int {
 		cmp.Compare(l.AddrGen, o.AddrGen),
 		cmp.Compare(l.Foreign, o.Foreign),
 	)
+}
+
+func (f Filter) compare(o Filter) int { return cmp.Compare(fmt.Sprint(f), fmt.Sprint(o)) }
+
+func (n Node) compare(o Node) int {
+	return cmp.Or(compareBool(n.Own, o.Own), n.Addr.Compare(o.Addr))
+}
+
+func (s Source) compare(o Source) int {
+	return cmp.Or(s.Outer.Compare(o.Outer), s.Inner.Compare(o.Inner))
 }
 
 func (a Addr) compare(o Addr) int {

@@ -26,12 +26,18 @@ func (s Set[E]) Has(e E) bool {
 
 // NewState returns an empty State with sets that can be added to.
 func NewState() State {
-	return State{Links: Set[Link]{}, Addrs: Set[Addr]{}, FDB: Set[FDB]{}, Neighs: Set[Neigh]{}, Routes: Set[Route]{}}
+	return State{
+		Filters: Set[Filter]{}, Nodes: Set[Node]{}, Sources: Set[Source]{},
+		Links: Set[Link]{}, Addrs: Set[Addr]{}, FDB: Set[FDB]{}, Neighs: Set[Neigh]{}, Routes: Set[Route]{},
+	}
 }
 
 // Clone returns a copy that shares no memory with s and can be added to.
 func (s State) Clone() State {
 	c := NewState()
+	maps.Copy(c.Filters, s.Filters)
+	maps.Copy(c.Nodes, s.Nodes)
+	maps.Copy(c.Sources, s.Sources)
 	maps.Copy(c.Links, s.Links)
 	maps.Copy(c.Addrs, s.Addrs)
 	maps.Copy(c.FDB, s.FDB)
@@ -42,13 +48,20 @@ func (s State) Clone() State {
 
 // Equal reports whether s and o hold the same entries.
 func (s State) Equal(o State) bool {
-	return maps.Equal(s.Links, o.Links) && maps.Equal(s.Addrs, o.Addrs) && maps.Equal(s.FDB, o.FDB) &&
+	return maps.Equal(s.Filters, o.Filters) && maps.Equal(s.Nodes, o.Nodes) && maps.Equal(s.Sources, o.Sources) &&
+		maps.Equal(s.Links, o.Links) && maps.Equal(s.Addrs, o.Addrs) && maps.Equal(s.FDB, o.FDB) &&
 		maps.Equal(s.Neighs, o.Neighs) && maps.Equal(s.Routes, o.Routes)
 }
 
 // Add puts e into the set of its kind, which must not be nil.
 func (s State) Add(e Entry) {
 	switch e := e.(type) {
+	case Filter:
+		s.Filters.Add(e)
+	case Node:
+		s.Nodes.Add(e)
+	case Source:
+		s.Sources.Add(e)
 	case Link:
 		s.Links.Add(e)
 	case Addr:
@@ -63,19 +76,23 @@ func (s State) Add(e Entry) {
 }
 
 // Counts says how many entries of each kind a State holds. Comparable.
-type Counts struct{ Links, Addrs, FDB, Neighs, Routes int }
+type Counts struct{ Filters, Nodes, Sources, Links, Addrs, FDB, Neighs, Routes int }
 
 // Counts returns the number of entries of each kind in s.
 func (s State) Counts() Counts {
-	return Counts{len(s.Links), len(s.Addrs), len(s.FDB), len(s.Neighs), len(s.Routes)}
+	return Counts{len(s.Filters), len(s.Nodes), len(s.Sources), len(s.Links), len(s.Addrs), len(s.FDB), len(s.Neighs), len(s.Routes)}
 }
 
 // Total returns the number of entries of all kinds.
-func (c Counts) Total() int { return c.Links + c.Addrs + c.FDB + c.Neighs + c.Routes }
+func (c Counts) Total() int {
+	return c.Filters + c.Nodes + c.Sources + c.Links + c.Addrs + c.FDB + c.Neighs + c.Routes
+}
 
-// String renders c as "1 link, 1 addr, 2 fdb, 2 neigh, 2 route".
+// String renders c as "1 filter, 3 node, 9 source, 1 link, 1 addr, 2 fdb,
+// 2 neigh, 2 route".
 func (c Counts) String() string {
-	return fmt.Sprintf("%d link, %d addr, %d fdb, %d neigh, %d route", c.Links, c.Addrs, c.FDB, c.Neighs, c.Routes)
+	return fmt.Sprintf("%d filter, %d node, %d source, %d link, %d addr, %d fdb, %d neigh, %d route",
+		c.Filters, c.Nodes, c.Sources, c.Links, c.Addrs, c.FDB, c.Neighs, c.Routes)
 }
 
 // sorted returns the elements of s in the order of their compare methods.

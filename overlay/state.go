@@ -18,11 +18,14 @@ type Set[E comparable] map[E]struct{}
 // State is everything that weft keeps in one network namespace. Entries are
 // comparable values that name devices, never interface indexes.
 type State struct {
-	Links  Set[Link]
-	Addrs  Set[Addr]
-	FDB    Set[FDB]
-	Neighs Set[Neigh]
-	Routes Set[Route]
+	Filters Set[Filter] // one, or none where weft leaves nftables alone
+	Nodes   Set[Node]
+	Sources Set[Source]
+	Links   Set[Link]
+	Addrs   Set[Addr]
+	FDB     Set[FDB]
+	Neighs  Set[Neigh]
+	Routes  Set[Route]
 }
 
 // An Entry is one element of a State. String renders it in iproute2 syntax,
@@ -81,4 +84,45 @@ type Route struct {
 	Metric uint32
 	Onlink bool
 	Proto  uint8 // RouteProtocol when desired; as dumped otherwise
+}
+
+// Guard says what a VXLAN packet for our port and VNI has to show before the
+// VXLAN device sees it.
+type Guard string
+
+// The modes of the ingress guard.
+const (
+	GuardBind  Guard = "bind"  // a peer's outer source, with an inner source that is this peer's
+	GuardPeers Guard = "peers" // a peer's outer source
+	GuardOff   Guard = "off"   // nothing
+)
+
+// Filter is nftables table inet weft without its elements: the ingress guard,
+// the drop of VXLAN from pods, notrack, masquerading. What is per family
+// stands in the order of subnet.Families and is zero where there is none.
+// Comparable.
+type Filter struct {
+	Guard      Guard
+	Masquerade bool
+	Port       uint16          // outer UDP destination port
+	VNI        uint32          // 24 bits
+	Networks   [2]netip.Prefix // pod networks
+	Subnets    [2]netip.Prefix // this node's pod subnets
+	Devices    [2]string       // our VXLAN devices by underlay family, there or not
+	Lengths    Lengths         // of the inner prefixes that the guard looks for, single addresses left out
+	Foreign    string          // in what the kernel's table is not as weft makes it; empty when desired
+}
+
+// Node is an address of a peer, or of this node (Own), that VXLAN packets come
+// from or go to: an element of a set of table inet weft.
+type Node struct {
+	Addr netip.Addr
+	Own  bool
+}
+
+// Source lets in VXLAN packets from Outer whose inner source is inside Inner:
+// an element of a set of table inet weft.
+type Source struct {
+	Outer netip.Addr
+	Inner netip.Prefix
 }

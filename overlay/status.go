@@ -17,8 +17,18 @@ type Status struct {
 	Lease    subnet.Lease     // as granted; zero before
 	Peers    int              // leases of other nodes that are programmed
 	Links    []Link           // own devices as desired, by name
+	MTU      int              // for pods: of the smallest device, or underlay where there is none; bytes, 0 before the first pass
+	Hold     *Hold            // a mass removal that waits; nil when there is none
 	Pending  Changes          // what the last pass could not apply
 	Problems []subnet.Problem // sorted by Kind, Object
 	LastPass time.Time        // end of the last pass; zero before the first
 	Snapshot time.Time        // when the store last delivered; zero before
+}
+
+// Hold is a mass removal that waits: the store's last snapshot would remove
+// more than half of the peers' subnets of a family, and more than three.
+type Hold struct {
+	Since  time.Time
+	Until  time.Time // when it is made unless the peers come back
+	Routes int       // peers' routes that are kept although no lease asks for them
 }

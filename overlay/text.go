@@ -5,17 +5,21 @@ package overlay
 import (
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"strconv"
 	"strings"
 
 	"weft.dev/weft/subnet"
 )
 
-func (Link) entry()  {}
-func (Addr) entry()  {}
-func (FDB) entry()   {}
-func (Neigh) entry() {}
-func (Route) entry() {}
+func (Filter) entry() {}
+func (Node) entry()   {}
+func (Source) entry() {}
+func (Link) entry()   {}
+func (Addr) entry()   {}
+func (FDB) entry()    {}
+func (Neigh) entry()  {}
+func (Route) entry()  {}
 
 // String renders l as the arguments of `ip link add`. What iproute2 cannot
 // say there follows as a shell comment, so that every field shows.
@@ -102,6 +106,37 @@ func (l Link) modify(was Link) []string {
 	return out
 }
 
+// String renders f in words, for nft would need all of the table.
+func (f Filter) String() string {
+	s := fmt.Sprintf("inet weft guard %s masquerade %t udp dport %d vni %d networks %s subnets %s devices %s lengths %s", f.Guard, f.Masquerade, f.Port, f.VNI,
+		valid(f.Networks), valid(f.Subnets), strings.TrimSpace(strings.Join(f.Devices[:], " ")), f.Lengths)
+	if f.Foreign != "" {
+		s += " # " + f.Foreign
+	}
+	return s
+}
+
+func valid(list [2]netip.Prefix) string {
+	var out []string
+	for _, p := range list {
+		if p.IsValid() {
+			out = append(out, p.String())
+		}
+	}
+	return strings.Join(out, ",")
+}
+
+// String renders n as "peer 10.0.0.2" or "own 10.0.0.1".
+func (n Node) String() string {
+	if n.Own {
+		return "own " + n.Addr.String()
+	}
+	return "peer " + n.Addr.String()
+}
+
+// String renders s as "10.0.0.2 inner 10.5.2.0/24".
+func (s Source) String() string { return s.Outer.String() + " inner " + s.Inner.String() }
+
 // String renders a as the arguments of `ip addr add`.
 func (a Addr) String() string { return fmt.Sprintf("%s dev %s", a.Prefix, a.Dev) }
 
@@ -140,6 +175,12 @@ func (c Change) Kind() string { return kindOf(c.Entry) }
 
 func kindOf(e Entry) string {
 	switch e.(type) {
+	case Filter:
+		return "filter"
+	case Node:
+		return "node"
+	case Source:
+		return "source"
 	case Link:
 		return "link"
 	case Addr:
@@ -215,6 +256,9 @@ func (c Changes) String() string {
 // iproute2 syntax, e.g. "neigh 10.5.2.0 lladdr 0a:58:... dev weft.1 nud permanent".
 func (s State) String() string {
 	var b strings.Builder
+	writeSet(&b, s.Filters)
+	writeSet(&b, s.Nodes)
+	writeSet(&b, s.Sources)
 	writeSet(&b, s.Links)
 	writeSet(&b, s.Addrs)
 	writeSet(&b, s.FDB)

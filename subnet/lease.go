@@ -2,7 +2,10 @@
 
 package subnet
 
-import "net/netip"
+import (
+	"net/netip"
+	"slices"
+)
 
 // Family is an IP address family: IPv4 or IPv6. The zero value is no family.
 type Family uint8
@@ -39,6 +42,18 @@ func (f Family) String() string {
 	return "no family"
 }
 
+// Bits returns the length of an address of f in bits: 32 or 128; 0 for no
+// family.
+func (f Family) Bits() int {
+	switch f {
+	case IPv4:
+		return 32
+	case IPv6:
+		return 128
+	}
+	return 0
+}
+
 // Other returns the other family.
 func (f Family) Other() Family {
 	if f == IPv4 {
@@ -69,6 +84,9 @@ type Lease struct {
 	Instance string      // random id of the node's state directory; fences clones
 	Backend  BackendType // how the holder expects to be reached
 	Paths    []Path      // one for each pod subnet, IPv4 first
+	// Sources are further addresses that the holder's outer packets may come
+	// from, sorted: those it has behind an announced one that is translated.
+	Sources []netip.Addr
 }
 
 // A Path is one pod subnet of a node and the tunnel endpoint (VTEP) that
@@ -86,12 +104,13 @@ type Path struct {
 // Clone returns a copy that shares no memory with l.
 func (l Lease) Clone() Lease {
 	l.Paths = append([]Path(nil), l.Paths...)
+	l.Sources = append([]netip.Addr(nil), l.Sources...)
 	return l
 }
 
 // Equal reports whether l and o say the same.
 func (l Lease) Equal(o Lease) bool {
-	if l.Node != o.Node || l.Instance != o.Instance || l.Backend != o.Backend || len(l.Paths) != len(o.Paths) {
+	if l.Node != o.Node || l.Instance != o.Instance || l.Backend != o.Backend || len(l.Paths) != len(o.Paths) || !slices.Equal(l.Sources, o.Sources) {
 		return false
 	}
 	for i := range l.Paths {
