@@ -8,7 +8,7 @@ SHELL := /bin/bash
 
 GO      ?= go
 # Release builds are static and carry no paths of the machine that built them.
-BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w'
+BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=$$(git status >/dev/null 2>&1 && echo auto || echo false) -ldflags '-s -w'
 # Debian packages that the lab and the tests use; the product needs none.
 DEPS    := iproute2 iputils-ping iperf3 etcd-server procps
 # Programs that must be there before a target starts.

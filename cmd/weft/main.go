@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command weft shows what the agent on this node knows and does.
+// Command weft shows what the agent on this node knows and does, and tells it
+// the one thing that it cannot know: that peers have gone for good.
 package main
 
 import (
@@ -9,7 +10,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -57,7 +57,8 @@ func (c *cli) command() *cobra.Command {
 		Short: "Show what weft's agent on this node knows and does",
 		Example: "  weft status            is this node's network well, and if not, why\n" +
 			"  weft plan              what the agent would change in the kernel now\n" +
-			"  weft status -o json    the same for programs",
+			"  weft status -o json    the same for programs\n" +
+			"  weft peers release     remove the peers that the store has lost now, not later",
 		SilenceErrors: true, SilenceUsage: true,
 		PersistentPreRunE: func(*cobra.Command, []string) error {
 			if c.output != "table" && c.output != "json" {
@@ -76,18 +77,12 @@ func (c *cli) command() *cobra.Command {
 		&cobra.Command{Use: "plan", Args: cobra.NoArgs, RunE: c.plan,
 			Short: "What the agent would change in the kernel now",
 			Long:  "Prints the changes the agent would make now, as commands in iproute2 syntax. It\nprints nothing to do when the kernel holds what it should. Nothing is changed."},
+		c.peers(),
 		&cobra.Command{Use: "version", Args: cobra.NoArgs, Short: "The version of this command",
 			RunE: func(cmd *cobra.Command, _ []string) error {
-				_, err := fmt.Fprintln(cmd.OutOrStdout(), "weft", version())
+				_, err := fmt.Fprintln(cmd.OutOrStdout(), "weft", api.Version())
 				return err
 			}},
 	)
 	return root
-}
-
-func version() string {
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return "unknown"
 }

@@ -7,7 +7,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -23,7 +25,7 @@ const answerTimeout = 30 * time.Second
 
 func (c *cli) status(cmd *cobra.Command, _ []string) error {
 	var s api.Status
-	if err := get(cmd, c.socket, api.StatusPath, &s); err != nil {
+	if err := ask(cmd, api.Get, c.socket, api.StatusPath, &s); err != nil {
 		return err
 	}
 	if !s.Ready {
@@ -37,7 +39,7 @@ func (c *cli) status(cmd *cobra.Command, _ []string) error {
 
 func (c *cli) plan(cmd *cobra.Command, _ []string) error {
 	var p api.Plan
-	if err := get(cmd, c.socket, api.PlanPath, &p); err != nil {
+	if err := ask(cmd, api.Get, c.socket, api.PlanPath, &p); err != nil {
 		return err
 	}
 	if c.output == "json" {
@@ -46,12 +48,12 @@ func (c *cli) plan(cmd *cobra.Command, _ []string) error {
 	return printPlan(cmd.OutOrStdout(), p)
 }
 
-// get is api.Get with an end: an agent that is stopped or stuck still has its
-// socket, on which the kernel accepts connections.
-func get(cmd *cobra.Command, socket, path string, out any) error {
+// ask is api.Get or api.Post with an end: an agent that is stopped or stuck
+// still has its socket, on which the kernel accepts connections.
+func ask(cmd *cobra.Command, how func(context.Context, string, string, any) error, socket, path string, out any) error {
 	ctx, cancel := context.WithTimeout(cmd.Context(), answerTimeout)
 	defer cancel()
-	return api.Get(ctx, socket, path, out)
+	return how(ctx, socket, path, out)
 }
 
 func writeJSON(w io.Writer, doc any) error {
@@ -79,6 +81,10 @@ func printStatus(out io.Writer, s api.Status, now time.Time) error {
 	row("Store:", s.Store+age(s.Snapshot, now))
 	row("Lease:", prefixes(s.Subnets))
 	row("Kernel:", kernelLine(s))
+	row("Guard:", guardLine(s.Guard))
+	if s.Hold != nil {
+		row("Hold:", holdLine(*s.Hold, now))
+	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
@@ -125,6 +131,36 @@ func kernelLine(s api.Status) string {
 		return "OUT OF SYNC, its state could not be read"
 	}
 	return fmt.Sprintf("OUT OF SYNC, %d changes not applied", len(s.Pending))
+}
+
+// guardLine says what the guard lets in, and how many packets it has refused.
+// An agent of the version before has no guard.
+func guardLine(g api.Guard) string {
+	if g.Mode == "" {
+		return "unknown"
+	}
+	line := g.Mode
+	if g.Masquerade {
+		line += ", masquerading"
+	}
+	var refused []string
+	for _, reason := range slices.Sorted(maps.Keys(g.Refused)) {
+		if n := g.Refused[reason]; n > 0 {
+			refused = append(refused, fmt.Sprintf("%d %s", n, reason))
+		}
+	}
+	switch {
+	case len(refused) > 0:
+		line += "; refused: " + strings.Join(refused, ", ")
+	case g.Refused != nil:
+		line += "; nothing refused"
+	}
+	return line
+}
+
+func holdLine(h api.Hold, now time.Time) string {
+	return fmt.Sprintf("the store has lost most peers; %d routes are kept for another %s; `weft peers release` removes them now",
+		h.Routes, max(0, h.Until.Sub(now)).Round(time.Second))
 }
 
 func age(t *time.Time, now time.Time) string {

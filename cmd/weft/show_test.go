@@ -28,6 +28,7 @@ func sample() api.Status {
 			{Node: "n2", Paths: []api.PeerPath{{Subnet: netip.MustParsePrefix("10.42.2.0/24"), Underlay: netip.MustParseAddr("10.0.0.12"), MAC: subnet.MAC{2, 0, 0, 0, 0, 2}}}},
 			{Paths: []api.PeerPath{{Subnet: netip.MustParsePrefix("10.42.3.0/24"), Underlay: netip.MustParseAddr("10.0.0.13"), MAC: subnet.MAC{2, 0, 0, 0, 0, 3}}}},
 		},
+		Guard:   api.Guard{Mode: "bind", Masquerade: true, Refused: map[string]uint64{"source": 3, "ethertype": 0}},
 		Reached: 2, LastPass: &at, Snapshot: &at,
 	}
 }
@@ -67,7 +68,7 @@ func TestStatus(t *testing.T) {
 	if code != 0 || errs != "" {
 		t.Fatalf("exit %d, %q", code, errs)
 	}
-	for _, want := range []string{"ready", "10.42.1.0/24, fd42:0:0:1::/64", "in sync, 2 peers", "weft.1", "02:00:00:00:00:01", "n2", "(flannel)", "10.0.0.13"} {
+	for _, want := range []string{"ready", "10.42.1.0/24, fd42:0:0:1::/64", "in sync, 2 peers", "weft.1", "02:00:00:00:00:01", "n2", "(flannel)", "10.0.0.13", "bind, masquerading; refused: 3 source\n"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("lacks %q:\n%s", want, out)
 		}
@@ -99,6 +100,42 @@ func TestStatusOfANodeThatIsNotReady(t *testing.T) {
 	}
 }
 
+// A removal that waits is not missed, nor is how to end it.
+func TestStatusShowsAHold(t *testing.T) {
+	s := sample()
+	s.Guard = api.Guard{Mode: "off"}
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	s.Hold = &api.Hold{Since: at, Until: at.Add(5 * time.Minute), Routes: 40}
+	var out bytes.Buffer
+	if err := printStatus(&out, s, at.Add(2*time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"off\n", "40 routes are kept for another 3m0s", "weft peers release"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("lacks %q:\n%s", want, out.String())
+		}
+	}
+}
+
+func TestReleaseOfPeers(t *testing.T) {
+	for routes, want := range map[int]string{40: "released: 40 routes", 0: "nothing to release"} {
+		socket := serve(t, map[string]any{"POST " + api.ReleasePath: api.Released{Routes: routes}})
+		if code, out, errs := invoke(t, "peers", "release", "--socket", socket); code != 0 || !strings.HasPrefix(out, want) {
+			t.Errorf("exit %d: %q %q, want %q", code, out, errs, want)
+		}
+		code, out, _ := invoke(t, "peers", "release", "-o", "json", "--socket", socket)
+		var back api.Released
+		if err := json.Unmarshal([]byte(out), &back); err != nil || code != 0 || back.Routes != routes {
+			t.Errorf("exit %d, %v: %s", code, err, out)
+		}
+	}
+	// An agent of the version before has nothing at that path.
+	socket := serve(t, map[string]any{"GET " + api.StatusPath: sample()})
+	if code, _, errs := invoke(t, "peers", "release", "--socket", socket); code != 1 || !strings.Contains(errs, "404") {
+		t.Errorf("exit %d: %q", code, errs)
+	}
+}
+
 // A peer that could not be programmed is not counted as if it were.
 func TestStatusCountsWhatIsReached(t *testing.T) {
 	s := sample()
@@ -127,6 +164,9 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 	}
 	if code, _, errs := invoke(t, "status", "-o", "yaml"); code != 2 || !strings.Contains(errs, "table or json") {
 		t.Errorf("wrong output: exit %d, %q", code, errs)
+	}
+	if code, _, errs := invoke(t, "peers", "relaese"); code != 2 || !strings.Contains(errs, "relaese") {
+		t.Errorf("wrong subcommand: exit %d, %q", code, errs)
 	}
 	if code, _, errs := invoke(t, "stats"); code != 2 || !strings.Contains(errs, "stats") {
 		t.Errorf("wrong command: exit %d, %q", code, errs)

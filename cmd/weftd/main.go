@@ -16,6 +16,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/pflag"
+
+	"weft.dev/weft/cmd/internal/api"
 )
 
 func main() {
@@ -37,7 +39,7 @@ func run(ctx context.Context, args, env []string, stdout, stderr io.Writer) int 
 		fmt.Fprintf(stderr, "weftd: %v\n", err)
 		return 2
 	case o.Version:
-		fmt.Fprintln(stdout, "weftd", version())
+		fmt.Fprintln(stdout, "weftd", api.Version())
 		return 0
 	case o.CheckConfig:
 		err = checkConfig(o, stdout)

@@ -18,7 +18,7 @@ import (
 // metrics, `weft status` and the CNI plugin's messages are all made.
 func (a *agent) status() api.Status {
 	s := api.Status{
-		Node: a.o.NodeName, Version: version(),
+		Node: a.o.NodeName, Version: api.Version(),
 		Store:   "etcd " + strings.Join(a.o.EtcdEndpoints, ",") + " " + a.o.EtcdPrefix,
 		Pending: []api.Change{}, Devices: []api.Device{}, Peers: []api.Peer{}, Problems: []subnet.Problem{},
 	}

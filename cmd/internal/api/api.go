@@ -17,6 +17,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"strings"
 	"time"
 
 	"weft.dev/weft/subnet"
@@ -25,10 +26,12 @@ import (
 // DefaultSocket is where the agent listens unless --socket says otherwise.
 const DefaultSocket = "/run/weft/weftd.sock"
 
-// The paths of the documents below the socket.
+// The paths of the documents below the socket. ReleasePath is not read but
+// posted to.
 const (
-	StatusPath = "/v1/status"
-	PlanPath   = "/v1/plan"
+	StatusPath  = "/v1/status"
+	PlanPath    = "/v1/plan"
+	ReleasePath = "/v1/peers/release"
 )
 
 // maxDocument bounds what the client reads: 20,000 peers at 400 bytes each.
@@ -46,10 +49,32 @@ type Status struct {
 	Peers    []Peer           `json:"peers"`
 	Reached  int              `json:"reached"` // how many of Peers the kernel should know; the rest have Problems
 	InSync   bool             `json:"inSync"`
+	Guard    Guard            `json:"guard"`
+	Hold     *Hold            `json:"hold,omitempty"` // a mass removal that waits
 	Pending  []Change         `json:"pending"`
 	Problems []subnet.Problem `json:"problems"`
 	LastPass *time.Time       `json:"lastPass,omitempty"`
 	Snapshot *time.Time       `json:"snapshot,omitempty"` // when the store last delivered
+}
+
+// Guard is what weft's nftables table does, and has done.
+type Guard struct {
+	Mode       string            `json:"mode"`              // bind, peers or off
+	Masquerade bool              `json:"masquerade"`        // what pods send out of the pod networks
+	Refused    map[string]uint64 `json:"refused,omitempty"` // packets since the table was made, by reason; absent while they cannot be read
+}
+
+// Hold is a mass removal that waits: the store has lost most of the peers at
+// once.
+type Hold struct {
+	Since  time.Time `json:"since"`
+	Until  time.Time `json:"until"`  // when it is made unless the peers come back
+	Routes int       `json:"routes"` // that are kept although no lease asks for them
+}
+
+// Released is the answer to a post at ReleasePath.
+type Released struct {
+	Routes int `json:"routes"` // how many were held; 0 when nothing was
 }
 
 // Device is one of our VXLAN devices, as desired.
@@ -91,12 +116,22 @@ type Plan struct {
 // Get fetches the document at path from the agent behind socket into out.
 // Its errors say what to look at when the agent cannot be reached.
 func Get(ctx context.Context, socket, path string, out any) error {
+	return ask(ctx, http.MethodGet, socket, path, out)
+}
+
+// Post asks the agent behind socket to do what path names, and reads its
+// answer into out. Its errors are those of Get.
+func Post(ctx context.Context, socket, path string, out any) error {
+	return ask(ctx, http.MethodPost, socket, path, out)
+}
+
+func ask(ctx context.Context, method, socket, path string, out any) error {
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, "unix", socket)
 	}}
 	defer transport.CloseIdleConnections()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://weftd"+path, nil)
+	req, err := http.NewRequestWithContext(ctx, method, "http://weftd"+path, nil)
 	if err != nil {
 		return err
 	}
@@ -110,7 +145,7 @@ func Get(ctx context.Context, socket, path string, out any) error {
 		return fmt.Errorf("read %s from %s: %w", path, socket, err)
 	}
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("agent at %s answered %s to %s: %s", socket, resp.Status, path, body)
+		return fmt.Errorf("agent at %s answered %s to %s: %s", socket, resp.Status, path, strings.TrimSpace(string(body)))
 	}
 	if err := json.Unmarshal(body, out); err != nil {
 		return fmt.Errorf("decode %s from %s: %w", path, socket, err)
