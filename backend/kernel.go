@@ -10,6 +10,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 
+	"weft.dev/weft/backend/nft"
 	"weft.dev/weft/overlay"
 	"weft.dev/weft/subnet"
 )
@@ -23,6 +24,9 @@ type Options struct {
 	// "weft6.1". Everything on them is ours except foreign routes, and
 	// nothing on any other device is.
 	Devices []string
+	// Filter lets the kernel's table inet weft be read and written. Without
+	// it nftables is never touched, and Dump returns nothing of it.
+	Filter bool
 	// Log gets what an operator should know and no error carries: a device
 	// created, a device deleted. nil discards it.
 	Log logrus.FieldLogger
@@ -33,6 +37,7 @@ type Options struct {
 // state. Its methods may be called from any goroutine.
 type Kernel struct {
 	conn    *conn
+	nft     *nft.Conn // nil without Options.Filter
 	devices []string
 	log     logrus.FieldLogger
 }
@@ -50,20 +55,32 @@ func New(o Options) (*Kernel, error) {
 			return nil, fmt.Errorf("device name %q stands twice in the list of own devices", d)
 		}
 	}
-	c, err := dial()
-	if err != nil {
-		return nil, err
-	}
 	if o.Log == nil {
 		l := logrus.New()
 		l.SetOutput(io.Discard)
 		o.Log = l
 	}
-	return &Kernel{conn: c, devices: slices.Clone(o.Devices), log: o.Log}, nil
+	k := &Kernel{devices: slices.Clone(o.Devices), log: o.Log}
+	var err error
+	if k.conn, err = dial(); err != nil {
+		return nil, err
+	}
+	if o.Filter {
+		if k.nft, err = nft.Dial(); err != nil {
+			k.Close()
+			return nil, err
+		}
+	}
+	return k, nil
 }
 
-// Close releases the socket. What is in the kernel stays there.
-func (k *Kernel) Close() { k.conn.close() }
+// Close releases the sockets. What is in the kernel stays there.
+func (k *Kernel) Close() {
+	k.conn.close()
+	if k.nft != nil {
+		_ = k.nft.Close() // nothing waits to be written
+	}
+}
 
 // Dump implements overlay.Kernel. A device of ours that does not exist adds
 // nothing; one that is no VXLAN device is a ForeignDeviceError.

@@ -15,16 +15,24 @@ const sizeofNfgenmsg = 4
 // reports whether it is about the table; attribute 1 names it in every kind
 // of message. With ok the last value of each attribute is in the map.
 func fields(t Table, msg []byte) (f map[uint16][]byte, ok bool, err error) {
-	if len(msg) < sizeofNfgenmsg {
-		return nil, false, errTruncated
+	if f, err = split(msg); err != nil {
+		return nil, false, err
 	}
-	f = map[uint16][]byte{}
-	err = eachAttr(msg[sizeofNfgenmsg:], func(typ uint16, v []byte) error {
+	const tableName = 1
+	return f, Family(msg[0]) == t.Family && text(f[tableName]) == t.Name, nil
+}
+
+// split returns the attributes of an nf_tables message.
+func split(msg []byte) (map[uint16][]byte, error) {
+	if len(msg) < sizeofNfgenmsg {
+		return nil, errTruncated
+	}
+	f := map[uint16][]byte{}
+	err := eachAttr(msg[sizeofNfgenmsg:], func(typ uint16, v []byte) error {
 		f[typ] = v
 		return nil
 	})
-	const tableName = 1
-	return f, err == nil && Family(msg[0]) == t.Family && text(f[tableName]) == t.Name, err
+	return f, err
 }
 
 // text reads a string that may end in a NUL.
@@ -57,15 +65,22 @@ func (c *Content) readChain(t Table, msg []byte) error {
 	if !ok {
 		return err
 	}
+	ch, err := decodeChain(f)
+	c.Chains[text(f[unix.NFTA_CHAIN_NAME])] = ch
+	return err
+}
+
+// decodeChain reads a chain's attributes.
+func decodeChain(f map[uint16][]byte) (ChainContent, error) {
 	ch := ChainContent{Kind: text(f[unix.NFTA_CHAIN_TYPE])}
 	if v, ok := f[unix.NFTA_CHAIN_POLICY]; ok {
 		policy, err := be32(v)
 		if err != nil {
-			return err
+			return ch, err
 		}
 		ch.Policy = int32(policy)
 	}
-	err = eachAttr(f[unix.NFTA_CHAIN_HOOK], func(typ uint16, v []byte) error {
+	err := eachAttr(f[unix.NFTA_CHAIN_HOOK], func(typ uint16, v []byte) error {
 		switch typ {
 		case unix.NFTA_HOOK_HOOKNUM:
 			n, err := be32(v)
@@ -78,8 +93,7 @@ func (c *Content) readChain(t Table, msg []byte) error {
 		}
 		return nil
 	})
-	c.Chains[text(f[unix.NFTA_CHAIN_NAME])] = ch
-	return err
+	return ch, err
 }
 
 // readRule needs the rule's chain to be there already.

@@ -11,10 +11,14 @@ import (
 // Family is a table's family. The values are NFPROTO_* (linux/netfilter.h).
 type Family uint8
 
-// The families of tables that weft makes.
+// The families of tables. Those that weft makes are Inet and Bridge.
 const (
 	Inet   Family = unix.NFPROTO_INET
+	IP     Family = unix.NFPROTO_IPV4
+	IP6    Family = unix.NFPROTO_IPV6
+	ARP    Family = unix.NFPROTO_ARP
 	Bridge Family = unix.NFPROTO_BRIDGE
+	NetDev Family = unix.NFPROTO_NETDEV
 )
 
 // String returns nft's word for f.
@@ -22,15 +26,23 @@ func (f Family) String() string {
 	switch f {
 	case Inet:
 		return "inet"
+	case IP:
+		return "ip"
+	case IP6:
+		return "ip6"
+	case ARP:
+		return "arp"
 	case Bridge:
 		return "bridge"
+	case NetDev:
+		return "netdev"
 	}
 	return "unknown"
 }
 
 // Hook is where a base chain sits. The values are NF_INET_* (linux/netfilter.h)
-// plus one; bridge tables count alike. Zero is no hook: a chain that is only
-// jumped to.
+// plus one, and Egress; bridge tables count alike. Zero is no hook: a chain
+// that is only jumped to.
 type Hook uint8
 
 // The hooks.
@@ -40,14 +52,16 @@ const (
 	Forward     Hook = unix.NF_INET_FORWARD + 1
 	Output      Hook = unix.NF_INET_LOCAL_OUT + 1
 	Postrouting Hook = unix.NF_INET_POST_ROUTING + 1
+	Ingress     Hook = Postrouting + 1 // NF_INET_INGRESS
+	Egress      Hook = Ingress + 1     // NF_NETDEV_EGRESS
 )
 
 // String returns nft's word for h.
 func (h Hook) String() string {
-	if h < Prerouting || h > Postrouting {
+	if h < Prerouting || h > Egress {
 		return "unknown"
 	}
-	return [...]string{"prerouting", "input", "forward", "output", "postrouting"}[h-1]
+	return [...]string{"prerouting", "input", "forward", "output", "postrouting", "ingress", "egress"}[h-1]
 }
 
 // Priorities of base chains (enum nf_ip_hook_priorities,

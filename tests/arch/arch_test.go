@@ -32,7 +32,7 @@ func imports() map[string][]string {
 		"subnet":           nil,
 		"subnet/etcd":      {"subnet"},
 		"overlay":          {"subnet"},
-		"backend":          {"overlay", "subnet"},
+		"backend":          {"backend/nft", "overlay", "subnet"},
 		"backend/nft":      {"subnet"},
 		"cni-shim":         {"subnet"},
 		"cmd/internal/api": {"subnet"},
