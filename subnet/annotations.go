@@ -12,7 +12,7 @@ import (
 )
 
 // Suffixes of the Node annotations, flannel's (pkg/subnet/kube/annotations.go,
-// v0.28). The overwrite ones are the operator's, the others the agent's.
+// v0.28) but for the last. The overwrite ones are the operator's, the others the agent's.
 const (
 	annManaged     = "kube-subnet-manager"
 	annBackendType = "backend-type"
@@ -22,6 +22,7 @@ const (
 	annIP6         = "public-ipv6"
 	annOverwrite4  = "public-ip-overwrite"
 	annOverwrite6  = "public-ipv6-overwrite"
+	annSources     = "sources" // weft's own: a comma list
 )
 
 // ErrUnmanaged says that a Node carries no lease: nobody has annotated it
@@ -55,7 +56,8 @@ func annotations(prefix string) (string, error) {
 //
 // As with flannel, a backend other than vxlan always publishes backend-data
 // and public-ip ("null" and "0.0.0.0" when it has none), and the IPv6 pair
-// appears only when there is an IPv6 underlay.
+// appears only when there is an IPv6 underlay. Sources appear when there are
+// any; who publishes must remove what an earlier lease left.
 func EncodeAnnotations(prefix string, l Lease) (map[string]string, error) {
 	stem, err := annotations(prefix)
 	if err != nil {
@@ -83,6 +85,13 @@ func EncodeAnnotations(prefix string, l Lease) (map[string]string, error) {
 	if ep, ok := eps[IPv6]; ok {
 		put(annData6, annIP6, ep.data, ep.addr.String())
 	}
+	sources, err := sourceTexts(l.Sources)
+	if err != nil {
+		return nil, fmt.Errorf("annotate node %q: %w", clip(l.Node), err)
+	}
+	if len(sources) > 0 {
+		out[stem+annSources] = strings.Join(sources, ",")
+	}
 	return out, nil
 }
 
@@ -91,7 +100,7 @@ func EncodeAnnotations(prefix string, l Lease) (map[string]string, error) {
 // annotations, which may be nil. It checks as DecodeLease does; the result's
 // Instance is empty. An overwrite annotation of the operator replaces the
 // published underlay address of its family at once, without waiting for the
-// node to publish it. The error is ErrUnmanaged for a Node without a lease
+// node to publish it; the published one becomes a source. The error is ErrUnmanaged for a Node without a lease
 // and otherwise names the node.
 func DecodeAnnotations(prefix, node string, podCIDRs []netip.Prefix, ann map[string]string) (Lease, error) {
 	stem, err := annotations(prefix)
@@ -136,13 +145,20 @@ func decodeNode(stem, node string, podCIDRs []netip.Prefix, ann map[string]strin
 	if err != nil {
 		return Lease{}, err
 	}
+	if text := ann[stem+annSources]; text != "" {
+		// One comma too many is seen below without splitting megabytes.
+		if l.Sources, err = parseSources(strings.SplitN(text, ",", maxSources+2)); err != nil {
+			return Lease{}, fmt.Errorf("%s: %w", stem+annSources, err)
+		}
+	}
 	return applyOverwrite(stem, l, ann)
 }
 
 // ApplyOverwrite returns l with the underlay addresses that the operator has
 // set on l's Node: each overwrite annotation replaces the announced address
-// of its family. The agent publishes the result, so that a node behind NAT
-// announces the outer address while its device keeps the inner one.
+// of its family, which becomes a source. The agent publishes the result, so
+// that a node behind NAT announces the outer address while its device keeps
+// the inner one, and packets that are not translated are let in too.
 func ApplyOverwrite(prefix string, l Lease, ann map[string]string) (Lease, error) {
 	stem, err := annotations(prefix)
 	if err != nil {
@@ -167,7 +183,14 @@ func applyOverwrite(stem string, l Lease, ann map[string]string) (Lease, error) 
 		if err := checkUnderlay(a); err != nil {
 			return Lease{}, fmt.Errorf("%s: %w", names[f], err)
 		}
+		if a != p.Underlay {
+			l.Sources = append(l.Sources, p.Underlay)
+		}
 		l.Paths[i].Underlay = a
+	}
+	l.Sources = normalSources(l.Sources)
+	if err := checkSources(l.Sources); err != nil {
+		return Lease{}, err
 	}
 	return l, nil
 }

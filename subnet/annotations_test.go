@@ -104,6 +104,25 @@ func TestAnnotationVectors(t *testing.T) {
 	}
 }
 
+// Sources are ours alone: there is no annotation without them, and those of
+// any order read as one.
+func TestAnnotationSources(t *testing.T) {
+	l := nodeLease("dual vxlan, flannel")
+	l.Sources = addrs("10.0.0.9", "192.0.2.1", "2001:db8::9")
+	ann, err := EncodeAnnotations("weft.dev", l)
+	if got := ann["weft.dev/sources"]; err != nil || got != "10.0.0.9,192.0.2.1,2001:db8::9" {
+		t.Errorf("published %q, %v", got, err)
+	}
+	ann["weft.dev/sources"] = "2001:db8::9,10.0.0.9,192.0.2.1,10.0.0.9"
+	got, err := DecodeAnnotations("weft.dev", "node-1", subnetsOf(l), ann)
+	if err != nil || !got.Equal(l) {
+		t.Errorf("decoded as\n%+v, %v; want\n%+v", got, err, l)
+	}
+	l.Sources = addrs("127.0.0.1")
+	_, err = EncodeAnnotations("weft.dev", l)
+	wantError(t, err, "node-1", "source", "loopback")
+}
+
 // flannel on an IPv6-only node with another backend than vxlan writes an
 // empty IPv4 half.
 func TestAnnotationsOfIPv6HostGW(t *testing.T) {
@@ -169,9 +188,10 @@ func TestAnnotationOverwrite(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	check := func(step string, u4, u6 string) {
+	check := func(step string, u4, u6 string, sources ...string) {
 		t.Helper()
 		want := l.Clone()
+		want.Sources = addrs(sources...)
 		want.Paths[0].Underlay, want.Paths[1].Underlay = netip.MustParseAddr(u4), netip.MustParseAddr(u6)
 		got, err := DecodeAnnotations(flannelPrefix, "node-1", subnetsOf(l), ann)
 		if err != nil || !got.Equal(want) {
@@ -185,13 +205,15 @@ func TestAnnotationOverwrite(t *testing.T) {
 	const o4, o6 = flannelPrefix + "/public-ip-overwrite", flannelPrefix + "/public-ipv6-overwrite"
 	check("absent", "192.168.10.2", "2001:db8:a::2")
 	ann[o4] = "203.0.113.7"
-	check("IPv4 present", "203.0.113.7", "2001:db8:a::2")
+	check("IPv4 present", "203.0.113.7", "2001:db8:a::2", "192.168.10.2")
 	ann[o6] = "2001:db8:ff::7"
-	check("both present", "203.0.113.7", "2001:db8:ff::7")
+	check("both present", "203.0.113.7", "2001:db8:ff::7", "192.168.10.2", "2001:db8:a::2")
 	delete(ann, o4)
 	ann[o6] = ""
 	check("removed", "192.168.10.2", "2001:db8:a::2")
-	if l.Paths[0].Underlay.String() != "192.168.10.2" {
+	ann[o4] = "192.168.10.2"
+	check("no other address", "192.168.10.2", "2001:db8:a::2")
+	if l.Paths[0].Underlay.String() != "192.168.10.2" || l.Sources != nil {
 		t.Error("ApplyOverwrite changed its argument")
 	}
 	for bad, want := range map[string]string{"x": "want an IPv4 address", "2001:db8::1": "want an IPv4 address", "127.0.0.1": "loopback"} {
@@ -240,6 +262,10 @@ func TestDecodeAnnotationsRejects(t *testing.T) {
 		{"null data", "node-1", subnetsOf(good), map[string]string{"backend-v6-data": "null"}, f + "backend-v6-data: missing"},
 		{"torn data", "node-1", subnetsOf(good), map[string]string{"backend-data": `{"VNI":1`}, f + "backend-data: line 1"},
 		{"odd backend type", "node-1", subnetsOf(good), map[string]string{"backend-type": "a\nb"}, f + "backend-type"},
+		{"junk source", "node-1", subnetsOf(good), map[string]string{"sources": "10.0.0.1,"}, f + `sources: source "": want an IP address`},
+		{"source with a zone", "node-1", subnetsOf(good), map[string]string{"sources": "fe80::1%eth0"}, "zone"},
+		{"multicast source", "node-1", subnetsOf(good), map[string]string{"sources": "224.0.0.1"}, f + "sources: source: underlay address 224.0.0.1"},
+		{"a flood of sources", "node-1", subnetsOf(good), map[string]string{"sources": strings.Repeat("10.0.0.1,", 1<<20)}, "want at most 16"},
 		{"large data", "node-1", subnetsOf(good), map[string]string{"backend-data": strings.Repeat(" ", maxDocument+1)}, "at most 65536"},
 	} {
 		t.Run(v.name, func(t *testing.T) {
@@ -292,10 +318,10 @@ func FuzzEncodeAnnotations(f *testing.F)   { f.Fuzz(rapid.MakeFuzz(annotationRou
 // annotations that decode to the same.
 func FuzzDecodeAnnotations(f *testing.F) {
 	f.Add("node-1", "10.5.52.0/24", "fd00::/64", "vxlan", "192.168.10.2", "2001:db8::1",
-		`{"VNI":1,"VtepMAC":"aa:bb:cc:dd:ee:ff"}`, `{"VtepMAC":"0a:58:00:01:02:03"}`, "203.0.113.7", "")
-	f.Add("node-1", "10.5.52.0/24", "", "host-gw", "192.168.10.2", "", "null", "", "", "")
-	f.Add("node-1", "fd00::/64", "", "wireguard", "0.0.0.0", "2001:db8::1", "null", `{"PublicKey":"`+wgKey4+`"}`, "", "2001:db8::2")
-	f.Fuzz(func(t *testing.T, node, cidr1, cidr2, kind, ip4, ip6, data4, data6, over4, over6 string) {
+		`{"VNI":1,"VtepMAC":"aa:bb:cc:dd:ee:ff"}`, `{"VtepMAC":"0a:58:00:01:02:03"}`, "203.0.113.7", "", "10.0.0.1,2001:db8::7")
+	f.Add("node-1", "10.5.52.0/24", "", "host-gw", "192.168.10.2", "", "null", "", "", "", "")
+	f.Add("node-1", "fd00::/64", "", "wireguard", "0.0.0.0", "2001:db8::1", "null", `{"PublicKey":"`+wgKey4+`"}`, "", "2001:db8::2", "192.0.2.1")
+	f.Fuzz(func(t *testing.T, node, cidr1, cidr2, kind, ip4, ip6, data4, data6, over4, over6, sources string) {
 		var podCIDRs []netip.Prefix
 		for _, s := range []string{cidr1, cidr2} {
 			if p, err := netip.ParsePrefix(s); err == nil {
@@ -305,7 +331,7 @@ func FuzzDecodeAnnotations(f *testing.F) {
 		const p = "weft.dev/"
 		l, err := DecodeAnnotations(p, node, podCIDRs, map[string]string{
 			p + annManaged: "true", p + annBackendType: kind, p + annIP4: ip4, p + annIP6: ip6,
-			p + annData4: data4, p + annData6: data6, p + annOverwrite4: over4, p + annOverwrite6: over6})
+			p + annData4: data4, p + annData6: data6, p + annOverwrite4: over4, p + annOverwrite6: over6, p + annSources: sources})
 		if err != nil {
 			return
 		}

@@ -23,10 +23,11 @@ type leaseJSON struct {
 	Weft          *weftJSON       `json:",omitempty"`
 }
 
-// weftJSON says who holds the lease.
+// weftJSON says who holds the lease, and where else its packets come from.
 type weftJSON struct {
 	Node     string
 	Instance string
+	Sources  []string `json:",omitempty"`
 }
 
 // vxlanJSON is flannel's vxlanLeaseAttrs (pkg/backend/vxlan). flannel's VNI
@@ -62,7 +63,9 @@ const noAddr = "0.0.0.0"
 //
 // The format holds one tunnel endpoint an underlay family. A subnet uses the
 // endpoint of its own family when there is one and the other one otherwise;
-// a lease that crosses both families cannot be written.
+// a lease that crosses both families cannot be written. Sources need a Node;
+// they are written in order and each once. What the backend has no use for (a
+// MAC with host-gw) is left out.
 func EncodeLease(l Lease) (key string, value []byte, err error) {
 	subnets := make([]netip.Prefix, len(l.Paths))
 	for i, p := range l.Paths {
@@ -96,12 +99,18 @@ func encodeAttrs(l Lease) ([]byte, error) {
 		if err := out.Weft.check(); err != nil {
 			return nil, err
 		}
+		if out.Weft.Sources, err = sourceTexts(l.Sources); err != nil {
+			return nil, err
+		}
 	case l.Instance != "":
 		return nil, fmt.Errorf("instance %q without a node name", clip(l.Instance))
+	case len(l.Sources) > 0:
+		return nil, fmt.Errorf("sources %v without a node name", l.Sources[0])
 	}
 	return json.Marshal(out)
 }
 
+// check judges the names.
 func (w weftJSON) check() error {
 	if err := checkName("node", w.Node); err != nil {
 		return err
@@ -114,8 +123,8 @@ func (w weftJSON) check() error {
 
 // DecodeLease reads the lease that stands under key (with or without a path)
 // as value, and trusts nothing in it: subnets are masked unicast prefixes,
-// underlays unicast addresses, MACs unicast, the VNI has at most 24 bits.
-// Missing VNI and WireGuard port give 0; unknown fields are ignored; a value
+// underlays and sources unicast addresses, MACs unicast, the VNI has at most
+// 24 bits, and there are at most 16 sources. Missing VNI and WireGuard port give 0; unknown fields are ignored; a value
 // above 64 KiB is refused. Backend types weft does not know keep their name
 // and have no MAC or key. The error names the key.
 func DecodeLease(key string, value []byte) (Lease, error) {
@@ -146,6 +155,10 @@ func decodeAttrs(subnets []netip.Prefix, value []byte) (Lease, error) {
 			return Lease{}, fmt.Errorf("Weft: %w", err)
 		}
 		l.Node, l.Instance = in.Weft.Node, in.Weft.Instance
+		var err error
+		if l.Sources, err = parseSources(in.Weft.Sources); err != nil {
+			return Lease{}, fmt.Errorf("Weft: %w", err)
+		}
 	}
 	addrs := map[Family]published{
 		IPv4: {addr: in.PublicIP, data: in.BackendData, addrName: "PublicIP", dataName: "BackendData"},
@@ -157,8 +170,11 @@ func decodeAttrs(subnets []netip.Prefix, value []byte) (Lease, error) {
 		addrs[IPv6] = p
 	}
 	paths, err := joinPaths(l.Backend, subnets, addrs)
+	if err != nil {
+		return Lease{}, err
+	}
 	l.Paths = paths
-	return l, err
+	return l, nil
 }
 
 // endpoint is one tunnel endpoint as a codec publishes it.

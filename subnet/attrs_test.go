@@ -5,6 +5,7 @@ package subnet
 import (
 	"encoding/json"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -61,6 +62,15 @@ func leaseVectors() []leaseVector {
 			Lease{Node: "node-1", Instance: "5f0c", Backend: BackendVXLAN, Paths: []Path{{Subnet: v4, Underlay: u4, MAC: mac4, VNI: 1}, {Subnet: v6, Underlay: u6, MAC: mac6, VNI: 1}}},
 			"10.5.52.0-24&fd00:10:5::-64",
 			`{"PublicIP":"192.168.10.2","PublicIPv6":"2001:db8:a::2","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"aa:bb:cc:dd:ee:ff"},"BackendV6Data":{"VNI":1,"VtepMAC":"0a:58:00:01:02:03"},"Weft":{"Node":"node-1","Instance":"5f0c"}}`},
+		{"IPv4 vxlan of weft, with sources",
+			Lease{Node: "node-1", Instance: "5f0c", Backend: BackendVXLAN, Sources: addrs("10.0.0.9", "2001:db8::9"),
+				Paths: []Path{{Subnet: v4, Underlay: u4, MAC: mac4, VNI: 1}}},
+			"10.5.52.0-24",
+			`{"PublicIP":"192.168.10.2","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"aa:bb:cc:dd:ee:ff"},"Weft":{"Node":"node-1","Instance":"5f0c","Sources":["10.0.0.9","2001:db8::9"]}}`},
+		{"dual host-gw of weft",
+			Lease{Node: "node-1", Instance: "5f0c", Backend: BackendHostGW, Paths: []Path{{Subnet: v4, Underlay: u4}, {Subnet: v6, Underlay: u6}}},
+			"10.5.52.0-24&fd00:10:5::-64",
+			`{"PublicIP":"192.168.10.2","PublicIPv6":"2001:db8:a::2","BackendType":"host-gw","Weft":{"Node":"node-1","Instance":"5f0c"}}`},
 		{"both subnets over an IPv4 underlay",
 			Lease{Node: "node-1", Instance: "5f0c", Backend: BackendVXLAN, Paths: []Path{{Subnet: v4, Underlay: u4, MAC: mac4, VNI: 1}, {Subnet: v6, Underlay: u4, MAC: mac4, VNI: 1}}},
 			"10.5.52.0-24&fd00:10:5::-64",
@@ -110,6 +120,10 @@ func TestDecodeLeaseTolerates(t *testing.T) {
 	bare.Backend = ""
 	linkLocal := bare.Clone()
 	linkLocal.Paths[0].Underlay = netip.MustParseAddr("169.254.7.1")
+	hostGW := bare.Clone()
+	hostGW.Backend = BackendHostGW
+	sources := hostGW.Clone()
+	sources.Node, sources.Sources = "n", addrs("10.0.0.9", "2001:db8::9")
 	noPort := leaseVectors()[4].lease.Clone()
 	noPort.Paths[0].Port = 0
 	for _, v := range []struct {
@@ -118,6 +132,9 @@ func TestDecodeLeaseTolerates(t *testing.T) {
 	}{
 		{"no VNI, as old flannel", `{"PublicIP":"192.168.10.2","BackendType":"vxlan","BackendData":{"VtepMAC":"aa:bb:cc:dd:ee:ff"}}`, noVNI},
 		{"no WireGuard port, as old flannel", `{"PublicIP":"192.168.10.2","PublicIPv6":null,"BackendType":"wireguard","BackendData":{"PublicKey":"` + wgKey4 + `"}}`, noPort},
+		{"host-gw with null data", `{"PublicIP":"192.168.10.2","PublicIPv6":null,"BackendType":"host-gw","BackendData":null}`, hostGW},
+		{"sources in any order", `{"PublicIP":"192.168.10.2","BackendType":"host-gw","Weft":{"Node":"n","Sources":["2001:db8::9","10.0.0.9","10.0.0.9"]}}`, sources},
+		{"sources of nobody", `{"PublicIP":"192.168.10.2","BackendType":"host-gw","Weft":{"Sources":["junk"]}}`, hostGW},
 		{"unknown fields", `{"PublicIP":"192.168.10.2","PublicIPv6":null,"New":[1],"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"aa:bb:cc:dd:ee:ff","GBP":{}},"Weft":{"Node":"","Instance":"orphan"}}`, base.lease},
 		{"other case and spaces", "{\n \"publicip\": \"192.168.10.2\", \"backendtype\": \"vxlan\", \"BACKENDDATA\": {\"vni\": 1, \"vtepmac\": \"AA:BB:CC:DD:EE:FF\"} }\n", base.lease},
 		{"an unused broken IPv6 half", `{"PublicIP":"192.168.10.2","PublicIPv6":"fe80::1","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"aa:bb:cc:dd:ee:ff"},"BackendV6Data":null}`, base.lease},
@@ -173,6 +190,12 @@ func TestDecodeLeaseRejects(t *testing.T) {
 		{"escape codes in the node name", "", `{"PublicIP":"192.168.10.2",` + ok4[:len(ok4)-1] + `,"Weft":{"Node":"\u001b[31m"}}`, "Weft: node"},
 		{"path as an instance", "", `{"PublicIP":"192.168.10.2",` + ok4[:len(ok4)-1] + `,"Weft":{"Node":"a","Instance":"../x"}}`, "Weft: instance"},
 		{"Weft of another type", "", `{"PublicIP":"192.168.10.2",` + ok4[:len(ok4)-1] + `,"Weft":"a"}`, "Weft holds a JSON string: want an object"},
+		{"source that is no address", "", `{"PublicIP":"192.168.10.2",` + ok4[:len(ok4)-1] + `,"Weft":{"Node":"a","Sources":["10.0.0.0/8"]}}`, `Weft: source "10.0.0.0/8": want an IP address`},
+		{"empty source", "", `{"PublicIP":"192.168.10.2",` + ok4[:len(ok4)-1] + `,"Weft":{"Node":"a","Sources":[""]}}`, `source ""`},
+		{"source 0.0.0.0", "", `{"PublicIP":"192.168.10.2",` + ok4[:len(ok4)-1] + `,"Weft":{"Node":"a","Sources":["10.0.0.1","0.0.0.0"]}}`, "underlay address 0.0.0.0"},
+		{"mapped source", "", `{"PublicIP":"192.168.10.2",` + ok4[:len(ok4)-1] + `,"Weft":{"Node":"a","Sources":["::ffff:10.0.0.1"]}}`, "IPv4-mapped"},
+		{"17 sources", "", `{"PublicIP":"192.168.10.2",` + ok4[:len(ok4)-1] + `,"Weft":{"Node":"a","Sources":[` + strings.Repeat(`"10.0.0.1",`, 16) + `"10.0.0.1"]}}`, "17 source addresses: want at most 16"},
+		{"source for a list", "", `{"PublicIP":"192.168.10.2",` + ok4[:len(ok4)-1] + `,"Weft":{"Node":"a","Sources":"10.0.0.1"}}`, "Weft.Sources holds a JSON string: want a list of strings"},
 		{"odd backend type", "", `{"PublicIP":"192.168.10.2","BackendType":"a b"}`, "BackendType"},
 		{"junk key", "foo", `{"PublicIP":"192.168.10.2",` + ok4, "want a name like"},
 	} {
@@ -222,6 +245,15 @@ func TestEncodeLeaseRejects(t *testing.T) {
 		{"space in the node name", func(l *Lease) { l.Node = "a b" }, `node "a b"`},
 		{"long node name", func(l *Lease) { l.Node = strings.Repeat("a", 254) }, "254 bytes"},
 		{"odd instance", func(l *Lease) { l.Node, l.Instance = "a", "\n" }, "instance"},
+		{"sources without node", func(l *Lease) { l.Sources = addrs("10.0.0.1") }, "without a node name"},
+		{"loopback source", func(l *Lease) { l.Node, l.Sources = "a", addrs("127.0.0.1") }, "loopback"},
+		{"no source", func(l *Lease) { l.Node, l.Sources = "a", []netip.Addr{{}} }, "no underlay address given"},
+		{"many sources", func(l *Lease) {
+			l.Node = "a"
+			for a := l.Paths[0].Underlay; len(l.Sources) <= maxSources; a = a.Next() {
+				l.Sources = append(l.Sources, a)
+			}
+		}, "17 source addresses"},
 		{"odd backend", func(l *Lease) { l.Backend = "a b" }, "backend type"},
 		{"no WireGuard key", func(l *Lease) { l.Backend = BackendWireGuard }, "PublicKey"},
 	} {
@@ -287,6 +319,7 @@ func FuzzDecodeLease(f *testing.F) {
 		f.Add(v.key, []byte(v.value))
 	}
 	f.Add("10.5.52.0-24", []byte(`{"PublicIP":"192.168.10.2","BackendType":"vxlan","BackendData":{"VNI":70000,"VtepMAC":"aa-bb-cc-dd-ee-ff"}}`))
+	f.Add("10.5.52.0-24", []byte(`{"PublicIP":"192.168.10.2","BackendType":"host-gw","BackendData":null,"Weft":{"Node":"n","Sources":["2001:db8::9","10.0.0.9"]}}`))
 	f.Fuzz(func(t *testing.T, key string, value []byte) {
 		l, err := DecodeLease(key, value)
 		if err != nil {
@@ -321,6 +354,14 @@ func checkDecoded(t *testing.T, l Lease) {
 			t.Fatalf("MAC %v VNI %d", p.MAC, p.VNI)
 		case l.Backend == BackendWireGuard && len(p.Key) != 44:
 			t.Fatalf("key %q", p.Key)
+		}
+	}
+	if len(l.Sources) > maxSources || !slices.IsSortedFunc(l.Sources, netip.Addr.Compare) || len(slices.Compact(slices.Clone(l.Sources))) != len(l.Sources) {
+		t.Fatalf("sources %v", l.Sources)
+	}
+	for _, a := range l.Sources {
+		if a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.Zone() != "" || a.Is4In6() {
+			t.Fatalf("source %v", a)
 		}
 	}
 	for _, r := range l.Node + l.Instance {

@@ -140,6 +140,8 @@ func jsonKind(e *json.UnmarshalTypeError) string {
 		return "an integer from 0 to 4294967295"
 	case "string", "array":
 		return "a string"
+	case "slice":
+		return "a list of strings"
 	case "struct", "ptr":
 		return "an object"
 	default:

@@ -24,6 +24,14 @@ func prefixes(t testing.TB, texts ...string) []netip.Prefix {
 	return ps
 }
 
+func addrs(texts ...string) []netip.Addr {
+	var as []netip.Addr
+	for _, s := range texts {
+		as = append(as, netip.MustParseAddr(s))
+	}
+	return as
+}
+
 // wantError fails t unless err mentions every one of parts.
 func wantError(t testing.TB, err error, parts ...string) {
 	t.Helper()
@@ -90,6 +98,8 @@ func genLease() *rapid.Generator[Lease] {
 		if rapid.Bool().Draw(t, "ours") {
 			l.Node = genName().Draw(t, "node")
 			l.Instance = rapid.OneOf(genName(), rapid.Just("")).Draw(t, "instance")
+			source := rapid.OneOf(genAddr(IPv4), genAddr(IPv6))
+			l.Sources = normalSources(rapid.SliceOfN(source, 0, maxSources).Draw(t, "sources"))
 		}
 		ends := map[Family]Path{}
 		underlays := genFamilies().Draw(t, "underlays")

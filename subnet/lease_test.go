@@ -40,7 +40,7 @@ func change(t *testing.T, v reflect.Value) {
 func fullLease() Lease {
 	path := Path{Subnet: netip.MustParsePrefix("10.244.1.0/24"), Underlay: netip.MustParseAddr("192.168.10.2"),
 		MAC: MAC{2, 0, 0, 0, 0, 1}, VNI: 1, Key: "k", Port: 51820}
-	return Lease{Node: "n", Instance: "i", Backend: BackendVXLAN, Paths: []Path{path}}
+	return Lease{Node: "n", Instance: "i", Backend: BackendVXLAN, Paths: []Path{path}, Sources: addrs("10.0.0.7")}
 }
 
 // Equal must notice every field: one that is added later and forgotten there
@@ -69,6 +69,8 @@ func TestLeaseEqualCoversEveryField(t *testing.T) {
 	}
 	differ("a further path", func(l *Lease) { l.Paths = append(l.Paths, l.Paths[0]) })
 	differ("a missing path", func(l *Lease) { l.Paths = nil })
+	differ("a further source", func(l *Lease) { l.Sources = append(l.Sources, l.Sources[0].Next()) })
+	differ("a missing source", func(l *Lease) { l.Sources = nil })
 }
 
 // Clone must share nothing: each reference field of a lease is followed.
