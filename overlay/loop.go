@@ -26,36 +26,16 @@ type loop struct {
 	r        *Reconciler
 	due      time.Time     // of the next pass
 	rest     time.Time     // no pass before this one
+	calm     time.Time     // no pass before this one on the kernel's account
 	retry    time.Duration // wait after the last pass fell short; 0 after a good one
-	last     memo
+	last     *decision     // nil before the first
+	tried    *decision     // of the last pass
+	clean    bool          // that pass left nothing undone, as far as it could see
+	hold     holding
+	linger   lingering
+	fight    fight
 	told     time.Time // of the last repair
 	problems Set[subnet.Problem]
-}
-
-// memo is the last desired state and what it was made from.
-type memo struct {
-	self *Self
-	snap *delivery
-	*planner
-}
-
-// desired returns the planner that holds the desired state. Who is the
-// incumbent is read from the kernel once, at the start; from then on it is who
-// we decided for, so that a device which loses its entries does not hand a
-// contested subnet to a rival. With that the state depends on the inputs
-// alone, and an audit costs no more than the comparison.
-func (l *loop) desired(self *Self, snap *delivery, have State) *planner {
-	if l.last.self == self && l.last.snap == snap {
-		return l.last.planner
-	}
-	if l.last.planner != nil {
-		have = l.last.state
-	}
-	p := newPlanner(*self, l.r.opts.Config, have)
-	p.run(snap.Leases)
-	p.have = programmed{} // or each state would keep the one before
-	l.last = memo{self, snap, p}
-	return p
 }
 
 // Run keeps the kernel at the desired state until ctx ends, and returns
@@ -63,8 +43,10 @@ func (l *loop) desired(self *Self, snap *delivery, have State) *planner {
 // and a snapshot it touches nothing. It must be called once.
 //
 // The first change after a quiet time is applied at once, later ones after
-// MinGap, or longer when passes are costly. A pass that falls short is
-// repeated after 100 ms, doubling up to 5 s, and at each new input.
+// MinGap, or longer when passes are costly. What somebody else undoes is
+// repaired at once, but again and again only after MinGap, doubling up to 1 s.
+// A pass that falls short is repeated after 100 ms, doubling up to 5 s, and at
+// each new input.
 func (r *Reconciler) Run(ctx context.Context) error {
 	l := &loop{r: r, problems: Set[subnet.Problem]{}}
 	timer := time.NewTimer(0)
@@ -77,7 +59,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 			q.reply <- l.plan(q.ctx)
 			continue
 		case <-r.wake:
-			l.due = l.rest
+			l.woken()
 		case <-timer.C:
 			if ctx.Err() != nil {
 				return ctx.Err()
@@ -88,10 +70,22 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	}
 }
 
+// woken decides when to look after a poke.
+func (l *loop) woken() {
+	at := l.rest
+	in, err := l.r.inputs()
+	if err == nil && l.last != nil && in == l.last.inputs && !l.r.released.Load() && l.calm.After(at) {
+		at = l.calm
+	}
+	if at.Before(l.due) {
+		l.due = at
+	}
+}
+
 // pass makes one pass, publishes what it found and decides on the next.
 func (l *loop) pass(ctx context.Context) {
 	start := time.Now()
-	self, snap, err := l.r.inputs()
+	in, err := l.r.inputs()
 	if err != nil {
 		l.due = start.Add(jittered(l.r.opts.Resync))
 		st := l.r.Status()
@@ -99,7 +93,7 @@ func (l *loop) pass(ctx context.Context) {
 		l.publish(st)
 		return
 	}
-	st := l.sync(ctx, self, snap)
+	st := l.sync(ctx, in)
 	if ctx.Err() != nil {
 		return
 	}
@@ -114,52 +108,77 @@ func (l *loop) pass(ctx context.Context) {
 		l.retry = min(max(2*l.retry, retryMin), retryMax)
 		l.due = end.Add(max(l.retry, time.Until(l.rest)))
 	}
+	for _, until := range []time.Time{l.hold.until, l.linger.until} {
+		if until.After(end) && until.Before(l.due) {
+			l.due = until
+		}
+	}
 	l.publish(st)
 }
 
 // sync dumps, compares and applies; if there was anything to apply it looks
 // again, because only the kernel knows what has become of it.
-func (l *loop) sync(ctx context.Context, self *Self, snap *delivery) Status {
+func (l *loop) sync(ctx context.Context, in inputs) Status {
 	st := l.r.Status()
 	st.InSync, st.Reason = false, ""
-	st.Lease, st.Snapshot = self.Lease, snap.at
+	st.Lease, st.Snapshot = in.self.Lease, in.snap.at
 	have, err := l.r.kernel.Dump(ctx)
 	if err != nil {
 		st.Reason = fmt.Sprintf("read the kernel's state: %v", err)
 		return st
 	}
-	same := l.last.self == self && l.last.snap == snap
-	p := l.desired(self, snap, have)
-	st.Peers, st.Links, st.Problems = p.reached, sorted(p.state.Links), p.with(snap.Problems)
-	changes := Diff(p.state, have)
+	l.decide(in, have)
+	again := l.tried == l.last
+	l.tried = l.last
+	st.Peers, st.Links, st.Hold = l.last.reached, sorted(l.last.state.Links), l.hold.status()
 	st.Pending = nil
+	changes := Diff(l.last.target, have)
 	if changes.Empty() {
-		st.InSync = true
+		st.InSync, l.clean = true, true
+		st.Problems = l.problemList()
 		return st
 	}
 	if ctx.Err() != nil {
 		return st
 	}
+	l.apply(ctx, &st, changes, again)
+	st.Problems = l.problemList()
+	return st
+}
+
+// apply makes the changes and looks what has become of them. again says that
+// the last pass wanted the same.
+func (l *loop) apply(ctx context.Context, st *Status, changes Changes, again bool) {
 	for _, c := range changes {
 		l.r.opts.Log.Debugf("%s", c)
 	}
+	undone := again && l.clean
 	applied := l.r.kernel.Apply(ctx, changes)
-	if have, err = l.r.kernel.Dump(ctx); err != nil {
+	l.clean = applied == nil
+	now := time.Now()
+	if again {
+		l.calm = now.Add(l.fight.pace(now, l.r.opts.MinGap))
+	}
+	if undone {
+		l.fight.count(now, changes[0])
+	}
+	have, err := l.r.kernel.Dump(ctx)
+	if err != nil {
 		st.Pending = changes
 		st.Reason = fmt.Sprintf("read the kernel's state: %v", err)
-		return st
+		return
 	}
-	st.Pending = Diff(p.state, have)
+	st.Pending = Diff(l.last.target, have)
 	st.InSync = st.Pending.Empty()
-	if same && st.InSync && l.r.Status().InSync {
+	if undone && st.InSync {
 		l.repaired(changes)
 	}
 	if !st.InSync {
 		st.Reason = shortfall(applied, len(changes), st.Pending)
 	} else if applied != nil { // refused, and yet it is as we want it
+		l.clean = true
 		l.r.opts.Log.WithField("err", applied).Debug("in sync despite an error")
 	}
-	return st
 }
 
 // repaired logs that a pass undid what somebody else had done, but not for
@@ -186,7 +205,7 @@ func shortfall(err error, tried int, pending Changes) string {
 
 // plan is a pass without its effects.
 func (l *loop) plan(ctx context.Context) planReply {
-	self, snap, err := l.r.inputs()
+	in, err := l.r.inputs()
 	if err != nil {
 		return planReply{err: err}
 	}
@@ -194,8 +213,8 @@ func (l *loop) plan(ctx context.Context) planReply {
 	if err != nil {
 		return planReply{err: fmt.Errorf("read the kernel's state: %w", err)}
 	}
-	p := l.desired(self, snap, have)
-	return planReply{changes: Diff(p.state, have), problems: p.with(snap.Problems)}
+	l.decide(in, have)
+	return planReply{changes: Diff(l.last.target, have), problems: l.problemList()}
 }
 
 // publish makes st the status and logs what is new in it.

@@ -18,11 +18,15 @@ import (
 // Options configures a Reconciler. The zero value of a field other than
 // Config means its default.
 type Options struct {
-	Config   subnet.Config
+	Config   subnet.Config      // until SetConfig gives another
 	Resync   time.Duration      // how often the kernel is audited when nothing happens, 20% more or less; default 5 s
 	MinGap   time.Duration      // least time between two passes; default 50 ms
 	Log      logrus.FieldLogger // default: nowhere
 	OnStatus func(Status)       // called after each pass, from the goroutine of Run; must not block
+	// MassRemovalHold is how long a removal waits that would take more than
+	// half of the peers' subnets of a family, and more than three, at once.
+	// Default 5 min; negative: it does not wait.
+	MassRemovalHold time.Duration
 }
 
 // A Reconciler keeps the kernel at the desired state. The goroutine of Run
@@ -31,11 +35,21 @@ type Options struct {
 type Reconciler struct {
 	kernel   Kernel
 	opts     Options
+	config   atomic.Pointer[subnet.Config]
 	self     atomic.Pointer[Self]
 	snapshot atomic.Pointer[delivery]
 	status   atomic.Pointer[Status]
+	released atomic.Bool   // Release was called and not yet acted on
 	wake     chan struct{} // one slot: something has changed
 	plans    chan planRequest
+}
+
+// inputs is what the desired state is made from. Comparable: two are equal
+// when nothing has been handed over between them.
+type inputs struct {
+	config *subnet.Config
+	self   *Self
+	snap   *delivery
 }
 
 // delivery is a snapshot and when it came.
@@ -59,14 +73,24 @@ type planReply struct {
 func NewReconciler(k Kernel, o Options) *Reconciler {
 	o.Resync = cmp.Or(o.Resync, 5*time.Second)
 	o.MinGap = cmp.Or(o.MinGap, 50*time.Millisecond)
+	o.MassRemovalHold = cmp.Or(o.MassRemovalHold, 5*time.Minute)
 	if o.Log == nil {
 		l := logrus.New()
 		l.SetOutput(io.Discard)
 		o.Log = l
 	}
 	r := &Reconciler{kernel: k, opts: o, wake: make(chan struct{}, 1), plans: make(chan planRequest)}
+	r.config.Store(&o.Config)
 	r.status.Store(&Status{Reason: "starting"})
 	return r
+}
+
+// SetConfig hands over the network's configuration. Every field is followed;
+// whether a change may happen while pods run is for the caller to decide. c
+// must not be changed afterwards.
+func (r *Reconciler) SetConfig(c subnet.Config) {
+	r.config.Store(&c)
+	r.Poke()
 }
 
 // SetSelf hands over what is known of this node. s must not be changed
@@ -92,6 +116,13 @@ func (r *Reconciler) Poke() {
 	}
 }
 
+// Release ends the mass-removal hold, if there is one: what it keeps is
+// removed now. It does not bear on later removals.
+func (r *Reconciler) Release() {
+	r.released.Store(true)
+	r.Poke()
+}
+
 // Status returns what the last pass found. Its slices are shared and must not
 // be changed.
 func (r *Reconciler) Status() Status { return *r.status.Load() }
@@ -115,15 +146,16 @@ func (r *Reconciler) Plan(ctx context.Context) (Changes, []subnet.Problem, error
 }
 
 // inputs returns the latest inputs, or what is still waited for.
-func (r *Reconciler) inputs() (*Self, *delivery, error) {
-	self, snap := r.self.Load(), r.snapshot.Load()
+func (r *Reconciler) inputs() (inputs, error) {
+	in := inputs{r.config.Load(), r.self.Load(), r.snapshot.Load()}
+	leased := in.self != nil && len(in.self.Lease.Paths) > 0
 	switch {
-	case (self == nil || len(self.Lease.Paths) == 0) && snap == nil:
-		return nil, nil, errors.New("waiting for a subnet lease and for the store's first snapshot of leases")
-	case self == nil || len(self.Lease.Paths) == 0:
-		return nil, nil, errors.New("waiting for a subnet lease")
-	case snap == nil:
-		return nil, nil, errors.New("waiting for the store's first snapshot of leases")
+	case !leased && in.snap == nil:
+		return inputs{}, errors.New("waiting for a subnet lease and for the store's first snapshot of leases")
+	case !leased:
+		return inputs{}, errors.New("waiting for a subnet lease")
+	case in.snap == nil:
+		return inputs{}, errors.New("waiting for the store's first snapshot of leases")
 	}
-	return self, snap, nil
+	return in, nil
 }

@@ -31,16 +31,28 @@ type bench struct {
 	done   chan error
 }
 
-func start(t *testing.T) *bench {
+func start(t *testing.T) *bench { return startWith(t, Options{}) }
+
+// startWith starts a Reconciler with some options unlike the usual ones.
+func startWith(t *testing.T, o Options) *bench {
 	b := &bench{t: t, k: newFakeKernel(), self: testSelf([2]subnet.Family{4, 4}, [2]subnet.Family{6, 6}), done: make(chan error, 1)}
 	logger, hook := logtest.NewNullLogger()
 	b.log = hook
-	b.Reconciler = NewReconciler(b.k, Options{Config: testConfig(), Log: logger, OnStatus: func(s Status) { b.status = append(b.status, s) }})
-	ctx, cancel := context.WithCancel(t.Context())
+	if len(o.Config.Networks) == 0 {
+		o.Config = testConfig()
+	}
+	o.Log, o.OnStatus = logger, func(s Status) { b.status = append(b.status, s) }
+	b.Reconciler = NewReconciler(b.k, o)
+	b.run()
+	return b
+}
+
+// run starts Run.
+func (b *bench) run() {
+	ctx, cancel := context.WithCancel(b.t.Context())
 	b.cancel = cancel
 	go func() { b.done <- b.Run(ctx) }()
 	synctest.Wait()
-	return b
 }
 
 // sleep lets time pass and everything due in it finish.
@@ -538,7 +550,7 @@ func TestConvergence(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				rng := rand.New(rand.NewPCG(seed, 1))
 				faults := rand.New(rand.NewPCG(seed, 2)) // drawn from in Run's goroutine
-				b := start(t)
+				b := startWith(t, Options{MassRemovalHold: 5 * time.Second})
 				b.k.fail = func(Change) error {
 					if faults.IntN(4) == 0 {
 						return errors.New("injected")
