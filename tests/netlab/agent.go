@@ -97,6 +97,17 @@ func (n *Node) AgentPID() int {
 	return n.agent.cmd.Process.Pid
 }
 
+// SignalAgent sends weftd a signal that does not end it, such as SIGSTOP.
+func (n *Node) SignalAgent(sig syscall.Signal) error {
+	if !n.agent.running() {
+		return fmt.Errorf("on %s: %w", n.name, errNotRunning)
+	}
+	if err := n.agent.cmd.Process.Signal(sig); err != nil {
+		return fmt.Errorf("send %s to weftd on %s: %w", sig, n.name, err)
+	}
+	return nil
+}
+
 // KillAgent ends weftd with SIGKILL.
 func (n *Node) KillAgent() error { return n.endAgent(syscall.SIGKILL) }
 

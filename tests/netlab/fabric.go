@@ -84,9 +84,9 @@ func (l *Lab) buildFabric() error {
 	})
 }
 
-// plug connects the node to the fabric: a veth pair, addresses, and a
+// Plug connects the node to the fabric: a veth pair, addresses, and a
 // default route to the fabric, which leads nowhere.
-func (n *Node) plug() error {
+func (n *Node) Plug() error {
 	err := n.lab.fabric.Netlink(func(h *netlink.Handle) error {
 		br, err := h.LinkByName(fabricBridge)
 		if err != nil {
@@ -104,12 +104,31 @@ func (n *Node) plug() error {
 	if err != nil {
 		return err
 	}
-	for _, a := range n.underlay {
+	for _, a := range n.Underlay() {
 		if err := n.SetUnderlay(netip.Addr{}, a); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// Unplug takes the node's cable away: its underlay device is gone, and with
+// it, by the kernel's doing, every VXLAN device on it. Plug brings it back,
+// with the addresses that it had.
+func (n *Node) Unplug() error {
+	return n.lab.fabric.Netlink(func(h *netlink.Handle) error {
+		dev, err := h.LinkByName(n.name)
+		if errors.As(err, new(netlink.LinkNotFoundError)) {
+			return nil
+		}
+		if err == nil {
+			err = h.LinkDel(dev)
+		}
+		if err != nil && !errors.Is(err, unix.ENODEV) {
+			return fmt.Errorf("unplug node %s: %w", n.name, err)
+		}
+		return nil
+	})
 }
 
 // SetUnderlay replaces the node's underlay address was by is; either may be

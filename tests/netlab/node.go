@@ -15,7 +15,6 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"weft.dev/weft/subnet"
 )
@@ -45,19 +44,11 @@ func (l *Lab) AddNode(ctx context.Context) (*Node, error) {
 		return nil, err
 	}
 	name := fmt.Sprintf("n%d", number)
-	n := &Node{lab: l, number: number, dir: filepath.Join(stateDir, "nodes", name)}
+	n := &Node{Place: &Place{name: name}, lab: l, number: number, dir: filepath.Join(stateDir, "nodes", name)}
 	for _, f := range l.cfg.Underlay {
 		n.underlay = append(n.underlay, fabricAddr(f, number))
 	}
-	var err error
-	n.holder, err = startHolder(name, n.dir, filepath.Join(l.cfg.BinDir, "cni"), l.store.hosts())
-	if err != nil {
-		return nil, err
-	}
-	if n.Place, err = placeOf(name, n.holder.Pid); err != nil {
-		return nil, err
-	}
-	if err := n.plug(); err != nil {
+	if err := n.powerOn(); err != nil {
 		return nil, err
 	}
 	if err := l.store.attach(ctx, n.Place); err != nil {
@@ -70,9 +61,25 @@ func (l *Lab) AddNode(ctx context.Context) (*Node, error) {
 	return n, nil
 }
 
-// RemoveNode ends the node at once, as if its power had failed: agent, pods
-// and namespaces go, the lease stays in etcd.
-func (l *Lab) RemoveNode(n *Node) error {
+// Reboot ends the node as if its power had failed and starts it again with
+// what was on its disk: /var/lib and /etc/cni stay; /run, devices, pods and
+// processes are gone. No agent runs after it. The underlay addresses are those
+// that the node had.
+func (n *Node) Reboot(ctx context.Context) error {
+	if err := n.powerOff(); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(filepath.Join(n.dir, "run")); err != nil {
+		return fmt.Errorf("reboot %s: %w", n.name, err)
+	}
+	if err := n.powerOn(); err != nil {
+		return err
+	}
+	return n.lab.store.attach(ctx, n.Place)
+}
+
+// powerOff ends everything on the node and pulls its cable.
+func (n *Node) powerOff() error {
 	if err := n.KillAgent(); err != nil && !errors.Is(err, errNotRunning) {
 		return err
 	}
@@ -85,25 +92,37 @@ func (l *Lab) RemoveNode(n *Node) error {
 		return fmt.Errorf("end node %s: %w", n.name, err)
 	}
 	n.holder.Wait()
-	l.store.detach(n.Place)
+	n.lab.store.detach(n.Place)
 	n.close()
+	return n.Unplug() // the cable goes with the namespace, but that is taken apart later
+}
+
+// powerOn makes the node's namespaces, over the files that are there, and
+// plugs its cable in.
+func (n *Node) powerOn() error {
+	var err error
+	n.holder, err = startHolder(n.name, n.dir, filepath.Join(n.lab.cfg.BinDir, "cni"), n.lab.store.hosts())
+	if err != nil {
+		return err
+	}
+	place, err := placeOf(n.name, n.holder.Pid)
+	if err != nil {
+		return err
+	}
+	*n.Place = *place // whoever holds the node's place holds this one
+	return n.Plug()
+}
+
+// RemoveNode ends the node at once, as if its power had failed: agent, pods
+// and namespaces go, the lease stays in etcd.
+func (l *Lab) RemoveNode(n *Node) error {
+	if err := n.powerOff(); err != nil {
+		return err
+	}
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.nodes = slices.DeleteFunc(l.nodes, func(o *Node) bool { return o == n })
-	l.mu.Unlock()
-	// The cable goes with the namespace, but that is taken apart later.
-	return l.fabric.Netlink(func(h *netlink.Handle) error {
-		dev, err := h.LinkByName(n.name)
-		if errors.As(err, new(netlink.LinkNotFoundError)) {
-			return nil
-		}
-		if err == nil {
-			err = h.LinkDel(dev)
-		}
-		if err != nil && !errors.Is(err, unix.ENODEV) {
-			return fmt.Errorf("unplug node %s: %w", n.name, err)
-		}
-		return nil
-	})
+	return nil
 }
 
 // Underlay returns the node's addresses on the fabric, IPv4 first.

@@ -4,6 +4,7 @@ package netlab
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
@@ -52,7 +53,7 @@ type PingCount struct {
 	Lost     int
 	Twice    int             // answers that came more than once
 	LostAt   []time.Duration // when the lost requests were sent, since the start
-	Err      error           // a request that could not be sent; nil if all were
+	Err      error           // the first request that could not be sent; nil if all were
 }
 
 // String says what was lost and when, for a test's message.
@@ -117,6 +118,37 @@ func (g *Pinger) Count() PingCount {
 	return c
 }
 
+// PingWindow is what became of the requests of a span of time.
+type PingWindow struct {
+	Sent, Lost int
+	Last       time.Time // when the last of the lost was sent; zero if none was
+}
+
+// Window counts the requests that were sent from from to to. One that is
+// younger than its answer takes counts as lost.
+func (g *Pinger) Window(from, to time.Time) PingWindow {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var w PingWindow
+	for i := len(g.sent) - 1; i >= 0; i-- {
+		at := g.start.Add(g.sent[i])
+		if at.Before(from) {
+			break
+		}
+		if at.After(to) {
+			continue
+		}
+		w.Sent++
+		if !g.got[i] {
+			w.Lost++
+			if w.Last.IsZero() {
+				w.Last = at
+			}
+		}
+	}
+	return w
+}
+
 // send keeps the rate on average: after a pause of the machine it catches up.
 func (g *Pinger) send(ctx context.Context, interval time.Duration) {
 	defer close(g.done)
@@ -157,7 +189,7 @@ func (g *Pinger) request() {
 	}
 	if err != nil {
 		g.mu.Lock()
-		g.err = errors.Join(g.err, err)
+		g.err = cmp.Or(g.err, err) // the first tells enough of an outage's thousands
 		g.mu.Unlock()
 	}
 }
