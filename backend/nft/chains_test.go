@@ -89,7 +89,7 @@ func TestForeignChainsUnderChange(t *testing.T) {
 	go func() {
 		var err error
 		for i := 0; err == nil && ctx.Err() == nil; i++ {
-			table := Ruleset(params())
+			table := Ruleset(params().Params)
 			table.Name = fmt.Sprint("t", i%3)
 			plan := Diff(Desired{Table: table}, Content{})
 			if i%2 == 0 {

@@ -6,14 +6,25 @@ package nft
 // no table.
 type Content struct {
 	Present  bool
-	Dormant  bool // the table is switched off (flag dormant)
+	Flags    uint32 // NFT_TABLE_F_*; weft sets none
+	Userdata string // of the table, as stored; Params reads it
 	Chains   map[string]ChainContent
 	Sets     map[string]SetContent
 	Counters map[string]Counts
-	Other    int // objects of kinds that weft does not make
-	Elements map[Element]struct{}
+	Other    int                  // objects of kinds that weft does not make, and flowtables
+	Elements map[Element]struct{} // nil from DumpTo
 
-	sizes map[string]int // of sets, as the kernel counts them, where it says so
+	// While it is read: sizes of sets as the kernel counts them, where it says
+	// so, how many elements came, and who takes them.
+	sizes, seen map[string]int
+	each        func(set string, key []byte) bool
+}
+
+func newContent(each func(set string, key []byte) bool) Content {
+	return Content{
+		Chains: map[string]ChainContent{}, Sets: map[string]SetContent{}, Counters: map[string]Counts{},
+		sizes: map[string]int{}, seen: map[string]int{}, each: each,
+	}
 }
 
 // ChainContent is one chain. For a chain that is only jumped to, all but
@@ -37,9 +48,22 @@ type RuleContent struct {
 
 // SetContent is one set. Comparable.
 type SetContent struct {
-	KeyType uint32
-	KeyLen  uint32 // bytes
-	Flags   uint32 // NFT_SET_*
+	KeyType  uint32
+	KeyLen   uint32 // bytes
+	Flags    uint32 // NFT_SET_*
+	Userdata string // as stored
+	Extra    bool   // it has a size, data, a timeout or statements, which weft sets nowhere
+}
+
+// Params returns what the table was made from, as it says itself: ErrNoParams
+// if it does not, or another error if that is none that this weft writes.
+func (c Content) Params() (Params, error) {
+	for t, v := range records([]byte(c.Userdata)) {
+		if t == userParams {
+			return decodeParams(v)
+		}
+	}
+	return Params{}, ErrNoParams
 }
 
 // Counts is the value of a counter. Comparable.
@@ -49,6 +73,7 @@ type Counts struct{ Packets, Bytes uint64 }
 func (d Desired) Content() Content {
 	c := Content{
 		Present:  true,
+		Userdata: string(d.Table.userdata()),
 		Chains:   make(map[string]ChainContent, len(d.Table.Chains)),
 		Sets:     make(map[string]SetContent, len(d.Table.Sets)),
 		Counters: make(map[string]Counts, len(d.Table.Counters)),
@@ -59,7 +84,7 @@ func (d Desired) Content() Content {
 	}
 	for _, s := range d.Table.Sets {
 		typ, size := s.keyType()
-		c.Sets[s.Name] = SetContent{KeyType: typ, KeyLen: size, Flags: s.flags()}
+		c.Sets[s.Name] = SetContent{KeyType: typ, KeyLen: size, Flags: s.flags(), Userdata: string(s.userdata())}
 	}
 	for _, n := range d.Table.Counters {
 		c.Counters[n] = Counts{}

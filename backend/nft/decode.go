@@ -3,6 +3,7 @@
 package nft
 
 import (
+	"iter"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -50,14 +51,11 @@ func (c *Content) readTable(t Table, msg []byte) error {
 		return err
 	}
 	c.Present = true
+	c.Userdata = string(f[nftaTableUser])
 	if v, ok := f[unix.NFTA_TABLE_FLAGS]; ok {
-		flags, err := be32(v)
-		if err != nil {
-			return err
-		}
-		c.Dormant = flags&unix.NFT_TABLE_F_DORMANT != 0
+		c.Flags, err = be32(v)
 	}
-	return nil
+	return err
 }
 
 func (c *Content) readChain(t Table, msg []byte) error {
@@ -117,17 +115,29 @@ func (c *Content) readRule(t Table, msg []byte) error {
 // readUserdata reads what userdata wrote. Anybody may have written something
 // else there: what does not parse counts as absent.
 func readUserdata(b []byte) (comment string, sum Digest) {
-	for len(b) >= 2 && len(b) >= 2+int(b[1]) {
-		typ, v := b[0], b[2:2+int(b[1])]
+	for typ, v := range records(b) {
 		switch {
 		case typ == userComment:
 			comment = text(v)
 		case typ == userDigest && len(v) == len(sum):
 			sum = Digest(v)
 		}
-		b = b[2+len(v):]
 	}
 	return comment, sum
+}
+
+// records walks user data: type and value. It ends at the first that does not
+// fit.
+func records(b []byte) iter.Seq2[byte, []byte] {
+	return func(yield func(byte, []byte) bool) {
+		for len(b) >= 2 && len(b) >= 2+int(b[1]) {
+			typ, v := b[0], b[2:2+int(b[1])]
+			if !yield(typ, v) {
+				return
+			}
+			b = b[2+len(v):]
+		}
+	}
 }
 
 func (c *Content) readSet(t Table, msg []byte) error {
@@ -145,15 +155,28 @@ func (c *Content) readSet(t Table, msg []byte) error {
 			}
 		}
 	}
+	s.Userdata = string(f[unix.NFTA_SET_USERDATA])
+	for _, extra := range []uint16{
+		unix.NFTA_SET_DATA_TYPE, unix.NFTA_SET_DATA_LEN, unix.NFTA_SET_TIMEOUT, unix.NFTA_SET_GC_INTERVAL,
+		unix.NFTA_SET_OBJ_TYPE, nftaSetExpr, nftaSetExprs,
+	} {
+		if _, ok := f[extra]; ok {
+			s.Extra = true
+		}
+	}
+	err = eachAttr(f[unix.NFTA_SET_DESC], func(typ uint16, _ []byte) error {
+		s.Extra = s.Extra || typ == unix.NFTA_SET_DESC_SIZE
+		return nil
+	})
+	if err != nil {
+		return err
+	}
 	name := text(f[unix.NFTA_SET_NAME])
 	c.Sets[name] = s
 	if v, ok := f[nftaSetCount]; ok {
 		n, err := be32(v)
 		if err != nil {
 			return err
-		}
-		if c.sizes == nil {
-			c.sizes = map[string]int{}
 		}
 		c.sizes[name] = int(n)
 	}
@@ -165,16 +188,20 @@ func (c *Content) readSet(t Table, msg []byte) error {
 // transaction, and a dump that this meets passes over elements without
 // NLM_F_DUMP_INTR.
 func (c *Content) short() (set string, ok bool) {
-	read := map[string]int{}
-	for e := range c.Elements {
-		read[e.Set]++
-	}
 	for set, n := range c.sizes {
-		if read[set] < n {
+		if c.seen[set] < n {
 			return set, true
 		}
 	}
 	return "", false
+}
+
+func (c *Content) readFlowtable(t Table, msg []byte) error {
+	_, ok, err := fields(t, msg)
+	if ok {
+		c.Other++
+	}
+	return err
 }
 
 func (c *Content) readObject(t Table, msg []byte) error {
@@ -210,20 +237,25 @@ func (c *Content) readElements(t Table, msg []byte) error {
 		return err
 	}
 	set := text(f[unix.NFTA_SET_ELEM_LIST_SET])
-	return eachAttr(f[unix.NFTA_SET_ELEM_LIST_ELEMENTS], func(_ uint16, elem []byte) error {
-		var key string
+	read := 0
+	err = eachAttr(f[unix.NFTA_SET_ELEM_LIST_ELEMENTS], func(_ uint16, elem []byte) error {
+		var key []byte
 		err := eachAttr(elem, func(typ uint16, v []byte) error {
 			if typ != unix.NFTA_SET_ELEM_KEY {
 				return nil
 			}
 			return eachAttr(v, func(typ uint16, v []byte) error {
 				if typ == unix.NFTA_DATA_VALUE {
-					key = string(v)
+					key = v
 				}
 				return nil
 			})
 		})
-		c.Elements[Element{Set: set, Key: key}] = struct{}{}
+		if c.each(set, key) {
+			read++
+		}
 		return err
 	})
+	c.seen[set] += read
+	return err
 }

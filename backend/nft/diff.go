@@ -8,6 +8,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Plan is one transaction that turns what a kernel has into what is desired.
@@ -25,7 +27,7 @@ type Plan struct {
 // it replaces the table and carries the counters' values over.
 func Diff(want Desired, have Content) Plan {
 	w := want.Content()
-	p := Plan{Table: want.Table, Why: structure(w, have)}
+	p := Plan{Table: want.Table, Why: compare(w, have)}
 	if len(p.Why) > 0 {
 		p.Replace = true
 		p.Counts = have.Counters
@@ -69,14 +71,26 @@ func (p Plan) String() string {
 	return strings.Join(out, "\n") + "\n"
 }
 
-// structure says in which ways have differs from want beside elements.
-func structure(want, have Content) []string {
+// Structure says in which ways have is another table than want, elements left
+// out, in a fixed order; nothing if it is not.
+func Structure(want Table, have Content) []string {
+	return compare(Desired{Table: want}.Content(), have)
+}
+
+// compare says in which ways have differs from want beside elements.
+func compare(want, have Content) []string {
 	if !have.Present {
 		return []string{"table missing"}
 	}
 	var why []string
-	if have.Dormant {
+	if have.Flags&unix.NFT_TABLE_F_DORMANT != 0 {
 		why = append(why, "table dormant")
+	}
+	if other := have.Flags &^ unix.NFT_TABLE_F_DORMANT; other != 0 {
+		why = append(why, fmt.Sprintf("table has flags %#x", other))
+	}
+	if want.Userdata != have.Userdata {
+		why = append(why, "table's user data altered")
 	}
 	if have.Other > 0 {
 		why = append(why, fmt.Sprintf("%d objects of other kinds", have.Other))

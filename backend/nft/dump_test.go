@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"regexp"
 	"strings"
 	"testing"
@@ -202,22 +201,6 @@ func TestElementDeltasAreAtomic(t *testing.T) {
 	if plan := Diff(more, mustDump(t, c, want.Table)); !plan.Empty() {
 		t.Errorf("a refused change left something behind:\n%s", plan)
 	}
-}
-
-// manyPeers is n dual-stack peers.
-func manyPeers(n int) []Peer {
-	out := make([]Peer, n)
-	for i := range out {
-		hi, lo := byte(i>>8), byte(i)
-		out[i] = Peer{
-			Outer: []netip.Addr{netip.AddrFrom4([4]byte{172, 16, hi, lo}), netip.AddrFrom16([16]byte{0xfd, 1, 14: hi, 15: lo})},
-			Inner: []netip.Prefix{
-				netip.PrefixFrom(netip.AddrFrom4([4]byte{10, hi, lo, 0}), 24),
-				netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 2, 6: hi, 7: lo}), 64),
-			},
-		}
-	}
-	return out
 }
 
 func TestTenThousandPeers(t *testing.T) {

@@ -4,6 +4,7 @@ package nft
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -14,9 +15,13 @@ const (
 	nftaBitwiseOp    = 6
 	nftaSetDescCat   = 2    // NFTA_SET_DESC_CONCAT
 	nftaSetFieldLen  = 1    // NFTA_SET_FIELD_LEN
+	nftaSetExpr      = 17   // NFTA_SET_EXPR
+	nftaSetExprs     = 18   // NFTA_SET_EXPRESSIONS
 	nftaSetCount     = 20   // NFTA_SET_COUNT: elements, dumped by newer kernels (6.18 does)
 	nftSetConcat     = 0x80 // NFT_SET_CONCAT
 	nftElemCatchall  = 2    // NFT_SET_ELEM_CATCHALL
+	nftaTableUser    = 6    // NFTA_TABLE_USERDATA
+	natPortRange     = 2    // NF_NAT_RANGE_PROTO_SPECIFIED
 	natRandomFully   = 16   // NF_NAT_RANGE_PROTO_RANDOM_FULLY, linux/netfilter/nf_nat.h
 	maxElementsBytes = 60000
 )
@@ -137,8 +142,22 @@ func (v Verdict) encode(e *exprEncoder) {
 
 func (Notrack) encode(e *exprEncoder) { e.add("notrack", func(*attrs) {}) }
 
-func (Masquerade) encode(e *exprEncoder) {
-	e.add("masq", func(a *attrs) { a.be32(unix.NFTA_MASQ_FLAGS, natRandomFully) })
+func (m Masquerade) encode(e *exprEncoder) {
+	if m.Ports == [2]uint16{} {
+		e.add("masq", func(a *attrs) { a.be32(unix.NFTA_MASQ_FLAGS, natRandomFully) })
+		return
+	}
+	for n, port := range m.Ports {
+		e.add("immediate", func(a *attrs) {
+			a.be32(unix.NFTA_IMMEDIATE_DREG, uint32(unix.NFT_REG_1+n))
+			a.data(unix.NFTA_IMMEDIATE_DATA, string(binary.BigEndian.AppendUint16(nil, port)))
+		})
+	}
+	e.add("masq", func(a *attrs) {
+		a.be32(unix.NFTA_MASQ_FLAGS, natRandomFully|natPortRange)
+		a.be32(unix.NFTA_MASQ_REG_PROTO_MIN, unix.NFT_REG_1)
+		a.be32(unix.NFTA_MASQ_REG_PROTO_MAX, unix.NFT_REG_2)
+	})
 }
 
 // encode returns the rule's list of expressions.

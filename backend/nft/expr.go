@@ -138,8 +138,9 @@ const (
 type Notrack struct{}
 
 // Masquerade gives the flow the address of the device it leaves by, and a
-// fully random port.
-type Masquerade struct{}
+// fully random port: of the range Ports unless that is zero. nft reads its
+// listing of a range only after a match of the protocol.
+type Masquerade struct{ Ports [2]uint16 }
 
 // FamilyIs matches packets of family f.
 func FamilyIs(f subnet.Family) Match {

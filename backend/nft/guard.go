@@ -63,7 +63,7 @@ func outerChain(f subnet.Family) string {
 // input is the base chain of everything that comes to this node.
 func (p Params) input() Chain {
 	c := Chain{Name: "early_input", Hook: Input, Priority: PriorityRaw}
-	if p.Guard != GuardOff {
+	if p.guarded() {
 		for _, f := range subnet.Families() {
 			match := append([]Expr{FamilyIs(f)}, p.vxlan()...)
 			c.Rules = append(c.Rules, rule("our VXLAN", append(match, p.vniIs(false), Verdict{Jump, outerChain(f)})...))
@@ -73,6 +73,9 @@ func (p Params) input() Chain {
 			FamilyIs(subnet.IPv6), Match{Load: exists, Value: "\x01"}, Verdict{Jump, "vxlan_fragment"}))
 	}
 	for _, dev := range p.Devices {
+		if dev == "" {
+			continue
+		}
 		match := []Expr{InputIs(dev), ProtocolIs(unix.IPPROTO_ICMPV6), Match{Load: Load{
 			From: TransportHeader, Len: 1, Type: Number, Name: "icmpv6 type",
 		}, Value: "\x86"}} // 134, RFC 4861 section 4.2

@@ -200,38 +200,12 @@ func addrs(list ...string) []netip.Addr {
 	return out
 }
 
-// params is node 10.0.0.1 / fd00::1 of a dual-stack network.
-func params() Params {
-	return Params{
-		Guard:      GuardBind,
-		Masquerade: true,
-		Port:       8472,
-		VNI:        1,
-		Networks:   prefixes("10.42.0.0/16", "fd42::/48"),
-		Subnets:    prefixes("10.42.1.0/24", "fd42:0:0:1::/64"),
-		Own:        addrs("10.0.0.1", "fd00::1"),
-		Devices:    []string{"weft.1", "weft6.1"},
-		Lengths:    []Length{{4, 24}, {6, 64}},
-	}
-}
-
-// peers: 2 and 3 are ordinary, 4 has a long prefix, 7 is behind address
-// translation.
-func peers() []Peer {
-	return []Peer{
-		{Outer: addrs("10.0.0.2", "fd00::2"), Inner: prefixes("10.42.2.0/24", "fd42:0:0:2::/64")},
-		{Outer: addrs("10.0.0.3", "fd00::3"), Inner: prefixes("10.42.3.0/24", "fd42:0:0:3::/64")},
-		{Outer: addrs("10.0.0.4", "fd00::4"), Inner: prefixes("10.42.4.0/25", "fd42:0:0:4::/72")},
-		{Outer: addrs("198.51.100.7", "10.0.0.7", "2001:db8::7", "fd00::7"), Inner: prefixes("10.42.7.0/24", "fd42:0:0:7::/64")},
-	}
-}
-
 func TestInstallDumpsEqualAndLists(t *testing.T) {
-	for name, change := range map[string]func(*Params){
-		"bind":    func(*Params) {},
-		"peers":   func(p *Params) { p.Guard = GuardPeers },
-		"off":     func(p *Params) { p.Guard = GuardOff; p.Masquerade = false },
-		"minimal": func(p *Params) { *p = Params{Guard: GuardBind, Port: 4789, VNI: 0xffffff} },
+	for name, change := range map[string]func(*node){
+		"bind":    func(*node) {},
+		"peers":   func(p *node) { p.Guard = GuardPeers },
+		"off":     func(p *node) { p.Guard = GuardOff; p.Masquerade = false },
+		"minimal": func(p *node) { *p = node{Params: Params{Guard: GuardBind, Port: 4789, VNI: 0xffffff}} },
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := params()
@@ -250,7 +224,7 @@ func TestInstallDumpsEqualAndLists(t *testing.T) {
 			if after := h.run("nft list table inet canary"); after != before {
 				t.Errorf("a foreign table changed:\n%s\nwas\n%s", after, before)
 			}
-			if err := c.Apply(t.Context(), Removal(Ruleset(p), mustDump(t, c, Ruleset(p)))); err != nil {
+			if err := c.Apply(t.Context(), Removal(Ruleset(p.Params), mustDump(t, c, Ruleset(p.Params)))); err != nil {
 				t.Fatal(err)
 			}
 			if out := h.run("nft list tables"); bytes.Contains([]byte(out), []byte("weft")) {

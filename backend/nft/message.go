@@ -68,7 +68,11 @@ func (b *batcher) add(typ, flags uint16, verb, object string, nameAttr uint16, f
 func (b *batcher) declare(counts map[string]Counts) {
 	b.add(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, "add", "", unix.NFTA_TABLE_NAME, nil)
 	b.add(unix.NFT_MSG_DELTABLE, 0, "delete", "", unix.NFTA_TABLE_NAME, nil)
-	b.add(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, "add", "", unix.NFTA_TABLE_NAME, nil)
+	b.add(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, "add", "", unix.NFTA_TABLE_NAME, func(a *attrs) {
+		if u := b.table.userdata(); u != nil {
+			a.bytes(nftaTableUser, u)
+		}
+	})
 	for _, name := range b.table.Counters {
 		b.add(unix.NFT_MSG_NEWOBJ, unix.NLM_F_CREATE, "add counter ", name, unix.NFTA_OBJ_TABLE, func(a *attrs) {
 			a.text(unix.NFTA_OBJ_NAME, name)
@@ -140,6 +144,14 @@ func (s Set) flags() uint32 {
 	return 0
 }
 
+// userdata is nil for a set that nft understands without.
+func (s Set) userdata() []byte {
+	if s.Of == nil {
+		return nil
+	}
+	return typeofData(s.Of)
+}
+
 func (s Set) encode(a *attrs, id uint32) {
 	typ, size := s.keyType()
 	a.text(unix.NFTA_SET_NAME, s.Name)
@@ -147,8 +159,8 @@ func (s Set) encode(a *attrs, id uint32) {
 	a.be32(unix.NFTA_SET_KEY_TYPE, typ)
 	a.be32(unix.NFTA_SET_KEY_LEN, size)
 	a.be32(unix.NFTA_SET_ID, id)
-	if s.Of != nil {
-		a.bytes(unix.NFTA_SET_USERDATA, typeofData(s.Of))
+	if u := s.userdata(); u != nil {
+		a.bytes(unix.NFTA_SET_USERDATA, u)
 	}
 	if len(s.Fields) < 2 {
 		return
@@ -190,22 +202,36 @@ func (e Element) encode(a *attrs) {
 	a.nest(unix.NFTA_SET_ELEM_KEY, func(a *attrs) { a.bytes(unix.NFTA_DATA_VALUE, []byte(e.Key)) })
 }
 
-// Types of the records in a rule's user data, which the kernel stores and the
-// nft program writes and reads: type, length, value, a byte each for the
-// first two. The comment is nft's own (libnftnl udata.h); nft skips the other.
+// Types of the records in the user data of a rule or a table, which the kernel
+// stores and the nft program writes and reads: type, length, value, a byte each
+// for the first two, 256 bytes in all. The comment is nft's own (libnftnl
+// udata.h); nft skips the others.
 const (
 	userComment = 0
-	userDigest  = 0x57
+	userDigest  = 0x57 // of a rule
+	userParams  = 0x58 // of a table
 	maxComment  = 120
 )
 
-func userdata(comment string, sum Digest) []byte {
-	var b []byte
-	if comment != "" {
-		comment = comment[:min(len(comment), maxComment)]
-		b = append(b, userComment, byte(len(comment)+1))
-		b = append(append(b, comment...), 0)
+func appendComment(b []byte, comment string) []byte {
+	if comment == "" {
+		return b
 	}
-	b = append(b, userDigest, byte(len(sum)))
+	comment = comment[:min(len(comment), maxComment)]
+	b = append(b, userComment, byte(len(comment)+1))
+	return append(append(b, comment...), 0)
+}
+
+func userdata(comment string, sum Digest) []byte {
+	b := append(appendComment(nil, comment), userDigest, byte(len(sum)))
 	return append(b, sum[:]...)
+}
+
+// userdata is nil for a table without comment and parameters.
+func (t Table) userdata() []byte {
+	b := appendComment(nil, t.Comment)
+	if t.Params != "" {
+		b = append(append(b, userParams, byte(len(t.Params))), t.Params...)
+	}
+	return b
 }

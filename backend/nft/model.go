@@ -75,6 +75,8 @@ const (
 type Table struct {
 	Family   Family
 	Name     string
+	Comment  string   // shown by `nft list ruleset`, at most 120 bytes
+	Params   string   // stored with the table for who reads it back, at most 130 bytes
 	Counters []string // named counters
 	Sets     []Set
 	Chains   []Chain

@@ -27,7 +27,7 @@ func TestPodsSendNoVXLANToNodes(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			l := newLab(t)
 			p := params()
-			p.Subnets = nil // no rules about pods
+			p.Subnets = [2]netip.Prefix{} // no rules about pods
 			install(t, l.conn, Weft(p, peers()))
 			wire := l.capture(toPort(8472))
 			l.pod.talk(netip.AddrPort{}, port(c.peer, 8472), burst, []byte("x"))
@@ -55,7 +55,7 @@ func TestPodsSendNoVXLANThroughAService(t *testing.T) {
 	l := newLab(t)
 	l.node.nft("table ip foreign {\nchain c {\ntype nat hook prerouting priority dstnat\nip daddr 10.96.0.1 udp dport 53 dnat to 10.0.0.2:8472\n}\n}")
 	p := params()
-	p.Subnets = nil
+	p.Subnets = [2]netip.Prefix{}
 	install(t, l.conn, Weft(p, peers()))
 	wire := l.capture(toPort(8472))
 	l.pod.talk(netip.AddrPort{}, port("10.96.0.1", 53), burst, []byte("x"))
@@ -157,7 +157,7 @@ func TestRouterAdvertisementsAreDropped(t *testing.T) {
 	frame := udp(addr("fd00::2"), addr("fd00::1"), 50000, 8472,
 		vxlan(1, ethernet("\x33\x33\x00\x00\x00\x01", macElse, etherIPv6, ra)))
 	off := params()
-	off.Guard, off.Devices = GuardOff, nil
+	off.Guard, off.Devices = GuardOff, [2]string{}
 	install(t, l.conn, Weft(off, peers()))
 	l.send(frame)
 	eventually(t, "a default route from a router advertisement", func() bool {

@@ -17,6 +17,9 @@ import (
 func (t Table) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "table %s %s {\n", t.Family, t.Name)
+	if t.Comment != "" {
+		fmt.Fprintf(&b, "\tcomment %q\n", t.Comment)
+	}
 	for _, c := range t.Counters {
 		fmt.Fprintf(&b, "\tcounter %s {}\n", c)
 	}
@@ -134,7 +137,12 @@ func (v Verdict) String() string {
 func (Notrack) String() string { return "notrack" }
 
 // String renders the statement.
-func (Masquerade) String() string { return "masquerade fully-random" }
+func (m Masquerade) String() string {
+	if m.Ports == [2]uint16{} {
+		return "masquerade fully-random"
+	}
+	return fmt.Sprintf("masquerade to :%d-%d fully-random", m.Ports[0], m.Ports[1])
+}
 
 // maskBits returns the prefix length of a mask, if it is one.
 func maskBits(mask string) (int, bool) {

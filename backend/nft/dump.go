@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nft
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// Generation returns the number of the namespace's nftables transactions so
+// far, of everybody. Nothing can have changed while it stays the same, which
+// makes it the cheapest audit. The error is ErrUnsupported where the kernel
+// has no nf_tables.
+func (c *Conn) Generation(ctx context.Context) (uint32, error) {
+	var gen uint32
+	err := c.ask(ctx, unix.NFT_MSG_GETGEN, unix.NLM_F_ACK, body(unix.NFPROTO_UNSPEC, 0), func(msg []byte) error {
+		f, err := split(msg)
+		if err != nil {
+			return err
+		}
+		gen, err = be32(f[unix.NFTA_GEN_ID])
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("nftables: read generation: %w", explain(err))
+	}
+	return gen, nil
+}
+
+// Dump returns what the kernel has under t's family and name, all of it or an
+// error; the rest of t does not count. No such table is not an error. A kernel
+// that does not count its sets' elements can leave some of many out for some
+// milliseconds after most were added; adding them again does no harm.
+func (c *Conn) Dump(ctx context.Context, t Table) (Content, error) {
+	var all map[Element]struct{}
+	have, err := c.DumpTo(ctx, t, func() func(string, []byte) bool {
+		all = map[Element]struct{}{}
+		return collect(all)
+	})
+	if have.Present {
+		have.Elements = all
+	}
+	return have, err
+}
+
+// collect puts elements into a set and reports whether they are new there.
+func collect(all map[Element]struct{}) func(set string, key []byte) bool {
+	return func(set string, key []byte) bool {
+		n := len(all)
+		all[Element{Set: set, Key: string(key)}] = struct{}{}
+		return len(all) > n
+	}
+}
+
+// DumpTo is Dump, but hands the elements out one by one instead of keeping
+// them. begin is called before the first of them, and once more each time that
+// a change makes everything be read again; what it returns is called with each
+// element, whose key is valid during the call, and reports whether it is new:
+// the kernel may list one twice.
+func (c *Conn) DumpTo(ctx context.Context, t Table, begin func() func(set string, key []byte) bool) (Content, error) {
+	for range dumpAttempts - 1 {
+		have, err := c.dumpOnce(ctx, t, begin())
+		// Somebody deleted or changed what was being read.
+		if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINTR) {
+			return have, err
+		}
+	}
+	return c.dumpOnce(ctx, t, begin())
+}
+
+func (c *Conn) dumpOnce(ctx context.Context, t Table, each func(set string, key []byte) bool) (Content, error) {
+	have := newContent(each)
+	fail := func(what string, err error) (Content, error) {
+		return Content{}, fmt.Errorf("nftables: dump %s of table %s %s: %w", what, t.Family, t.Name, err)
+	}
+	name := body(t.Family, 0)
+	name.text(unix.NFTA_TABLE_NAME, t.Name) // attribute 1 in every kind of message
+	err := c.ask(ctx, unix.NFT_MSG_GETTABLE, unix.NLM_F_ACK, name, func(m []byte) error { return have.readTable(t, m) })
+	if errors.Is(err, unix.ENOENT) || err == nil && !have.Present {
+		return Content{}, nil
+	} else if err != nil {
+		return fail("flags", explain(err))
+	}
+	for _, part := range []struct {
+		typ  uint16
+		what string
+		read func(Table, []byte) error
+	}{
+		{unix.NFT_MSG_GETCHAIN, "chains", have.readChain},
+		{unix.NFT_MSG_GETRULE, "rules", have.readRule},
+		{unix.NFT_MSG_GETSET, "sets", have.readSet},
+		{unix.NFT_MSG_GETOBJ, "objects", have.readObject},
+		{unix.NFT_MSG_GETFLOWTABLE, "flowtables", have.readFlowtable},
+	} {
+		if err := c.ask(ctx, part.typ, unix.NLM_F_DUMP, name, func(m []byte) error { return part.read(t, m) }); err != nil {
+			return fail(part.what, err)
+		}
+	}
+	for set := range have.Sets {
+		req := body(t.Family, 0)
+		req.text(unix.NFTA_SET_ELEM_LIST_TABLE, t.Name)
+		req.text(unix.NFTA_SET_ELEM_LIST_SET, set)
+		if err := c.ask(ctx, unix.NFT_MSG_GETSETELEM, unix.NLM_F_DUMP, req, func(m []byte) error { return have.readElements(t, m) }); err != nil {
+			return fail("set "+set, err)
+		}
+	}
+	if set, ok := have.short(); ok {
+		return fail("set "+set, fmt.Errorf("it was resized meanwhile: %w", unix.EINTR))
+	}
+	return have, nil
+}
+
+// Counters returns the values of the table's named counters; none where there
+// is no table.
+func (c *Conn) Counters(ctx context.Context, t Table) (map[string]Counts, error) {
+	req := body(t.Family, 0)
+	req.text(unix.NFTA_OBJ_TABLE, t.Name)
+	req.be32(unix.NFTA_OBJ_TYPE, unix.NFT_OBJECT_COUNTER)
+	var have Content
+	var err error
+	for range dumpAttempts {
+		have = newContent(nil)
+		err = c.ask(ctx, unix.NFT_MSG_GETOBJ, unix.NLM_F_DUMP, req, func(m []byte) error { return have.readObject(t, m) })
+		if !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return nil, fmt.Errorf("nftables: read counters of table %s %s: %w", t.Family, t.Name, explain(err))
+	}
+	return have.Counters, nil
+}

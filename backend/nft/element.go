@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nft
+
+import (
+	"fmt"
+	"net/netip"
+
+	"weft.dev/weft/subnet"
+)
+
+// Names of sets. Peers' and our own addresses have a set for each family; the
+// guard has one for each outer family and inner prefix, because one key for
+// several lengths would let 10.0.1.0/25 stand for 10.0.1.0/24.
+
+func peerSet(f subnet.Family) string { return fmt.Sprintf("peers%d", f) }
+
+func ownSet(f subnet.Family) string { return fmt.Sprintf("own%d", f) }
+
+func bindSet(outer subnet.Family, inner Length) string {
+	return fmt.Sprintf("bind%d_inner%d_%d", outer, inner.Family, inner.Bits)
+}
+
+func addrType(f subnet.Family) Type {
+	if f == subnet.IPv4 {
+		return IPv4Addr
+	}
+	return IPv6Addr
+}
+
+// inner is the lengths that the guard looks inner sources up with: the pods'
+// first, because most packets are theirs, then single addresses.
+func (p Params) inner() []Length {
+	out := append([]Length(nil), p.Lengths...)
+	for _, f := range subnet.Families() {
+		out = append(out, single(f))
+	}
+	return out
+}
+
+// sets of Ruleset's table.
+func (p Params) sets() []Set {
+	var out []Set
+	for _, f := range subnet.Families() {
+		out = append(out, Set{Name: peerSet(f), Fields: []Type{addrType(f)}}, Set{Name: ownSet(f), Fields: []Type{addrType(f)}})
+	}
+	if p.Guard != GuardBind {
+		return out
+	}
+	for _, f := range subnet.Families() {
+		for _, in := range p.inner() {
+			out = append(out, Set{
+				Name:   bindSet(f, in),
+				Fields: []Type{addrType(f), addrType(in.Family)},
+				Of:     []Load{LoadSource(f), loadInner(in.Family)},
+			})
+		}
+	}
+	return out
+}
+
+// NodeElement is the element of Ruleset's sets for an address that VXLAN
+// packets come from or go to: a peer's, or with own this node's. It fails for
+// what no IP header can carry.
+func NodeElement(a netip.Addr, own bool) (Element, error) {
+	if err := plain(a); err != nil {
+		return Element{}, err
+	}
+	f := subnet.FamilyOf(a)
+	if own {
+		return Element{Set: ownSet(f), Key: string(a.AsSlice())}, nil
+	}
+	return Element{Set: peerSet(f), Key: string(a.AsSlice())}, nil
+}
+
+// SourceElement is the element of Ruleset's sets that lets in packets from
+// outer with a source inside inner, whose length must be one of Params.Lengths
+// or that of a single address. It fails for what no IP header can carry.
+func SourceElement(outer netip.Addr, inner netip.Prefix) (Element, error) {
+	if err := plain(outer); err != nil {
+		return Element{}, err
+	}
+	if err := plain(inner.Addr()); err != nil || !inner.IsValid() {
+		return Element{}, fmt.Errorf("inner prefix %s: want one of IPv4 or IPv6", inner)
+	}
+	key := make([]byte, 0, 32) // both lengths are multiples of four: no padding
+	key = append(key, outer.AsSlice()...)
+	key = append(key, inner.Addr().AsSlice()...)
+	return Element{Set: bindSet(subnet.FamilyOf(outer), lengthOf(inner)), Key: string(key)}, nil
+}
+
+func plain(a netip.Addr) error {
+	if !a.IsValid() || a.Is4In6() || a.Zone() != "" {
+		return fmt.Errorf("address %v: want one of IPv4 or IPv6 without zone", a)
+	}
+	return nil
+}
+
+// Members tells what the elements of one of Ruleset's sets stand for.
+type Members struct {
+	Own   bool          // this node's addresses
+	Outer subnet.Family // of the addresses
+	Inner Length        // zero where elements are addresses, not pairs
+}
+
+// Members returns what stands in each of the sets that Ruleset makes.
+func (p Params) Members() map[string]Members {
+	out := map[string]Members{}
+	for _, f := range subnet.Families() {
+		out[peerSet(f)] = Members{Outer: f}
+		out[ownSet(f)] = Members{Outer: f, Own: true}
+		if p.Guard != GuardBind {
+			continue
+		}
+		for _, in := range p.inner() {
+			out[bindSet(f, in)] = Members{Outer: f, Inner: in}
+		}
+	}
+	return out
+}
+
+// Decode returns the addresses in an element's key: outer, and inner where
+// the set has one, masked or not as the kernel has it. ok is false for a key
+// that NodeElement and SourceElement do not make, such as the catch-all
+// element's.
+func (m Members) Decode(key []byte) (outer netip.Addr, inner netip.Prefix, ok bool) {
+	n := m.Outer.Bits() / 8
+	if n == 0 || len(key) != n+m.Inner.Family.Bits()/8 {
+		return netip.Addr{}, netip.Prefix{}, false
+	}
+	outer, _ = netip.AddrFromSlice(key[:n])
+	if m.Inner.Family == 0 {
+		return outer, netip.Prefix{}, !outer.Is4In6()
+	}
+	a, _ := netip.AddrFromSlice(key[n:])
+	return outer, netip.PrefixFrom(a, m.Inner.Bits), !outer.Is4In6() && !a.Is4In6()
+}
