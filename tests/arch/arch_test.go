@@ -34,10 +34,11 @@ func imports() map[string][]string {
 		"overlay":          {"subnet"},
 		"backend":          {"backend/nft", "overlay", "subnet"},
 		"backend/nft":      {"subnet"},
-		"cni-shim":         {"subnet"},
+		"cni-shim":         {"cni-shim/ledger", "subnet"},
+		"cni-shim/ledger":  nil,
 		"cmd/internal/api": {"subnet"},
 		"cmd/weft":         {"cmd/internal/api", "subnet"},
-		"cmd/weftd":        {"backend", "cmd/internal/api", "overlay", "subnet", "subnet/etcd"},
+		"cmd/weftd":        {"backend", "cmd/internal/api", "cni-shim/ledger", "overlay", "subnet", "subnet/etcd"},
 	}
 }
 
