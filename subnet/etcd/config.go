@@ -5,7 +5,6 @@ package etcd
 import (
 	"context"
 	"fmt"
-	"slices"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -59,7 +58,7 @@ func (s *Store) ConfigChange(ctx context.Context, running subnet.Config) (string
 	switch {
 	case err != nil:
 		return err.Error() + "; this node goes on with what it started with", nil
-	case slices.Equal(cfg.Networks, running.Networks) && cfg.Backend == running.Backend:
+	case sameConfig(cfg, running):
 		return "", nil
 	}
 	return fmt.Sprintf("etcd key %s has changed to %+v; this node goes on with %+v until weftd is restarted", s.configKey(), cfg, running), nil

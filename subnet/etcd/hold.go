@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -46,16 +45,9 @@ func (s *Store) Hold(ctx context.Context, cfg subnet.Config, want subnet.Lease, 
 	}
 	granted(h.lease.Clone())
 
-	watching, stop := context.WithCancel(ctx)
-	poke := make(chan struct{}, 1)
-	var watch sync.WaitGroup
-	watch.Go(func() { s.watchKey(watching, h.key, poke) })
-	linked, unlink := s.watchLink(watching)
-	err = s.keep(ctx, h, poke, linked)
-	stop()
-	watch.Wait()
-	unlink()
-	return err
+	watching := s.watchOne(ctx, h.key)
+	defer watching.end()
+	return s.keep(ctx, h, watching)
 }
 
 // renewEvery is the pause between renewals of an etcd lease granted for ttl.
@@ -68,7 +60,7 @@ func (s *Store) renewEvery(ttl time.Duration) time.Duration {
 
 // keep renews and verifies h until ctx ends or the lease is lost. Timers are
 // monotonic: neither a step of the clock nor a time zone moves them.
-func (s *Store) keep(ctx context.Context, h *held, poke, linked <-chan struct{}) error {
+func (s *Store) keep(ctx context.Context, h *held, watching keyWatch) error {
 	b := &backoff{dice: s.dice}
 	renewed := time.Now()
 	timer := time.NewTimer(0)
@@ -77,8 +69,8 @@ func (s *Store) keep(ctx context.Context, h *held, poke, linked <-chan struct{})
 		select {
 		case <-ctx.Done():
 			return ended(ctx)
-		case <-poke:
-		case <-linked:
+		case <-watching.changed:
+		case <-watching.linked:
 		case <-timer.C:
 		}
 		due := h.etcd != clientv3.NoLease && time.Since(renewed) >= s.renewEvery(h.ttl)
@@ -255,32 +247,4 @@ func (s *Store) retake(ctx context.Context, h *held) (bool, error) {
 		return false, s.grantAnew(ctx, h) // ours has expired, and the key with it
 	}
 	return err == nil && lost == nil, err
-}
-
-// watchKey pokes after each change of key, and whenever the watch begins
-// anew, since changes may have gone unseen before. It returns when ctx ends.
-func (s *Store) watchKey(ctx context.Context, key string, poke chan<- struct{}) {
-	b := &backoff{dice: s.dice}
-	for ctx.Err() == nil {
-		c, err := s.client(ctx)
-		if err != nil {
-			b.pause(ctx)
-			continue
-		}
-		wctx, stop := context.WithCancel(clientv3.WithRequireLeader(ctx))
-		for resp := range c.Watch(wctx, key, clientv3.WithCreatedNotify()) {
-			if resp.Err() != nil {
-				break
-			}
-			select {
-			case poke <- struct{}{}:
-			default: // one is enough
-			}
-			if !resp.Created {
-				b.reset()
-			}
-		}
-		stop()
-		b.pause(ctx)
-	}
 }

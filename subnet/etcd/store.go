@@ -36,7 +36,7 @@ const (
 var errClosed = errors.New("the etcd store is closed")
 
 // Store leases subnets in one etcd. Its methods may run at the same time,
-// each of Config, Hold and Watch once at a time.
+// each of Config, Hold, Watch and WatchConfig once at a time.
 type Store struct {
 	o         Options
 	endpoints []endpoint
@@ -48,7 +48,7 @@ type Store struct {
 	dial   chan struct{} // holds one token while conn is being set
 	conn   *clientv3.Client
 
-	configWait, holdWait, watchWait hindrance
+	configWait, holdWait, watchWait, newsWait hindrance
 }
 
 // New checks o, reads the TLS files once and connects to nothing.
@@ -70,6 +70,7 @@ func New(o Options) (*Store, error) {
 	s.configWait.log = o.Log.WithField("op", "read configuration")
 	s.holdWait.log = o.Log.WithField("op", "hold lease")
 	s.watchWait.log = o.Log.WithField("op", "watch leases")
+	s.newsWait.log = o.Log.WithField("op", "watch configuration")
 	return s, nil
 }
 
@@ -116,7 +117,7 @@ func (s *Store) Reconnect(ctx context.Context) error {
 // the configuration missing, the pool exhausted, the node's name held by
 // another. It is empty when the store gets on.
 func (s *Store) Reason() string {
-	for _, h := range []*hindrance{&s.configWait, &s.holdWait, &s.watchWait} {
+	for _, h := range []*hindrance{&s.configWait, &s.holdWait, &s.watchWait, &s.newsWait} {
 		if r := h.reason(); r != "" {
 			return r
 		}
@@ -272,29 +273,33 @@ func (s *Store) watchLink(ctx context.Context) (<-chan struct{}, func()) {
 	poke, stopped := make(chan struct{}, 1), make(chan struct{})
 	go func() {
 		defer close(stopped)
-		c, err := s.client(ctx)
-		if err != nil {
-			return // ctx has ended: a caller of ours has connected before
-		}
-		conn := c.ActiveConnection()
-		state := conn.GetState()
-		for up := state == connectivity.Ready; conn.WaitForStateChange(ctx, state); {
-			state = conn.GetState()
-			if up == (state == connectivity.Ready) {
-				continue
-			}
-			if up = !up; up {
-				pause(ctx, s.dice.between(0, time.Second))
-			}
-			select {
-			case poke <- struct{}{}:
-			default: // one is enough
+		for b := (&backoff{dice: s.dice}); ctx.Err() == nil; b.pause(ctx) {
+			if c, err := s.client(ctx); err == nil {
+				s.pokeLink(ctx, c.ActiveConnection(), poke)
 			}
 		}
 	}()
 	return poke, func() {
 		cancel()
 		<-stopped
+	}
+}
+
+// pokeLink pokes as watchLink says until ctx ends or conn was closed.
+func (s *Store) pokeLink(ctx context.Context, conn *grpc.ClientConn, poke chan<- struct{}) {
+	state := conn.GetState()
+	for up := state == connectivity.Ready; state != connectivity.Shutdown && conn.WaitForStateChange(ctx, state); {
+		state = conn.GetState()
+		if up == (state == connectivity.Ready) {
+			continue
+		}
+		if up = !up; up {
+			pause(ctx, s.dice.between(0, time.Second))
+		}
+		select {
+		case poke <- struct{}{}:
+		default: // one is enough
+		}
 	}
 }
 

@@ -25,6 +25,9 @@ import (
 // The contract between the store and the agent.
 var _ overlay.Store = (*etcd.Store)(nil)
 
+// halfOpenLimit bounds how long a connection may be dead unseen (F8).
+const halfOpenLimit = 30 * time.Second
+
 // patience bounds every wait for something that should happen.
 const patience = 60 * time.Second
 
@@ -137,6 +140,25 @@ func (e *env) putLease(l subnet.Lease, ttl int64) string {
 func (e *env) del(key string) {
 	e.Helper()
 	if _, err := e.c.Delete(e.Context(), key); err != nil {
+		e.Fatal(err)
+	}
+}
+
+// compact throws the history away.
+func (e *env) compact() {
+	e.Helper()
+	resp, err := e.c.Get(e.Context(), "x")
+	if err != nil {
+		e.Fatal(err)
+	}
+	if _, err := e.c.Compact(e.Context(), resp.Header.Revision); err != nil && !strings.Contains(err.Error(), "compacted") {
+		e.Fatal(err)
+	}
+}
+
+func heal(e *env, p *etcdtest.Proxy) {
+	e.Helper()
+	if err := p.Heal(); err != nil {
 		e.Fatal(err)
 	}
 }

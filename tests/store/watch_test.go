@@ -230,13 +230,7 @@ func watchCompaction(e *env) {
 	delete(all, keys[1])
 	l = at(want(v4(e), 9), "10.42.9.0/24")
 	all[e.putLease(l, 0)] = l
-	resp, err := e.c.Get(e.Context(), "x")
-	if err != nil {
-		e.Fatal(err)
-	}
-	if _, err := e.c.Compact(e.Context(), resp.Header.Revision); err != nil && !strings.Contains(err.Error(), "compacted") {
-		e.Fatal(err)
-	}
+	e.compact()
 	if n := w.count(); n != 1 {
 		e.Fatalf("%d snapshots before the connection is back, want 1", n)
 	}

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package etcd
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"weft.dev/weft/subnet"
+)
+
+// WatchConfig tells set how the network's configuration changes, from one
+// goroutine, until ctx ends or the store is closed, which it returns as an
+// error. set gets
+//
+//   - a valid configuration and nil, when it is another one than set was told
+//     last (running, at first), or valid again;
+//   - the last good configuration and the error that says why the key's is
+//     missing or invalid, when that has become so or the reason is another.
+//
+// While etcd is out of reach set is not called. Of several changes at once
+// the last one counts; those before it may go unseen.
+func (s *Store) WatchConfig(ctx context.Context, running subnet.Config, set func(cfg subnet.Config, err error)) error {
+	ctx, done := s.scope(ctx)
+	defer done()
+	defer s.newsWait.forget()
+	watching := s.watchOne(ctx, s.configKey())
+	defer watching.end()
+	told := news{good: running}
+	b := &backoff{dice: s.dice}
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ended(ctx)
+		case <-watching.changed:
+			// What changes often is read less often, and not by all at once.
+			pause(ctx, s.dice.between(0, minPause))
+		case <-watching.linked:
+		case <-timer.C:
+		}
+		resp, err := s.get(ctx, s.configKey())
+		switch {
+		case ctx.Err() != nil:
+			return ended(ctx)
+		case err != nil:
+			s.newsWait.set("unreachable", s.unreachable(err))
+			timer.Reset(b.take())
+			continue
+		}
+		s.newsWait.clear()
+		b.reset()
+		if told.update(s.parseConfig(resp)) {
+			set(told.good, told.err)
+		}
+		timer.Reset(s.dice.between(verifyEvery*9/10, verifyEvery))
+	}
+}
+
+// news is what was last told of the configuration.
+type news struct {
+	good subnet.Config // the last valid one
+	err  error         // why the present one is not, else nil
+}
+
+// update takes what was read, and reports whether it is worth telling.
+func (n *news) update(_ string, cfg subnet.Config, err error) bool {
+	was := *n
+	n.err = err
+	if err != nil {
+		return was.err == nil || was.err.Error() != err.Error()
+	}
+	n.good = cfg
+	return was.err != nil || !sameConfig(was.good, cfg)
+}
+
+// sameConfig reports whether a and b say the same.
+func sameConfig(a, b subnet.Config) bool {
+	return slices.Equal(a.Networks, b.Networks) && a.Backend == b.Backend
+}
