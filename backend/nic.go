@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -71,6 +72,7 @@ func decodeNICAddr(msg []byte) (a nicAddr, index int, ok bool) {
 		}
 	}
 	a.ip = cmp.Or(local, address)
+	a.net = netip.PrefixFrom(cmp.Or(address, local), int(msg[1])).Masked()
 	return a, int(u32(msg[4:])), a.ip.IsValid()
 }
 
@@ -92,25 +94,25 @@ func (f *finder) usable(n nic, named bool) string {
 
 // address picks n's address of a family: pin if it is one, else a public one,
 // else the first usable, primary before secondary.
-func (n nic) address(f subnet.Family, pin netip.Addr, public []netip.Addr) (netip.Addr, bool) {
+func (n nic) address(f subnet.Family, pin netip.Addr, public []netip.Addr) (nicAddr, bool) {
 	for _, named := range append([]netip.Addr{pin}, public...) {
 		for _, a := range n.addrs {
 			if a.ip == named.Unmap() && subnet.FamilyOf(a.ip) == f && a.usable(true) {
-				return a.ip, true
+				return a, true
 			}
 		}
 	}
-	var secondary netip.Addr
+	var secondary nicAddr
 	for _, a := range n.addrs {
 		switch {
 		case subnet.FamilyOf(a.ip) != f || !a.usable(false):
 		case a.flags&unix.IFA_F_SECONDARY == 0:
-			return a.ip, true
-		case f == subnet.IPv4 && !secondary.IsValid(): // the same bit says temporary in IPv6
-			secondary = a.ip
+			return a, true
+		case f == subnet.IPv4 && !secondary.ip.IsValid(): // the same bit says temporary in IPv6
+			secondary = a
 		}
 	}
-	return secondary, secondary.IsValid()
+	return secondary, secondary.ip.IsValid()
 }
 
 // usable reports whether a can be the source of outer packets. An address
@@ -168,4 +170,55 @@ func (k *Kernel) defaultRoutes(ctx context.Context, f subnet.Family) ([]rawRoute
 	})
 	slices.SortStableFunc(routes, func(a, b rawRoute) int { return cmp.Compare(a.metric, b.metric) })
 	return routes, nil
+}
+
+// LocalAddrs returns the addresses of the calling thread's network namespace
+// on whatever device, without loopback and link-local ones, sorted.
+func LocalAddrs(ctx context.Context) ([]netip.Addr, error) {
+	nics, err := allNICs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var out []netip.Addr
+	for _, n := range nics {
+		for _, a := range n.addrs {
+			if !a.ip.IsLoopback() && !a.ip.IsLinkLocalUnicast() {
+				out = append(out, a.ip)
+			}
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return slices.Compact(out), nil
+}
+
+// OwnDevices returns the VXLAN devices of the calling thread's network
+// namespace whose name is one of stems followed by their VNI in decimal:
+// those that an agent of any configuration may have made. Sorted.
+func OwnDevices(ctx context.Context, stems []string) ([]string, error) {
+	nics, err := allNICs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, n := range nics {
+		if n.kind != kindVXLAN {
+			continue
+		}
+		vni := strconv.FormatUint(uint64(decodeVXLAN(n.data).vni), 10)
+		if slices.ContainsFunc(stems, func(s string) bool { return n.name == s+vni }) {
+			out = append(out, n.name)
+		}
+	}
+	slices.Sort(out)
+	return out, nil
+}
+
+// allNICs returns every device of the calling thread's network namespace.
+func allNICs(ctx context.Context) ([]nic, error) {
+	c, err := dial()
+	if err != nil {
+		return nil, err
+	}
+	defer c.close()
+	return (&Kernel{conn: c}).nics(ctx)
 }

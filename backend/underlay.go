@@ -79,7 +79,8 @@ type nic struct {
 
 type nicAddr struct {
 	ip    netip.Addr
-	flags uint32 // IFA_F_*
+	net   netip.Prefix // who is on the link: of ip, or of its peer on a point-to-point link
+	flags uint32       // IFA_F_*
 }
 
 // candidate is a device that a selector names. pin is the address that named
@@ -237,7 +238,7 @@ func (f *finder) pick(family subnet.Family) (overlay.Underlay, bool) {
 			continue
 		}
 		if a, ok := n.address(family, c.pin, f.spec.PublicIPs); ok {
-			return overlay.Underlay{Dev: n.name, Addr: a, MTU: n.mtu}, true
+			return overlay.Underlay{Dev: n.name, Addr: a.ip, Net: a.net, MTU: n.mtu}, true
 		}
 		f.try("%s (%s has no usable %v address)", c.by, n.name, family)
 	}

@@ -70,11 +70,11 @@ func underlayHost(t *testing.T) {
 // TestFindUnderlays: which device and address each way of choosing leads to.
 func TestFindUnderlays(t *testing.T) {
 	underlayHost(t)
-	eth0 := overlay.Underlay{Dev: "eth0", Addr: ip("10.0.0.1"), MTU: 1500}
-	secondary := overlay.Underlay{Dev: "eth0", Addr: ip("10.0.0.5"), MTU: 1500}
-	eth1 := overlay.Underlay{Dev: "eth1", Addr: ip("10.1.0.1"), MTU: 1500}
-	eth1six := overlay.Underlay{Dev: "eth1", Addr: ip("fd01::1"), MTU: 1500}
-	eth2 := overlay.Underlay{Dev: "eth2", Addr: ip("fd02::1"), MTU: 9000}
+	eth0 := overlay.Underlay{Dev: "eth0", Addr: ip("10.0.0.1"), Net: prefix("10.0.0.0/24"), MTU: 1500}
+	secondary := overlay.Underlay{Dev: "eth0", Addr: ip("10.0.0.5"), Net: prefix("10.0.0.0/24"), MTU: 1500}
+	eth1 := overlay.Underlay{Dev: "eth1", Addr: ip("10.1.0.1"), Net: prefix("10.1.0.0/24"), MTU: 1500}
+	eth1six := overlay.Underlay{Dev: "eth1", Addr: ip("fd01::1"), Net: prefix("fd01::/64"), MTU: 1500}
+	eth2 := overlay.Underlay{Dev: "eth2", Addr: ip("fd02::1"), Net: prefix("fd02::/64"), MTU: 9000}
 	addrs := func(s ...string) (out []netip.Addr) {
 		for _, a := range s {
 			out = append(out, ip(a))
@@ -94,14 +94,14 @@ func TestFindUnderlays(t *testing.T) {
 		{"address", UnderlaySpec{Ifaces: []string{"10.1.0.1"}}, []overlay.Underlay{eth1, eth1six}},
 		{"secondary address", UnderlaySpec{Ifaces: []string{"10.0.0.5"}}, []overlay.Underlay{secondary}},
 		{"IPv6 address", UnderlaySpec{Ifaces: []string{"fd01::1"}}, []overlay.Underlay{eth1, eth1six}},
-		{"deprecated address by name", UnderlaySpec{Ifaces: []string{"fd01::dead"}}, []overlay.Underlay{eth1, {Dev: "eth1", Addr: ip("fd01::dead"), MTU: 1500}}},
+		{"deprecated address by name", UnderlaySpec{Ifaces: []string{"fd01::dead"}}, []overlay.Underlay{eth1, {Dev: "eth1", Addr: ip("fd01::dead"), Net: prefix("fd01::/64"), MTU: 1500}}},
 		{"regex on addresses before names", UnderlaySpec{Regexes: []string{`eth0|^10\.1\.`}}, []overlay.Underlay{eth1, eth1six}},
 		{"regex on names", UnderlaySpec{Regexes: []string{`^eth[02]$`}}, []overlay.Underlay{eth0, eth2}},
 		{"regex picks the address", UnderlaySpec{Regexes: []string{`\.5$`}}, []overlay.Underlay{secondary}},
 		{"regexes in order", UnderlaySpec{Regexes: []string{"nothing", "eth1", "eth0"}}, []overlay.Underlay{eth1, eth1six}},
 		{"regex never means our own device", UnderlaySpec{Regexes: []string{`^10\.42\.`, "eth0"}}, []overlay.Underlay{eth0}},
 		{"regex never means a VXLAN device", UnderlaySpec{Regexes: []string{`^10\.77\.`, "other", "eth0"}}, []overlay.Underlay{eth0}},
-		{"a VXLAN device that is named", UnderlaySpec{Ifaces: []string{"other"}}, []overlay.Underlay{{Dev: "other", Addr: ip("10.77.0.1"), MTU: 1450}}},
+		{"a VXLAN device that is named", UnderlaySpec{Ifaces: []string{"other"}}, []overlay.Underlay{{Dev: "other", Addr: ip("10.77.0.1"), Net: prefix("10.77.0.1/32"), MTU: 1450}}},
 		{"names before regexes", UnderlaySpec{Ifaces: []string{"eth0"}, Regexes: []string{"eth1"}}, []overlay.Underlay{eth0, eth1six}},
 		{"can reach", UnderlaySpec{CanReach: addrs("192.0.2.1")}, []overlay.Underlay{eth1, eth1six}},
 		{"can reach, both families", UnderlaySpec{CanReach: addrs("192.0.2.1", "2001:db8::1")}, []overlay.Underlay{eth1, eth2}},
@@ -136,17 +136,17 @@ func TestFindUnderlays(t *testing.T) {
 // TestTemporaryAddress: a temporary IPv6 address (RFC 8981) is not chosen,
 // though the kernel lists it first.
 func TestTemporaryAddress(t *testing.T) {
-	n := nic{addrs: []nicAddr{{ip("fd01::7777"), 0x01}, {ip("fd01::40"), 0x40}, {ip("fd01::8"), 0x08}, {ip("fd01::1"), 0x80}}}
-	if a, ok := n.address(subnet.IPv6, netip.Addr{}, nil); !ok || a != ip("fd01::1") {
+	n := nic{addrs: []nicAddr{{ip: ip("fd01::7777"), flags: 0x01}, {ip: ip("fd01::40"), flags: 0x40}, {ip: ip("fd01::8"), flags: 0x08}, {ip: ip("fd01::1"), flags: 0x80}}}
+	if a, ok := n.address(subnet.IPv6, netip.Addr{}, nil); !ok || a.ip != ip("fd01::1") {
 		t.Errorf("picked %v, %v, want fd01::1", a, ok)
 	}
-	if a, ok := n.address(subnet.IPv6, ip("fd01::7777"), nil); !ok || a != ip("fd01::7777") {
+	if a, ok := n.address(subnet.IPv6, ip("fd01::7777"), nil); !ok || a.ip != ip("fd01::7777") {
 		t.Errorf("named, but picked %v, %v", a, ok)
 	}
-	if a, ok := n.address(subnet.IPv6, ip("fd01::40"), nil); !ok || a != ip("fd01::1") {
+	if a, ok := n.address(subnet.IPv6, ip("fd01::40"), nil); !ok || a.ip != ip("fd01::1") {
 		t.Errorf("tentative named, but picked %v, %v", a, ok)
 	}
-	only := nic{addrs: []nicAddr{{ip("fd01::7777"), 0x01}}}
+	only := nic{addrs: []nicAddr{{ip: ip("fd01::7777"), flags: 0x01}}}
 	if a, ok := only.address(subnet.IPv6, netip.Addr{}, nil); ok {
 		t.Errorf("picked temporary %v", a)
 	}
@@ -189,4 +189,56 @@ func TestNoDefaultRoute(t *testing.T) {
 	enterNetns(t)
 	_, err := FindUnderlays(t.Context(), UnderlaySpec{PublicIPs: []netip.Addr{ip("203.0.113.1")}}, families())
 	wantErr(t, err, "public address 203.0.113.1 (on no device)", "IPv4 default route (there is none)", "IPv6 default route (there is none)")
+}
+
+// TestUnderlayNet: who is on the link, as the address of the device says: with
+// a peer it is the peer alone.
+func TestUnderlayNet(t *testing.T) {
+	enterNetns(t)
+	addUnderlay(t)
+	for _, c := range []struct{ add, addr, net string }{
+		{"10.7.0.9/20", "10.7.0.9", "10.7.0.0/20"},
+		{"10.8.0.9/32", "10.8.0.9", "10.8.0.9/32"},
+		{"10.9.0.9 peer 10.9.1.1/32", "10.9.0.9", "10.9.1.1/32"},
+		{"fd09::9/56 nodad", "fd09::9", "fd09::/56"},
+		{"fd0a::9/128 nodad", "fd0a::9", "fd0a::9/128"},
+	} {
+		run(t, "ip addr add "+c.add+" dev u0")
+		got, err := FindUnderlays(t.Context(), UnderlaySpec{Ifaces: []string{c.addr}}, []subnet.Family{subnet.FamilyOf(ip(c.addr))})
+		if want := (overlay.Underlay{Dev: "u0", Addr: ip(c.addr), Net: prefix(c.net), MTU: 1500}); err != nil || len(got) != 1 || got[0] != want {
+			t.Errorf("%s: %v, %v, want %v", c.add, got, err, want)
+		}
+	}
+}
+
+// TestLocalAddrs: every address that packets from elsewhere can be for.
+func TestLocalAddrs(t *testing.T) {
+	underlayHost(t)
+	run(t, "ip addr add 10.99.0.1/32 dev lo")
+	got, err := LocalAddrs(t.Context())
+	var want []netip.Addr
+	for _, a := range []string{"10.0.0.1", "10.0.0.5", "10.1.0.1", "10.3.0.1", "10.42.1.0", "10.77.0.1", "10.99.0.1", "fd01::1", "fd01::dead", "fd02::1"} {
+		want = append(want, ip(a))
+	}
+	if err != nil || !slices.Equal(got, want) {
+		t.Errorf("%v, %v, want %v", got, err, want)
+	}
+}
+
+// TestOwnDevices: a device counts by its kind, its name and its VNI.
+func TestOwnDevices(t *testing.T) {
+	enterNetns(t)
+	addUnderlay(t)
+	for _, c := range []string{
+		"weft.1 type vxlan id 1 dev u0 local 10.0.0.1 dstport 8472", "weft6.1 type vxlan id 1 dev u0 local fd00::1 dstport 8472",
+		"weft.20 type vxlan id 20 dev u0 local 10.0.0.1 dstport 8472", "flannel.3 type vxlan id 3 dev u0 local 10.0.0.1 dstport 8472",
+		"weft.7 type vxlan id 8 dev u0 local 10.0.0.1 dstport 8472", "weft.09 type vxlan id 9 dev u0 local 10.0.0.1 dstport 8472",
+		"weft.5 type bridge", "weft.x type bridge",
+	} {
+		run(t, "ip link add "+c)
+	}
+	got, err := OwnDevices(t.Context(), []string{"weft.", "weft6."})
+	if want := []string{"weft.1", "weft.20", "weft6.1"}; err != nil || !slices.Equal(got, want) {
+		t.Errorf("%v, %v, want %v", got, err, want)
+	}
 }
