@@ -9,7 +9,7 @@ import (
 
 // campaigns lists all there is, in the order of the report.
 func campaigns() []campaign {
-	return []campaign{drift()}
+	return []campaign{drift(), host()}
 }
 
 func campaignNamed(name string) (campaign, error) {

@@ -32,8 +32,9 @@ func entryDrift() []fault {
 			return "ip route del " + l.word("route") + " dev " + l.word("dev") + " metric " + l.word("metric")
 		})},
 		{ID: "F6", Name: "peer's route overwritten", Flannel: neverRoute, Loses: true, Deaf: true, Run: entry("route", func(l line) string {
-			return "ip route replace blackhole " + l.word("route") + " metric " + l.word("metric")
+			return "ip route replace " + l.word("route") + " via " + l.word("via") + "1 dev " + l.word("dev") + " onlink proto static metric " + l.word("metric")
 		})},
+		{ID: "F6", Name: "a foreign route in the place of a peer's", Flannel: neverRoute, Loses: true, Run: foreignRoute},
 		{ID: "F6", Name: "peer's neighbour deleted", Flannel: neverRoute, Loses: true, Deaf: true, Run: entry("neigh", func(l line) string {
 			return "ip neigh del " + l.word("neigh") + " dev " + l.word("dev")
 		})},
@@ -57,6 +58,33 @@ func entryDrift() []fault {
 		{ID: "F6", Name: "everything on a device flushed", Flannel: neverRoute, Loses: true, Deaf: true, Run: flushed},
 		{ID: "T19", Name: "foreign routes, neighbours, devices and tables", Flannel: "untouched", Run: canaries},
 	}
+}
+
+// foreignRoute puts a route of somebody else where a peer's was: same prefix,
+// same metric, another device. Weft must not remove what it did not make; it
+// says so, and takes the place as soon as it is free.
+func foreignRoute(ctx context.Context, s *scene) error {
+	n := s.node()
+	all, err := s.lines(n, "route")
+	if err != nil {
+		return err
+	}
+	l := pick(s, all)
+	what := l.word("route") + " metric " + l.word("metric")
+	s.notef("%s: blackhole %s", n, what)
+	err = s.outage(func() error {
+		if err := s.do(ctx, n.Place, "ip route replace blackhole "+what); err != nil {
+			return err
+		}
+		if err := s.wait(ctx, "a report that names the route", func() error { return s.problem(ctx, n, l.word("route")) }); err != nil {
+			return err
+		}
+		return s.do(ctx, n.Place, "ip route del blackhole "+what)
+	})
+	if err != nil {
+		return err
+	}
+	return s.heals(ctx)
 }
 
 // A line of a state.
