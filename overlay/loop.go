@@ -171,6 +171,7 @@ func (l *loop) apply(ctx context.Context, st *Status, changes Changes, again boo
 	st.Pending = Diff(l.last.target, have)
 	st.InSync = st.Pending.Empty()
 	if undone && st.InSync {
+		st.Repairs++
 		l.repaired(changes)
 	}
 	if !st.InSync {

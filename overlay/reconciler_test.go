@@ -538,6 +538,9 @@ func TestRepairsAreTold(t *testing.T) {
 		if told < 3 || told > 4 {
 			t.Errorf("told %d times in 30 s, want one in 10 s", told)
 		}
+		if n := b.Status().Repairs; n != 30 {
+			t.Errorf("counted %d repairs, want 30", n)
+		}
 		b.stop()
 	})
 }

@@ -19,6 +19,7 @@ type Status struct {
 	Links    []Link           // own devices as desired, by name
 	MTU      int              // for pods: of the smallest device, or underlay where there is none; bytes, 0 before the first pass
 	Hold     *Hold            // a mass removal that waits; nil when there is none
+	Repairs  uint64           // passes since start that undid what somebody else had changed
 	Pending  Changes          // what the last pass could not apply
 	Problems []subnet.Problem // sorted by Kind, Object
 	LastPass time.Time        // end of the last pass; zero before the first
