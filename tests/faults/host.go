@@ -149,7 +149,8 @@ func flood(ctx context.Context, s *scene, n *netlab.Node) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	batch := "link add flood type bridge\n" + strings.Repeat("link set flood alias a\nlink set flood alias b\n", 1500) + "link del flood\n"
+	// A device that is down makes no event of a new alias.
+	batch := "link add flood type bridge\nlink set flood up\n" + strings.Repeat("link set flood alias a\nlink set flood alias b\n", 1500) + "link del flood\n"
 	if err := writeFile(n.Path("/run/flood"), batch); err != nil {
 		return 0, err
 	}

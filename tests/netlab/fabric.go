@@ -95,7 +95,12 @@ func (n *Node) Plug() error {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name, attrs.MTU, attrs.MasterIndex = n.name, n.lab.cfg.MTU, br.Attrs().Index
 		attrs.Flags = net.FlagUp
-		veth := &netlink.Veth{LinkAttrs: attrs, PeerName: underlayDev, PeerNamespace: netlink.NsFd(n.net.Fd())}
+		veth := &netlink.Veth{
+			LinkAttrs: attrs, PeerName: underlayDev, PeerNamespace: netlink.NsFd(n.net.Fd()),
+			// As burnt in: the others remember it over a reboot. Locally
+			// administered (IEEE 802-2014, 8.4).
+			PeerHardwareAddr: net.HardwareAddr{0x02, 0x77, 0, 0, 0, byte(n.number)},
+		}
 		if err := h.LinkAdd(veth); err != nil {
 			return fmt.Errorf("add veth %s: %w", n.name, err)
 		}
