@@ -3,35 +3,71 @@
 package overlay
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
+	"sync"
 
 	"weft.dev/weft/subnet"
 )
 
-// programmed is what Desired asks of the kernel's present state: does a
-// subnet's gateway have this MAC?
+// programmed is what Desired asks of the kernel's present state: is a subnet
+// reached at this peer already?
 type programmed struct {
-	devs   []string // all that there are, for an underlay may change
-	neighs Set[Neigh]
+	devs    []string // all that there are, for an underlay may change
+	neighs  Set[Neigh]
+	direct  Set[hop]        // of routes on devices that are not ours
+	tunnels func() Set[hop] // of neighbours, with the address that their MAC is at
 }
 
+// hop is a subnet's base address and the peer's address at which it is reached.
+type hop struct{ base, at netip.Addr }
+
 func indexProgrammed(have State) programmed {
-	p := programmed{neighs: have.Neighs}
+	p := programmed{neighs: have.Neighs, direct: Set[hop]{}}
 	for l := range have.Links {
 		p.devs = append(p.devs, l.Name)
 	}
+	for r := range have.Routes {
+		if r.Via.IsValid() && !slices.Contains(p.devs, r.Dev) {
+			p.direct.Add(hop{r.Dst.Addr(), r.Via})
+		}
+	}
+	p.tunnels = sync.OnceValue(func() Set[hop] { return tunnels(have) })
 	return p
+}
+
+func tunnels(have State) Set[hop] {
+	at := make(map[fdbKey]netip.Addr, len(have.FDB))
+	for f := range have.FDB {
+		at[f.key()] = f.Dst
+	}
+	out := make(Set[hop], len(have.Neighs))
+	for n := range have.Neighs {
+		if dst, ok := at[fdbKey{n.Dev, n.MAC}]; ok {
+			out.Add(hop{n.IP, dst})
+		}
+	}
+	return out
 }
 
 // holds reports whether c is programmed already, on whatever device. The
 // neighbour says so alone: a route may have been lost, and its holder keeps
-// the subnet; a neighbour without route is deleted in the next pass.
+// the subnet; a neighbour without route is deleted in the next pass. Where
+// there is no neighbour, a direct route says it. A peer that has no VTEP any
+// more is known by the address at which it had one.
 func (p programmed) holds(c candidate) bool {
+	base := c.subnet.Addr()
+	if p.direct.Has(hop{base, cmp.Or(c.via, c.dst)}) {
+		return true
+	}
+	if c.mac == (subnet.MAC{}) {
+		return len(p.neighs) > 0 && p.tunnels().Has(hop{base, c.dst})
+	}
 	return slices.ContainsFunc(p.devs, func(dev string) bool {
-		return p.neighs.Has(Neigh{Dev: dev, IP: c.subnet.Addr(), MAC: c.mac})
+		return p.neighs.Has(Neigh{Dev: dev, IP: base, MAC: c.mac})
 	})
 }
 
@@ -57,13 +93,14 @@ func newClaims(list []candidate) *claims {
 }
 
 // contested returns the problem with c, given who was accepted before it, or
-// "". One MAC at one address may serve several leases: they are one VTEP.
+// "". One MAC at one address may serve several leases: they are one VTEP; and
+// where VXLAN is no way to c its MAC does not matter.
 func (k *claims) contested(c *candidate) (kind, detail string) {
 	if other, ok := k.nodes[c.lease.Node]; ok && other != c.lease {
 		return "PeerDuplicateNode", fmt.Sprintf("subnet %s: the name is also that of the holder of %s, which is kept",
 			c.subnet, other.Paths[0].Subnet)
 	}
-	if other, ok := k.macs[fdbKey{c.dev, c.mac}]; ok && other.dst != c.dst {
+	if other, ok := k.macs[fdbKey{c.dev, c.mac}]; ok && c.dev != "" && other.dst != c.dst {
 		return "PeerMACDuplicate", fmt.Sprintf("subnet %s: VTEP MAC %s at %s is also announced by %s at %s, which is kept",
 			c.subnet, c.mac, c.dst, peerName(other.lease), other.dst)
 	}

@@ -64,6 +64,16 @@ func routeMetric(dst netip.Prefix) uint32 {
 // family we have a subnet of. A peer is reached on the underlay it announces
 // with the subnet, or else on the one we have.
 //
+// A peer on the same link (its address of the subnet's family is inside
+// Underlay.Net) has its route on the underlay itself with DirectRouting, and
+// where either side is a host-gw node; the rest stays as long as there is a
+// VXLAN device, for how the peer sends to us is its own matter. A host-gw node
+// has no device at all.
+//
+// Table inet weft (see Self.Guard) admits, for each peer that has a route
+// here, what comes from its announced and published addresses: from its
+// subnets' and its own.
+//
 // A peer that cannot be right is left out, path by path, and reported; it
 // never affects another. Where two peers claim the same (overlapping subnets,
 // one MAC at two addresses, one node name) the one already programmed in have
@@ -83,8 +93,12 @@ func Desired(self Self, cfg subnet.Config, leases []subnet.Lease, have State) (S
 type planner struct {
 	self     Self
 	cfg      subnet.Config
-	links    map[subnet.Family]Link // own devices by underlay family
-	vtep     map[subnet.Family]home // own VTEP address by pod family
+	hostGW   bool                       // no VXLAN device is wanted
+	links    map[subnet.Family]Link     // own devices by underlay family
+	under    map[subnet.Family]Underlay // by family
+	vtep     map[subnet.Family]home     // own VTEP address by pod family
+	own      Set[netip.Addr]            // addresses of this node
+	mtu      int                        // for pods; see Status.MTU
 	have     programmed
 	state    State
 	problems Set[subnet.Problem]
@@ -98,11 +112,25 @@ type home struct {
 }
 
 func newPlanner(self Self, cfg subnet.Config, have State) *planner {
-	return &planner{
+	p := &planner{
 		self: self, cfg: cfg, have: indexProgrammed(have),
-		links: map[subnet.Family]Link{}, vtep: map[subnet.Family]home{},
-		state: NewState(), problems: Set[subnet.Problem]{},
+		// Without VTEPs in our lease there are no devices, whatever the
+		// configuration says by now: the lease follows it.
+		hostGW: cfg.Backend.Type == subnet.BackendHostGW || self.Lease.Backend == subnet.BackendHostGW,
+		links:  map[subnet.Family]Link{}, under: map[subnet.Family]Underlay{}, vtep: map[subnet.Family]home{},
+		own: Set[netip.Addr]{}, state: NewState(), problems: Set[subnet.Problem]{},
 	}
+	for _, u := range self.Underlays {
+		p.under[subnet.FamilyOf(u.Addr)] = u
+		p.own.Add(u.Addr.Unmap())
+	}
+	for _, path := range self.Lease.Paths {
+		p.own.Add(path.Underlay.Unmap())
+	}
+	for _, a := range self.Addresses {
+		p.own.Add(a.Unmap())
+	}
+	return p
 }
 
 func (p *planner) problem(kind, object, format string, args ...any) {
@@ -111,7 +139,11 @@ func (p *planner) problem(kind, object, format string, args ...any) {
 
 // run builds the state.
 func (p *planner) run(leases []subnet.Lease) {
-	p.devices()
+	if p.hostGW {
+		p.gateways()
+	} else {
+		p.devices()
+	}
 	p.peers(leases)
 }
 
@@ -146,16 +178,42 @@ func (p *planner) devices() {
 			p.problem("UnderlayMissing", path.Subnet.String(), "this node has no %s device to carry the subnet, but announces %s", f, path.Underlay)
 			continue
 		case !l.carries(pod):
-			p.tooSmall(l, f, minMTUv6, "so the device cannot carry IPv6")
+			p.tooSmall(l.Name, l.Underlay, l.MTU, minMTUv6, Overhead(f), "so the device cannot carry IPv6")
 			continue
 		}
 		base := path.Subnet.Addr()
 		p.state.Addrs.Add(Addr{Dev: l.Name, Prefix: netip.PrefixFrom(base, base.BitLen())})
 		p.vtep[pod] = home{l.Name, base}
 	}
-	if p.cfg.Backend.DirectRouting {
-		p.problem("DirectRoutingIgnored", "Backend.DirectRouting", "not supported by this version: peers on the same link are reached through VXLAN too")
+}
+
+// gateways is devices for a host-gw node: pods' packets go out as they are.
+func (p *planner) gateways() {
+	for _, path := range p.self.Lease.Paths {
+		pod := subnet.FamilyOf(path.Subnet.Addr())
+		u, ok := p.under[pod]
+		if !ok {
+			p.problem("UnderlayMissing", path.Subnet.String(), "this node has no %s underlay, and backend %q needs one of the subnet's family", pod, subnet.BackendHostGW)
+			continue
+		}
+		mtu := cmp.Or(p.cfg.Backend.MTU, u.MTU)
+		if pod == subnet.IPv6 && mtu < minMTUv6 {
+			p.tooSmall(u.Dev, u.Dev, mtu, minMTUv6, 0, "so pods cannot use IPv6")
+		}
+		p.carry(mtu)
 	}
+}
+
+// carry notes that pods' packets go over a device of that MTU.
+func (p *planner) carry(mtu int) {
+	if p.mtu == 0 || mtu < p.mtu {
+		p.mtu = mtu
+	}
+}
+
+// deviceName returns the name of our device on underlay family f.
+func (p *planner) deviceName(f subnet.Family) string {
+	return p.self.Names[f] + strconv.FormatUint(uint64(p.cfg.Backend.VNI), 10)
 }
 
 // device adds the link on underlay u of family f.
@@ -163,7 +221,7 @@ func (p *planner) device(f subnet.Family, u Underlay) {
 	own, _ := p.self.Lease.VTEP(f)
 	b := p.cfg.Backend
 	l := Link{
-		Name: p.self.Names[f] + strconv.FormatUint(uint64(b.VNI), 10),
+		Name: p.deviceName(f),
 		VNI:  b.VNI, Port: b.Port, Local: u.Addr.Unmap(), Underlay: u.Dev, MAC: own.MAC,
 		MTU:      cmp.Or(b.MTU, u.MTU) - Overhead(f),
 		Learning: b.Learning, GBP: b.GBP, Up: true, RPFilter: rpFilterLoose, AddrGen: addrGenNone,
@@ -172,19 +230,20 @@ func (p *planner) device(f subnet.Family, u Underlay) {
 	case len(l.Name) > maxLinkName:
 		p.problem("LinkNameTooLong", l.Name, "a device name has at most %d bytes: choose a smaller VNI than %d", maxLinkName, b.VNI)
 	case l.MTU < minMTU:
-		p.tooSmall(l, f, minMTU, "so there can be no device")
+		p.tooSmall(l.Name, l.Underlay, l.MTU, minMTU, Overhead(f), "so there can be no device")
 	default:
 		p.links[f] = l
 		p.state.Links.Add(l)
+		p.carry(l.MTU)
 	}
 }
 
-func (p *planner) tooSmall(l Link, f subnet.Family, least int, effect string) {
-	what := "underlay " + l.Underlay + " needs an MTU"
+func (p *planner) tooSmall(dev, underlay string, mtu, least, overhead int, effect string) {
+	what := "underlay " + underlay + " needs an MTU"
 	if p.cfg.Backend.MTU != 0 {
 		what = "Backend.MTU in the network configuration needs a value"
 	}
-	p.problem("MTUTooSmall", l.Name, "MTU %d is below %d, %s: %s of at least %d", l.MTU, least, effect, what, least+Overhead(f))
+	p.problem("MTUTooSmall", dev, "MTU %d is below %d, %s: %s of at least %d", mtu, least, effect, what, least+overhead)
 }
 
 // carries reports whether the kernel lets l carry packets of family pod.
@@ -192,17 +251,22 @@ func (l Link) carries(pod subnet.Family) bool {
 	return pod != subnet.IPv6 || l.MTU >= minMTUv6
 }
 
-// program adds the entries of one accepted path of a peer.
+// program adds the entries of one accepted path of a peer: through VXLAN as
+// far as there is a device for it, and the route where it goes.
 func (p *planner) program(c *candidate) {
-	via := c.subnet.Addr()
-	p.state.FDB.Add(FDB{Dev: c.dev, MAC: c.mac, Dst: c.dst})
-	p.state.Neighs.Add(Neigh{Dev: c.dev, IP: via, MAC: c.mac})
+	base := c.subnet.Addr()
 	r := Route{
-		Dev: c.dev, Dst: c.subnet, Via: via,
+		Dev: c.dev, Dst: c.subnet, Via: base,
 		Metric: routeMetric(c.subnet), Onlink: true, Proto: RouteProtocol,
 	}
-	// Only where the device has no address of the pods' family to choose.
-	if own, ok := p.vtep[subnet.FamilyOf(via)]; ok && own.dev != c.dev {
+	if c.dev != "" {
+		p.state.FDB.Add(FDB{Dev: c.dev, MAC: c.mac, Dst: c.dst})
+		p.state.Neighs.Add(Neigh{Dev: c.dev, IP: base, MAC: c.mac})
+	}
+	if c.via.IsValid() {
+		r.Dev, r.Via = p.under[subnet.FamilyOf(c.via)].Dev, c.via
+	} else if own, ok := p.vtep[subnet.FamilyOf(base)]; ok && own.dev != c.dev {
+		// Only where the device has no address of the pods' family to choose.
 		r.Src = own.addr
 	}
 	p.state.Routes.Add(r)

@@ -15,36 +15,56 @@ import (
 const protoBoot = 3
 
 // Diff returns the changes that turn have into want, in the order in which
-// they must be made: links, addresses, FDB entries, neighbours and routes are
-// put in place, then what is stale goes in reverse. So a route appears after
-// its neighbour and its FDB entry, a neighbour never names a MAC that has no
-// FDB entry, and an old path is there until the new one is.
+// they must be made: the filter and its elements, links, addresses, FDB
+// entries, neighbours and routes are put in place, then what is stale goes in
+// reverse. So no device is there before its guard, a route appears after its
+// neighbour, its FDB entry and what lets the answers in, a neighbour never
+// names a MAC that has no FDB entry, and an old path is there until the new
+// one is.
 //
 // Entries with one kernel key (a link's name, an FDB entry's device and MAC, a
-// neighbour's device and address, a route's prefix and metric) are one
-// Replace; further stale entries under that key are deleted.
+// neighbour's device and address, a route's prefix and metric, on whatever
+// device) are one Replace; further stale entries under that key are deleted.
 //
-// What a link change takes with it is not deleted again, and is added again
-// if wanted: see cascade. Everything in have is ours except routes; of those
-// Diff deletes only what ours reports. Diff changes neither argument, and
-// Diff(s, s) is empty.
+// What a change takes with it is not deleted again, and is added again if
+// wanted: of a link see cascade, of the filter all elements, which follow it
+// at once. Everything in have is ours except routes; of those Diff deletes
+// only what ours reports. Diff changes neither argument, and Diff(s, s) is
+// empty.
 func Diff(want, have State) Changes {
+	guard := diffFilter(want, have)
 	links := diffLinks(want.Links, have.Links)
 	c, early := links.cascade(want, have)
 	now := c.survivors(have)
-	wanted := sync.OnceValue(func() Set[netip.Prefix] { return destinations(want.Routes) })
+	known := sync.OnceValue(func() routing { return newRouting(want, have) })
 
 	addrs := diffSet(want.Addrs, now.Addrs, func(a Addr) Addr { return a }, func(a Addr) bool { return !links.dying[a.Dev] })
 	fdb := diffSet(want.FDB, now.FDB, FDB.key, func(f FDB) bool { return !links.dying[f.Dev] })
 	neighs := diffSet(want.Neighs, now.Neighs, Neigh.key, func(n Neigh) bool { return !links.dying[n.Dev] })
 	routes := diffSet(want.Routes, now.Routes, Route.key, func(r Route) bool {
-		return !links.dying[r.Dev] && r.ours(wanted)
+		return !links.dying[r.Dev] && known().ours(r)
 	})
 	return slices.Concat(
-		links.first, links.put,
+		guard.put, links.first, links.put,
 		addrs.put, early, fdb.put, neighs.put, routes.put,
-		routes.del, neighs.del, fdb.del, addrs.del, links.last,
+		routes.del, neighs.del, fdb.del, addrs.del, links.last, guard.del,
 	)
+}
+
+// diffFilter compares table inet weft and its elements. There is one table at
+// most; one that is deleted or replaced loses its elements.
+func diffFilter(want, have State) delta {
+	table := func(Filter) struct{} { return struct{}{} }
+	filters := diffSet(want.Filters, have.Filters, table, func(Filter) bool { return len(want.Filters) == 0 })
+	if len(filters.put)+len(filters.del) > 0 {
+		have.Nodes, have.Sources = nil, nil
+	}
+	nodes := diffSet(want.Nodes, have.Nodes, func(n Node) Node { return n }, func(Node) bool { return true })
+	sources := diffSet(want.Sources, have.Sources, func(s Source) Source { return s }, func(Source) bool { return true })
+	return delta{
+		put: slices.Concat(filters.put, nodes.put, sources.put),
+		del: slices.Concat(sources.del, nodes.del, filters.del),
+	}
 }
 
 // fdbKey is what a unicast FDB entry is known by.
@@ -71,13 +91,48 @@ func (f FDB) key() fdbKey     { return fdbKey{f.Dev, f.MAC} }
 func (n Neigh) key() neighKey { return neighKey{n.Dev, n.IP} }
 func (r Route) key() routeKey { return routeKey{r.Dst, r.Metric} }
 
-// ours reports whether a route that stands on one of our devices and is not
-// wanted is ours to delete: it carries our mark, or it has the shape of
-// flannel's peer routes (a node taken over from flannel), or it shadows, or is
-// shadowed by, a route that we want to the same prefix.
-func (r Route) ours(wanted func() Set[netip.Prefix]) bool {
+// routing is what it takes to tell whose a route is.
+type routing struct {
+	devs   map[string]bool // our devices
+	dsts   Set[netip.Prefix]
+	direct Set[gateway] // wanted
+}
+
+// gateway is a prefix and where packets to it go.
+type gateway struct {
+	dst netip.Prefix
+	via netip.Addr
+}
+
+func newRouting(want, have State) routing {
+	r := routing{devs: map[string]bool{}, dsts: destinations(want.Routes), direct: Set[gateway]{}}
+	for _, links := range []Set[Link]{want.Links, have.Links} {
+		for l := range links {
+			r.devs[l.Name] = true
+		}
+	}
+	for w := range want.Routes {
+		if !r.devs[w.Dev] {
+			r.direct.Add(gateway{w.Dst, w.Via})
+		}
+	}
+	return r
+}
+
+// ours reports whether a route that is not wanted is ours to delete: it carries
+// our mark; or it is what flannel leaves, on our device to whatever peer (a
+// node taken over from flannel), on another only where we want the same with
+// another metric; or it stands on our device and shadows, or is shadowed by, a
+// route that we want to the same prefix.
+func (s routing) ours(r Route) bool {
+	switch {
+	case r.Proto == RouteProtocol:
+		return true
+	case !s.devs[r.Dev]:
+		return r.Proto == protoBoot && s.direct.Has(gateway{r.Dst, r.Via})
+	}
 	flannel := r.Proto == protoBoot && r.Onlink && r.Via == r.Dst.Addr()
-	return r.Proto == RouteProtocol || flannel || wanted().Has(r.Dst)
+	return flannel || s.dsts.Has(r.Dst)
 }
 
 func destinations(routes Set[Route]) Set[netip.Prefix] {

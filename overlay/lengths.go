@@ -3,9 +3,11 @@
 package overlay
 
 import (
+	"cmp"
 	"fmt"
 	"iter"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"weft.dev/weft/subnet"
@@ -29,6 +31,11 @@ func (l Lengths) WithLength(f subnet.Family, n int) Lengths {
 		}
 	}
 	return l
+}
+
+// compare orders sets of lengths; 0 means equal.
+func (l Lengths) compare(o Lengths) int {
+	return cmp.Or(slices.Compare(l.bits[0][:], o.bits[0][:]), slices.Compare(l.bits[1][:], o.bits[1][:]))
 }
 
 // All yields the lengths, IPv4 first, ascending.

@@ -15,6 +15,12 @@ import (
 // not, is an error, because Diff should know.
 func applyModel(s State, c Change) error {
 	switch e := c.Entry.(type) {
+	case Filter:
+		return modelFilter(s, c, e)
+	case Node:
+		return modelElement(s, s.Nodes, c, e, func(Filter) bool { return true })
+	case Source:
+		return modelElement(s, s.Sources, c, e, func(f Filter) bool { return f.looksFor(e.Inner) })
 	case Link:
 		return modelLink(s, c, e)
 	case Addr:
@@ -27,7 +33,7 @@ func applyModel(s State, c Change) error {
 		if c.Op != Delete && e.Src.IsValid() && !s.hasAddr(e.Src) {
 			return fmt.Errorf("source %s is nobody's address", e.Src)
 		}
-		return modelEntry(s.Routes, c, e, func(o Route) bool { return o.Dst == e.Dst && o.Metric == e.Metric }, s.dev(e.Dev))
+		return modelEntry(s.Routes, c, e, func(o Route) bool { return o.Dst == e.Dst && o.Metric == e.Metric }, s.anyDev(e.Dev))
 	}
 	return errors.New("unknown entry")
 }
@@ -41,6 +47,57 @@ func applyAll(s State, changes Changes) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// modelFilter is the one table there can be; its elements go with it.
+func modelFilter(s State, c Change, f Filter) error {
+	if c.Op == Add && len(s.Filters) > 0 {
+		return errors.New("exists")
+	}
+	if was, ok := c.Was.(Filter); c.Op == Replace && (!ok || !s.Filters.Has(was)) || c.Op == Delete && !s.Filters.Has(f) {
+		return fmt.Errorf("not there: %v", c.Was)
+	}
+	clear(s.Filters)
+	clear(s.Nodes)
+	clear(s.Sources)
+	if c.Op != Delete {
+		s.Filters.Add(f)
+	}
+	return nil
+}
+
+// modelElement is an element of one of the table's sets.
+func modelElement[E comparable](s State, set Set[E], c Change, e E, fits func(Filter) bool) error {
+	for f := range s.Filters {
+		if !fits(f) {
+			return errors.New("the table has no set for it")
+		}
+		switch has := set.Has(e); {
+		case c.Op == Add && !has:
+			set.Add(e)
+			return nil
+		case c.Op == Delete && has:
+			delete(set, e)
+			return nil
+		}
+		return fmt.Errorf("cannot %s", c.Op)
+	}
+	return errors.New("there is no table")
+}
+
+// looksFor reports whether f has a set for Sources with this inner prefix.
+func (f Filter) looksFor(in netip.Prefix) bool {
+	return f.Guard == GuardBind && (in.IsSingleIP() || f.Lengths.With(in) == f.Lengths)
+}
+
+// underlayDev is a device that is not ours, always up.
+const underlayDev = "eth0"
+
+func (s State) anyDev(name string) *Link {
+	if name == underlayDev {
+		return &Link{Name: name, Up: true}
+	}
+	return s.dev(name)
 }
 
 func modelEntry[E comparable](set Set[E], c Change, e E, twin func(E) bool, dev *Link) error {

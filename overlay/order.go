@@ -5,7 +5,8 @@ package overlay
 import (
 	"bytes"
 	"cmp"
-	"fmt"
+	"net/netip"
+	"slices"
 
 	"weft.dev/weft/subnet"
 )
@@ -31,7 +32,19 @@ func (l Link) compare(o Link) int {
 	)
 }
 
-func (f Filter) compare(o Filter) int { return cmp.Compare(fmt.Sprint(f), fmt.Sprint(o)) }
+func (f Filter) compare(o Filter) int {
+	return cmp.Or(
+		cmp.Compare(f.VNI, o.VNI),
+		cmp.Compare(f.Port, o.Port),
+		cmp.Compare(f.Guard, o.Guard),
+		compareBool(f.Masquerade, o.Masquerade),
+		slices.CompareFunc(f.Networks[:], o.Networks[:], netip.Prefix.Compare),
+		slices.CompareFunc(f.Subnets[:], o.Subnets[:], netip.Prefix.Compare),
+		slices.Compare(f.Devices[:], o.Devices[:]),
+		f.Lengths.compare(o.Lengths),
+		cmp.Compare(f.Foreign, o.Foreign),
+	)
+}
 
 func (n Node) compare(o Node) int {
 	return cmp.Or(compareBool(n.Own, o.Own), n.Addr.Compare(o.Addr))

@@ -4,6 +4,7 @@ package overlay
 
 import (
 	"cmp"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -16,8 +17,9 @@ type candidate struct {
 	lease     *subnet.Lease
 	subnet    netip.Prefix
 	dst       netip.Addr // underlay address at which the subnet is reached
-	mac       subnet.MAC // of the VTEP there
-	dev       string     // our device on dst's family
+	mac       subnet.MAC // of the VTEP there; zero where the peer has none
+	dev       string     // our VXLAN device on dst's family; empty when VXLAN is no way there
+	via       netip.Addr // gateway of a direct route; zero when the route goes through dev
 	incumbent bool       // programmed already
 }
 
@@ -56,7 +58,8 @@ func (p *planner) peers(leases []subnet.Lease) {
 	}
 	slices.SortFunc(list, candidate.compare)
 	claims := newClaims(list)
-	reached := map[*subnet.Lease]struct{}{}
+	p.makeSpace(len(list))
+	accepted := newAccepted(len(leases))
 	for i := range list {
 		c := &list[i]
 		if kind, detail := claims.contested(c); kind != "" {
@@ -65,9 +68,10 @@ func (p *planner) peers(leases []subnet.Lease) {
 		}
 		claims.take(c)
 		p.program(c)
-		reached[c.lease] = struct{}{}
+		accepted.add(c)
 	}
-	p.reached = len(reached)
+	p.reached = len(accepted.leases)
+	p.filter(accepted)
 }
 
 // isOwn reports whether l is our own lease: our node and instance or, where
@@ -95,8 +99,8 @@ func (p *planner) validHolder(l *subnet.Lease) bool {
 	switch {
 	case l.Backend == "":
 		return false
-	case l.Backend != subnet.BackendVXLAN:
-		p.problem("PeerBackend", peerName(l), "expects to be reached by backend %q; this node speaks %q only", l.Backend, subnet.BackendVXLAN)
+	case l.Backend != subnet.BackendVXLAN && l.Backend != subnet.BackendHostGW:
+		p.problem("PeerBackend", peerName(l), "expects to be reached by backend %q; this node speaks %q and %q only", l.Backend, subnet.BackendVXLAN, subnet.BackendHostGW)
 	case l.Node != "" && l.Node == p.self.Lease.Node:
 		p.problem("PeerDuplicateNode", peerName(l), "another holder (instance %q, ours is %q) uses this node's name: give each node its own", l.Instance, p.self.Lease.Instance)
 	default:
@@ -109,28 +113,82 @@ func (p *planner) validHolder(l *subnet.Lease) bool {
 // family that we have no subnet of concern nobody here.
 func (p *planner) candidates(list []candidate, l *subnet.Lease) []candidate {
 	for _, path := range l.Paths {
-		pod := subnet.FamilyOf(path.Subnet.Addr())
-		if _, ok := p.self.Lease.Path(pod); !ok {
+		if _, ok := p.self.Lease.Path(subnet.FamilyOf(path.Subnet.Addr())); !ok {
 			continue
 		}
-		if !p.validSubnet(l, path.Subnet) {
-			continue
+		if c, ok := p.candidate(l, path); ok {
+			c.incumbent = p.have.holds(c)
+			list = append(list, c)
 		}
-		vtep, link, ok := p.reach(l, path)
-		if !ok {
-			if len(p.links) > 0 {
-				p.problem("PeerUnreachable", peerName(l), "subnet %s: this node has no underlay of a family that the peer announces (%s)", path.Subnet, announced(l))
-			}
-			continue
-		}
-		if !p.validVTEP(l, path.Subnet, vtep) || !link.carries(pod) {
-			continue
-		}
-		c := candidate{lease: l, subnet: path.Subnet, dst: vtep.Underlay, mac: vtep.MAC, dev: link.Name}
-		c.incumbent = p.have.holds(c)
-		list = append(list, c)
 	}
 	return list
+}
+
+// candidate returns how a path of l is reached: through VXLAN where both sides
+// have it, by a route on the underlay where that is wanted and can be.
+func (p *planner) candidate(l *subnet.Lease, path subnet.Path) (candidate, bool) {
+	if !p.validSubnet(l, path.Subnet) {
+		return candidate{}, false
+	}
+	c := candidate{lease: l, subnet: path.Subnet}
+	gateway, onLink := p.gateway(l, path)
+	mustRoute := p.hostGW || l.Backend == subnet.BackendHostGW
+	if mustRoute && !onLink {
+		p.offLink(l, path)
+		return c, false
+	}
+	if onLink && (mustRoute || p.cfg.Backend.DirectRouting) {
+		c.dst, c.via, c.mac = gateway.Underlay, gateway.Underlay, gateway.MAC
+	}
+	if mustRoute {
+		return c, p.validOuter(l, c.subnet, c.via)
+	}
+	vtep, link, ok := p.reach(l, path)
+	if !ok {
+		if len(p.links) > 0 && !c.via.IsValid() {
+			p.problem("PeerUnreachable", peerName(l), "subnet %s: this node has no underlay of a family that the peer announces (%s)", path.Subnet, announced(l))
+		}
+		return c, c.via.IsValid() && p.validOuter(l, c.subnet, c.via)
+	}
+	if !p.validVTEP(l, path.Subnet, vtep) {
+		return c, false
+	}
+	if link.carries(subnet.FamilyOf(c.subnet.Addr())) {
+		c.dst, c.mac, c.dev = vtep.Underlay, vtep.MAC, link.Name
+	}
+	return c, c.dev != "" || c.via.IsValid()
+}
+
+// gateway returns the peer's end on our link that can be the gateway of path's
+// subnet, an address of the subnet's family: path's own, or else one that the
+// peer announces with another path. It reports false when there is none.
+func (p *planner) gateway(l *subnet.Lease, path subnet.Path) (subnet.Path, bool) {
+	pod := subnet.FamilyOf(path.Subnet.Addr())
+	end := unmapped(path)
+	if subnet.FamilyOf(end.Underlay) != pod {
+		other, ok := l.VTEP(pod)
+		if !ok {
+			return subnet.Path{}, false
+		}
+		end = unmapped(other)
+	}
+	u, ok := p.under[pod]
+	return end, ok && u.Net.Contains(end.Underlay)
+}
+
+// offLink reports that path needs a direct route and can have none.
+func (p *planner) offLink(l *subnet.Lease, path subnet.Path) {
+	who := "this node"
+	if !p.hostGW {
+		who = "the peer"
+	}
+	pod := subnet.FamilyOf(path.Subnet.Addr())
+	here := "has no " + pod.String() + " underlay"
+	if u, ok := p.under[pod]; ok {
+		here = fmt.Sprintf("is %s on %s, whose link is %s", u.Addr, u.Dev, u.Net)
+	}
+	p.problem("PeerUnreachable", peerName(l), "subnet %s: backend %q of %s needs both nodes on one %s link; the peer announces %s, this node %s",
+		path.Subnet, subnet.BackendHostGW, who, pod, announced(l), here)
 }
 
 // reach picks the VTEP at which the peer's path is reached and our device for
@@ -191,16 +249,27 @@ const flannelVNI = 0xffff
 
 func (p *planner) validVTEP(l *subnet.Lease, s netip.Prefix, v subnet.Path) bool {
 	switch {
-	case !unicast(v.Underlay) || s.Contains(v.Underlay):
-		p.problem("PeerUnderlayInvalid", peerName(l), "subnet %s: underlay address %s is not a unicast address outside the subnet", s, v.Underlay)
-	case p.ownUnderlay(v.Underlay):
-		p.problem("PeerUnderlayIsOurs", peerName(l), "subnet %s: underlay address %s is this node's own", s, v.Underlay)
+	case !p.validOuter(l, s, v.Underlay): // reported
 	case !v.MAC.IsUnicast():
 		p.problem("PeerMACInvalid", peerName(l), "subnet %s: VTEP MAC %s is not a unicast address", s, v.MAC)
 	case p.ownMAC(v.MAC):
 		p.problem("PeerMACIsOurs", peerName(l), "subnet %s: VTEP MAC %s is this node's own", s, v.MAC)
 	case v.VNI != 0 && v.VNI != p.cfg.Backend.VNI && v.VNI != p.cfg.Backend.VNI&flannelVNI:
 		p.problem("PeerVNI", peerName(l), "subnet %s: published for VNI %d, ours is %d", s, v.VNI, p.cfg.Backend.VNI)
+	default:
+		return true
+	}
+	return false
+}
+
+// validOuter reports what is wrong with a as the address at which the peer's
+// subnet s is reached.
+func (p *planner) validOuter(l *subnet.Lease, s netip.Prefix, a netip.Addr) bool {
+	switch {
+	case !unicast(a) || s.Contains(a):
+		p.problem("PeerUnderlayInvalid", peerName(l), "subnet %s: underlay address %s is not a unicast address outside the subnet", s, a)
+	case p.isOurs(a):
+		p.problem("PeerUnderlayIsOurs", peerName(l), "subnet %s: underlay address %s is this node's own", s, a)
 	default:
 		return true
 	}
@@ -215,9 +284,9 @@ func unicast(a netip.Addr) bool {
 		!(a.Is6() && a.IsLinkLocalUnicast())
 }
 
-func (p *planner) ownUnderlay(a netip.Addr) bool {
-	return slices.ContainsFunc(p.self.Underlays, func(u Underlay) bool { return u.Addr.Unmap() == a }) ||
-		slices.ContainsFunc(p.self.Lease.Paths, func(own subnet.Path) bool { return own.Underlay.Unmap() == a })
+// isOurs reports whether a is an address of this node or of its pods.
+func (p *planner) isOurs(a netip.Addr) bool {
+	return p.own.Has(a) || slices.ContainsFunc(p.self.Lease.Paths, func(own subnet.Path) bool { return own.Subnet.Contains(a) })
 }
 
 func (p *planner) ownMAC(m subnet.MAC) bool {

@@ -28,8 +28,8 @@ type State struct {
 	Routes  Set[Route]
 }
 
-// An Entry is one element of a State. String renders it in iproute2 syntax,
-// as the arguments that follow `ip link add`, `ip addr add` and so on.
+// An Entry is one element of a State. String renders it as the arguments
+// that follow `ip link add`, `ip addr add`, `nft add element` and so on.
 type Entry interface {
 	entry()
 	String() string

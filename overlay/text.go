@@ -5,7 +5,6 @@ package overlay
 import (
 	"encoding/json"
 	"fmt"
-	"net/netip"
 	"strconv"
 	"strings"
 
@@ -106,37 +105,6 @@ func (l Link) modify(was Link) []string {
 	return out
 }
 
-// String renders f in words, for nft would need all of the table.
-func (f Filter) String() string {
-	s := fmt.Sprintf("inet weft guard %s masquerade %t udp dport %d vni %d networks %s subnets %s devices %s lengths %s", f.Guard, f.Masquerade, f.Port, f.VNI,
-		valid(f.Networks), valid(f.Subnets), strings.TrimSpace(strings.Join(f.Devices[:], " ")), f.Lengths)
-	if f.Foreign != "" {
-		s += " # " + f.Foreign
-	}
-	return s
-}
-
-func valid(list [2]netip.Prefix) string {
-	var out []string
-	for _, p := range list {
-		if p.IsValid() {
-			out = append(out, p.String())
-		}
-	}
-	return strings.Join(out, ",")
-}
-
-// String renders n as "peer 10.0.0.2" or "own 10.0.0.1".
-func (n Node) String() string {
-	if n.Own {
-		return "own " + n.Addr.String()
-	}
-	return "peer " + n.Addr.String()
-}
-
-// String renders s as "10.0.0.2 inner 10.5.2.0/24".
-func (s Source) String() string { return s.Outer.String() + " inner " + s.Inner.String() }
-
 // String renders a as the arguments of `ip addr add`.
 func (a Addr) String() string { return fmt.Sprintf("%s dev %s", a.Prefix, a.Dev) }
 
@@ -170,7 +138,8 @@ func (r Route) String() string {
 	return b.String()
 }
 
-// Kind returns "link", "addr", "fdb", "neigh" or "route".
+// Kind returns "filter", "node", "source", "link", "addr", "fdb", "neigh" or
+// "route".
 func (c Change) Kind() string { return kindOf(c.Entry) }
 
 func kindOf(e Entry) string {
@@ -195,10 +164,17 @@ func kindOf(e Entry) string {
 	return "nothing"
 }
 
-// String renders c as one line that a shell can run with the same effect.
+// String renders c as one line that a shell can run with the same effect,
+// except for a Filter, which is a comment: nft would need all of the table.
 func (c Change) String() string {
-	if l, ok := c.Entry.(Link); ok {
-		return strings.Join(c.linkCommands(l), " && ")
+	switch e := c.Entry.(type) {
+	case Link:
+		return strings.Join(c.linkCommands(e), " && ")
+	case Filter:
+		return fmt.Sprintf("# %s filter %s", c.Op, e)
+	case Node, Source:
+		verb := map[Op]string{Add: "add", Replace: "add", Modify: "add", Delete: "delete"}[c.Op]
+		return fmt.Sprintf("nft %s element %s", verb, e)
 	}
 	tool, verb := "ip ", map[Op]string{Add: "add", Replace: "replace", Modify: "replace", Delete: "del"}[c.Op]
 	if _, ok := c.Entry.(FDB); ok {
@@ -252,8 +228,8 @@ func (c Changes) String() string {
 	return b.String()
 }
 
-// String renders s one entry a line, sorted: the kind and the entry in
-// iproute2 syntax, e.g. "neigh 10.5.2.0 lladdr 0a:58:... dev weft.1 nud permanent".
+// String renders s one entry a line, sorted: the kind and the entry as its
+// String does, e.g. "neigh 10.5.2.0 lladdr 0a:58:... dev weft.1 nud permanent".
 func (s State) String() string {
 	var b strings.Builder
 	writeSet(&b, s.Filters)

@@ -17,6 +17,13 @@ import (
 // samples is one entry of each kind with every field set.
 func samples() []Entry {
 	return []Entry{
+		Filter{
+			Guard: GuardBind, Masquerade: true, Port: 8472, VNI: 1, Networks: [2]netip.Prefix{prefix("10.5.0.0/16"), prefix("fd00:5::/48")},
+			Subnets: [2]netip.Prefix{pods(4, 1), pods(6, 1)}, Devices: [2]string{"weft.1", "weft6.1"},
+			Lengths: Lengths{}.WithLength(4, 24).WithLength(6, 64), Foreign: "chain input: no rule 2",
+		},
+		Node{Addr: addr("10.0.0.2"), Own: true},
+		Source{Outer: addr("10.0.0.2"), Inner: prefix("10.5.2.0/24")},
 		Link{
 			Name: "weft.1", VNI: 1, Port: 8472, Local: addr("10.0.0.1"), Underlay: "eth0", MAC: mac(1), MTU: 1450,
 			Learning: true, GBP: true, Up: true, RPFilter: 2, AddrGen: "none", Foreign: "ttl 5",
@@ -35,6 +42,14 @@ func samples() []Entry {
 func otherValue(t *testing.T, v reflect.Value) reflect.Value {
 	t.Helper()
 	switch x := v.Interface().(type) {
+	case Guard:
+		return reflect.ValueOf(GuardPeers)
+	case Lengths:
+		return reflect.ValueOf(x.WithLength(6, 128))
+	case [2]netip.Prefix:
+		return reflect.ValueOf([2]netip.Prefix{x[0], prefix("fd00:9::/48")})
+	case [2]string:
+		return reflect.ValueOf([2]string{x[0], x[1] + "x"})
 	case netip.Addr:
 		return reflect.ValueOf(addr("10.9.9.9"))
 	case netip.Prefix:
@@ -95,6 +110,12 @@ func compareEntries(a, b Entry) int {
 
 func compareMethod(e Entry) any {
 	switch e := e.(type) {
+	case Filter:
+		return e.compare
+	case Node:
+		return e.compare
+	case Source:
+		return e.compare
 	case Link:
 		return e.compare
 	case Addr:
@@ -150,7 +171,7 @@ func TestZeroStateIsEmpty(t *testing.T) {
 }
 
 func TestChangeAsJSON(t *testing.T) {
-	b, err := json.Marshal(Changes{{Op: Replace, Entry: samples()[3]}})
+	b, err := json.Marshal(Changes{{Op: Replace, Entry: samples()[6]}})
 	want := `[{"op":"replace","kind":"neigh","text":"ip neigh replace 10.5.2.0 lladdr 0a:00:00:00:00:02 dev weft.1 nud permanent"}]`
 	if err != nil || string(b) != want {
 		t.Errorf("got %s, %v, want %s", b, err, want)
@@ -158,7 +179,7 @@ func TestChangeAsJSON(t *testing.T) {
 }
 
 func TestModifyOfAnUnknownLinkSetsEverything(t *testing.T) {
-	got := Change{Op: Modify, Entry: samples()[0]}.String()
+	got := Change{Op: Modify, Entry: samples()[3]}.String()
 	want := "sysctl -qw net.ipv4.conf.weft/1.rp_filter=2 && ip link set weft.1 addrgenmode none && " +
 		"ip link set weft.1 type vxlan id 1 learning && ip link set weft.1 address 0a:00:00:00:00:01 mtu 1450 up"
 	if got != want {

@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package overlay
+
+import (
+	"net/netip"
+	"slices"
+
+	"weft.dev/weft/subnet"
+)
+
+// accepted is the peers that have a route here, in the order in which they
+// were accepted, and their subnets.
+type accepted struct {
+	leases  []*subnet.Lease
+	subnets map[*subnet.Lease][]netip.Prefix
+}
+
+func newAccepted(n int) *accepted {
+	return &accepted{leases: make([]*subnet.Lease, 0, n), subnets: make(map[*subnet.Lease][]netip.Prefix, n)}
+}
+
+func (a *accepted) add(c *candidate) {
+	if _, ok := a.subnets[c.lease]; !ok {
+		a.leases = append(a.leases, c.lease)
+	}
+	a.subnets[c.lease] = append(a.subnets[c.lease], c.subnet)
+}
+
+// makeSpace makes the sets large enough for the entries of n paths: growing
+// them step by step would take as long as filling them.
+func (p *planner) makeSpace(n int) {
+	p.state.Routes = make(Set[Route], n)
+	if !p.hostGW {
+		p.state.FDB, p.state.Neighs = make(Set[FDB], n), make(Set[Neigh], n)
+	}
+	if p.filters() {
+		p.state.Nodes = make(Set[Node], n)
+	}
+	if p.self.Guard == GuardBind {
+		// Of a node with one path, and with two: 3 and 2*6 elements.
+		p.state.Sources = make(Set[Source], n*3*max(1, len(p.self.Lease.Paths)))
+	}
+}
+
+// filters reports whether table inet weft is wanted.
+func (p *planner) filters() bool { return p.self.Guard != "" || p.self.Masquerade }
+
+// filter adds table inet weft and its elements.
+func (p *planner) filter(peers *accepted) {
+	if !p.filters() {
+		return
+	}
+	f := p.table()
+	for a := range p.own {
+		if unicast(a) {
+			p.state.Nodes.Add(Node{Addr: a, Own: true})
+		}
+	}
+	shared := p.holders(peers)
+	for _, l := range peers.leases {
+		outer := p.outer(l, shared)
+		for _, a := range outer {
+			p.state.Nodes.Add(Node{Addr: a})
+		}
+		if f.Guard == GuardBind {
+			inner := innerOf(peers.subnets[l], outer)
+			for _, in := range inner {
+				if !in.IsSingleIP() {
+					f.Lengths = f.Lengths.With(in)
+				}
+				for _, a := range outer {
+					p.state.Sources.Add(Source{Outer: a, Inner: in})
+				}
+			}
+		}
+	}
+	p.state.Filters.Add(f)
+}
+
+// table returns table inet weft as it is without peers. Only mode bind looks
+// for inner prefixes.
+func (p *planner) table() Filter {
+	b := p.cfg.Backend
+	f := Filter{Guard: p.self.Guard, Masquerade: p.self.Masquerade, Port: b.Port, VNI: b.VNI}
+	if f.Guard == "" {
+		f.Guard = GuardOff
+	}
+	for i, family := range subnet.Families() {
+		if n, ok := p.cfg.Network(family); ok {
+			f.Networks[i] = n.Prefix
+			if f.Guard == GuardBind && n.SubnetLen < family.Bits() {
+				f.Lengths = f.Lengths.WithLength(family, n.SubnetLen)
+			}
+		}
+		if path, ok := p.self.Lease.Path(family); ok {
+			f.Subnets[i] = path.Subnet
+		}
+		if name := p.deviceName(family); p.self.Names[family] != "" && len(name) <= maxLinkName {
+			f.Devices[i] = name
+		}
+	}
+	return f
+}
+
+// holders returns who announces each underlay address; nil stands for several.
+func (p *planner) holders(peers *accepted) map[netip.Addr]*subnet.Lease {
+	out := make(map[netip.Addr]*subnet.Lease, 2*len(peers.leases))
+	for _, l := range peers.leases {
+		for _, path := range l.Paths {
+			a := path.Underlay.Unmap()
+			if other, ok := out[a]; ok && other != l {
+				out[a] = nil
+				continue
+			}
+			out[a] = l
+		}
+	}
+	return out
+}
+
+// outer returns the addresses that l's packets come from, each once: those it
+// announces and those it published beside them. An announced one that cannot
+// be right is reported where a path needs it, and passed over here.
+func (p *planner) outer(l *subnet.Lease, holders map[netip.Addr]*subnet.Lease) []netip.Addr {
+	out := make([]netip.Addr, 0, len(l.Paths)+len(l.Sources))
+	for _, path := range l.Paths {
+		if a := path.Underlay.Unmap(); unicast(a) && !p.isOurs(a) && !slices.Contains(out, a) {
+			out = append(out, a)
+		}
+	}
+	for _, s := range l.Sources {
+		a := s.Unmap()
+		other, taken := holders[a]
+		switch {
+		case slices.Contains(out, a):
+		case !unicast(a):
+			p.problem("PeerSource", peerName(l), "source address %s is not a unicast address: it is left out", s)
+		case p.isOurs(a):
+			p.problem("PeerSource", peerName(l), "source address %s is this node's own: it is left out", s)
+		case taken && other != l:
+			p.problem("PeerSource", peerName(l), "source address %s is announced by another peer: it is left out", s)
+		default:
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// innerOf returns what the packets of a peer can have as inner source: its
+// subnets, the base address of each, which is its VTEP's, and what the node
+// itself sends from its own addresses.
+func innerOf(subnets []netip.Prefix, outer []netip.Addr) []netip.Prefix {
+	out := make([]netip.Prefix, 0, 2*len(subnets)+len(outer))
+	for _, s := range subnets {
+		out = append(out, s, single(s.Addr()))
+	}
+	for _, a := range outer {
+		out = append(out, single(a))
+	}
+	return out
+}
