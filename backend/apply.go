@@ -21,18 +21,32 @@ import (
 // succeeds. A route to the same prefix with the same metric on a device that
 // is not ours is never replaced: that is an error which names the device.
 //
+// Each contiguous run of changes of nftables is one transaction. When our
+// table cannot be put in place and its guard is on, links are not created.
+//
 // It stops early only when ctx ends; then one error counts what is left.
 func (k *Kernel) Apply(ctx context.Context, changes overlay.Changes) error {
 	a := applier{k: k, devices: map[string]device{}, held: map[subnet.Family]map[routeKey]rawRoute{}}
+	total := len(changes)
 	var errs []error
-	for i, c := range changes {
+	for len(changes) > 0 {
 		if err := ctx.Err(); err != nil {
-			errs = append(errs, fmt.Errorf("%d of %d changes not made: %w", len(changes)-i, len(changes), err))
+			errs = append(errs, fmt.Errorf("%d of %d changes not made: %w", len(changes), total, err))
 			break
 		}
-		if err := a.change(ctx, c); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", title(c), err))
+		n := 0
+		for n < len(changes) && inFilter(changes[n].Entry) {
+			n++
 		}
+		if n > 0 {
+			errs = append(errs, a.applyFilter(ctx, changes[:n])...)
+			changes = changes[n:]
+			continue
+		}
+		if err := a.change(ctx, changes[0]); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", title(changes[0]), err))
+		}
+		changes = changes[1:]
 	}
 	return errors.Join(errs...)
 }
@@ -52,6 +66,8 @@ type applier struct {
 	k       *Kernel
 	devices map[string]device                       // index 0: it does not exist
 	held    map[subnet.Family]map[routeKey]rawRoute // routes that are not ours
+	// unguarded: a table with an ingress guard could not be put in place.
+	unguarded bool
 }
 
 // routeKey is what the kernel takes for one route when it adds or replaces.
@@ -64,6 +80,9 @@ func (a *applier) change(ctx context.Context, c overlay.Change) error {
 	if l, ok := c.Entry.(overlay.Link); ok {
 		if !slices.Contains(a.k.devices, l.Name) {
 			return notOurs(l.Name)
+		}
+		if a.unguarded && (c.Op == overlay.Add || c.Op == overlay.Replace) {
+			return errUnguarded
 		}
 		delete(a.devices, l.Name) // a new device has a new index
 		return a.k.applyLink(ctx, c.Op, l)

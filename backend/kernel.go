@@ -32,12 +32,14 @@ type Options struct {
 	Log logrus.FieldLogger
 }
 
-// Kernel is the network namespace in which it was made, reached through one
-// rtnetlink socket that stays open. It remembers nothing about the kernel's
-// state. Its methods may be called from any goroutine.
+// Kernel is the network namespace in which it was made, reached through an
+// rtnetlink and an nfnetlink socket that stay open. It remembers nothing about
+// the kernel's state but what the kernel confirms to be so still. Its methods
+// may be called from any goroutine.
 type Kernel struct {
 	conn    *conn
 	nft     *nft.Conn // nil without Options.Filter
+	filter  filterCache
 	devices []string
 	log     logrus.FieldLogger
 }
@@ -97,6 +99,11 @@ func (k *Kernel) Close() {
 //     nexthop object, further paths) has Onlink false;
 //   - an address with a peer is the peer's.
 //
+// With Options.Filter it returns table inet weft too. The table carries what it
+// was made from; a Filter's Foreign tells in what the table is another than
+// weft makes from that. Nodes and Sources are shared with later dumps and must
+// not be changed.
+//
 // An entry that somebody changes meanwhile may be missing or stale in the
 // result; a table that changed under the dump is read again.
 func (k *Kernel) Dump(ctx context.Context) (overlay.State, error) {
@@ -112,6 +119,9 @@ func (k *Kernel) Dump(ctx context.Context) (overlay.State, error) {
 		if err := k.dumpDevice(ctx, l, s); err != nil {
 			return overlay.State{}, fmt.Errorf("dump device %s: %w", name, err)
 		}
+	}
+	if err := k.dumpFilter(ctx, &s); err != nil {
+		return overlay.State{}, err
 	}
 	return s, nil
 }

@@ -82,7 +82,7 @@ func sysctl(t testing.TB, path, value string) {
 
 func newKernel(t testing.TB, devices ...string) *Kernel {
 	t.Helper()
-	k, err := New(Options{Devices: devices})
+	k, err := New(Options{Devices: devices, Filter: true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -80,7 +80,11 @@ func (c *Conn) Apply(ctx context.Context, p Plan) error {
 	if len(msgs) == 0 {
 		return nil
 	}
-	if err := c.transaction(ctx, msgs); err != nil {
+	err := c.transaction(ctx, msgs)
+	if p.Replace {
+		err = lacking(err)
+	}
+	if err != nil {
 		return fmt.Errorf("nftables: %w", err)
 	}
 	return nil
@@ -135,11 +139,11 @@ func (c *Conn) outcome(ctx context.Context, msgs []message, first uint32) error 
 				continue
 			}
 			if err := r.err(); err != nil && failed == nil {
-				what := "commit"
-				if at > 0 {
-					what = msgs[at-1].what
+				if at == 0 { // about the whole
+					failed = fmt.Errorf("commit: %w", explain(err))
+				} else {
+					failed = fmt.Errorf("%s: %w", msgs[at-1].what, err)
 				}
-				failed = fmt.Errorf("%s: %w", what, err)
 			}
 			if at == 0 || at == uint32(len(msgs)) {
 				return failed

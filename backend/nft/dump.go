@@ -113,23 +113,46 @@ func (c *Conn) dumpOnce(ctx context.Context, t Table, each func(set string, key 
 	return have, nil
 }
 
+// SetNames returns the names of the table's sets; none where there is no table.
+func (c *Conn) SetNames(ctx context.Context, t Table) (map[string]bool, error) {
+	have, err := c.list(ctx, t, unix.NFT_MSG_GETSET, nil, func(have *Content, m []byte) error { return have.readSet(t, m) })
+	if err != nil {
+		return nil, fmt.Errorf("nftables: list sets of table %s %s: %w", t.Family, t.Name, err)
+	}
+	names := map[string]bool{}
+	for name := range have.Sets {
+		names[name] = true
+	}
+	return names, nil
+}
+
 // Counters returns the values of the table's named counters; none where there
 // is no table.
 func (c *Conn) Counters(ctx context.Context, t Table) (map[string]Counts, error) {
+	var counters attrs
+	counters.be32(unix.NFTA_OBJ_TYPE, unix.NFT_OBJECT_COUNTER)
+	have, err := c.list(ctx, t, unix.NFT_MSG_GETOBJ, counters, func(have *Content, m []byte) error { return have.readObject(t, m) })
+	if err != nil {
+		return nil, fmt.Errorf("nftables: read counters of table %s %s: %w", t.Family, t.Name, err)
+	}
+	return have.Counters, nil
+}
+
+// list reads all of the table's objects of one type.
+func (c *Conn) list(ctx context.Context, t Table, typ uint16, filter attrs, read func(*Content, []byte) error) (Content, error) {
 	req := body(t.Family, 0)
-	req.text(unix.NFTA_OBJ_TABLE, t.Name)
-	req.be32(unix.NFTA_OBJ_TYPE, unix.NFT_OBJECT_COUNTER)
-	var have Content
+	req.text(unix.NFTA_TABLE_NAME, t.Name) // attribute 1 in every kind of message
+	req = append(req, filter...)
 	var err error
 	for range dumpAttempts {
-		have = newContent(nil)
-		err = c.ask(ctx, unix.NFT_MSG_GETOBJ, unix.NLM_F_DUMP, req, func(m []byte) error { return have.readObject(t, m) })
+		have := newContent(nil)
+		err = c.ask(ctx, typ, unix.NLM_F_DUMP, req, func(m []byte) error { return read(&have, m) })
+		if err == nil || errors.Is(err, unix.ENOENT) {
+			return have, nil
+		}
 		if !errors.Is(err, unix.EINTR) {
 			break
 		}
 	}
-	if err != nil && !errors.Is(err, unix.ENOENT) {
-		return nil, fmt.Errorf("nftables: read counters of table %s %s: %w", t.Family, t.Name, explain(err))
-	}
-	return have.Counters, nil
+	return Content{}, explain(err)
 }

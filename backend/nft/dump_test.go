@@ -71,6 +71,22 @@ func TestTampering(t *testing.T) {
 			return "flush chain inet weft vxlan_outer6\ndelete set inet weft bind6_inner4_25\n" +
 				"add set inet weft bind6_inner4_25 { type ipv6_addr . ipv4_addr; }"
 		}, "set bind6_inner4_25 altered"},
+		{"set of another size", func(*host) string {
+			return "flush chain inet weft vxlan_outer6\ndelete set inet weft bind6_inner4_25\n" +
+				"add set inet weft bind6_inner4_25 { typeof ip6 saddr . @th,336,32; size 7; }"
+		}, "set bind6_inner4_25 altered"},
+		{"set whose elements expire", func(*host) string {
+			return "flush chain inet weft vxlan_outer6\ndelete set inet weft bind6_inner4_25\n" +
+				"add set inet weft bind6_inner4_25 { typeof ip6 saddr . @th,336,32; timeout 1h; }"
+		}, "set bind6_inner4_25 altered"},
+		{"set with a comment", func(*host) string {
+			return "flush chain inet weft vxlan_outer6\ndelete set inet weft bind6_inner4_25\n" +
+				"add set inet weft bind6_inner4_25 { typeof ip6 saddr . @th,336,32; comment \"mine\"; }"
+		}, "set bind6_inner4_25 altered"},
+		{"map in the place of a set", func(*host) string {
+			return "flush chain inet weft vxlan_outer6\ndelete set inet weft bind6_inner4_25\n" +
+				"add map inet weft bind6_inner4_25 { typeof ip6 saddr . @th,336,32 : meta mark; }"
+		}, "set bind6_inner4_25 altered"},
 		{"counter added", func(*host) string { return "add counter inet weft theirs" }, "counter theirs not ours"},
 		{"counter deleted", func(h *host) string {
 			return "flush chain inet weft vxlan_fragment\ndelete counter inet weft refused_fragment"

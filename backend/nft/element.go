@@ -103,20 +103,22 @@ type Members struct {
 	Inner Length        // zero where elements are addresses, not pairs
 }
 
-// Members returns what stands in each of the sets that Ruleset makes.
-func (p Params) Members() map[string]Members {
-	out := map[string]Members{}
+// MembersOf returns what stands in the set of that name, and false if Ruleset
+// makes none of that name.
+func MembersOf(set string) (m Members, ok bool) {
 	for _, f := range subnet.Families() {
-		out[peerSet(f)] = Members{Outer: f}
-		out[ownSet(f)] = Members{Outer: f, Own: true}
-		if p.Guard != GuardBind {
-			continue
-		}
-		for _, in := range p.inner() {
-			out[bindSet(f, in)] = Members{Outer: f, Inner: in}
+		switch set {
+		case peerSet(f):
+			return Members{Outer: f}, true
+		case ownSet(f):
+			return Members{Outer: f, Own: true}, true
 		}
 	}
-	return out
+	n, _ := fmt.Sscanf(set, "bind%d_inner%d_%d", &m.Outer, &m.Inner.Family, &m.Inner.Bits)
+	if n != 3 || set != bindSet(m.Outer, m.Inner) || m.Outer.Bits() == 0 || m.Inner.Bits < 0 || m.Inner.Bits > m.Inner.Family.Bits() || m.Inner.Family.Bits() == 0 {
+		return Members{}, false
+	}
+	return m, true
 }
 
 // Decode returns the addresses in an element's key: outer, and inner where

@@ -25,3 +25,11 @@ func explain(err error) error {
 	}
 	return err
 }
+
+// lacking says what a kernel may lack that refuses to make a table anew.
+func lacking(err error) error {
+	if errors.Is(err, ErrUnsupported) || !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EAFNOSUPPORT) {
+		return err
+	}
+	return fmt.Errorf("%w (does the kernel lack CONFIG_NF_TABLES_INET, CONFIG_NFT_CT, CONFIG_NFT_NAT or CONFIG_NFT_MASQ?)", err)
+}

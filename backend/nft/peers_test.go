@@ -125,12 +125,11 @@ func manyPeers(n int) []Peer {
 // Every element can be read back, and junk is refused or read back as it is.
 func TestElementsDecode(t *testing.T) {
 	p := params().WithLengths(peers())
-	members := p.Members()
 	nodes, sources := 0, 0
 	for _, e := range Elements(p, peers()) {
-		m, ok := members[e.Set]
+		m, ok := MembersOf(e.Set)
 		if !ok {
-			t.Fatalf("set %s is not among the members", e.Set)
+			t.Fatalf("set %s has no members", e.Set)
 		}
 		outer, inner, ok := m.Decode([]byte(e.Key))
 		if !ok {
@@ -156,6 +155,17 @@ func TestElementsDecode(t *testing.T) {
 		}
 		if outer, _, ok := (Members{Outer: subnet.IPv6}).Decode([]byte(key)); ok {
 			t.Errorf("key %q decodes to %v", key, outer)
+		}
+	}
+}
+
+func TestMembersOfForeignSets(t *testing.T) {
+	for _, set := range []string{
+		"", "peers", "peers5", "peers44", "bind4_inner4_", "bind4_inner4_33", "bind4_inner4_-1", "bind4_inner6_129",
+		"bind5_inner4_24", "bind4_inner5_24", "bind4_inner4_024", "bind4_inner4_24x", "bind260_inner4_24", "theirs",
+	} {
+		if m, ok := MembersOf(set); ok {
+			t.Errorf("%q: %+v", set, m)
 		}
 	}
 }
