@@ -6,8 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
-	"slices"
 	"sync/atomic"
 	"time"
 
@@ -15,35 +13,49 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"weft.dev/weft/backend"
-	"weft.dev/weft/cmd/internal/api"
 	"weft.dev/weft/overlay"
 	"weft.dev/weft/subnet"
 	"weft.dev/weft/subnet/etcd"
 )
 
-// hostProbe is the pause between two looks at what the host must provide.
-const hostProbe = 30 * time.Second
-
-// agent joins the packages for the lifetime of the process. Its goroutines
-// share nothing but the atomic values here; each holds the latest of what
-// one goroutine writes and others read.
-type agent struct {
-	o     *options
-	log   *logrus.Logger
-	store *etcd.Store
-
-	phase      atomic.Pointer[string]           // what the start waits for; nil when done
-	held       atomic.Pointer[subnet.Problem]   // why the lease is lost; nil while held
-	host       atomic.Pointer[[]subnet.Problem] // what is wrong with the host
-	snapshot   atomic.Pointer[subnet.Snapshot]
-	reconciler atomic.Pointer[overlay.Reconciler]
-	network    atomic.Pointer[subnet.Config]
-	published  atomic.Bool                    // subnet.env and the CNI configuration are in place
-	unwritten  atomic.Pointer[string]         // why they are not
-	underlay   atomic.Pointer[subnet.Problem] // why no underlay is found now; nil while one is
+// store is what the agent needs of etcd. See overlay.Store for Config, Hold
+// and Watch, and etcd.Store for the rest.
+type store interface {
+	overlay.Store
+	WatchConfig(ctx context.Context, running subnet.Config, set func(subnet.Config, error)) error
+	Reconnect(ctx context.Context) error
+	Reason() string
+	Close() error
 }
 
-func newAgent(o *options, log *logrus.Logger) *agent { return &agent{o: o, log: log} }
+var _ store = (*etcd.Store)(nil)
+
+// agent joins the packages for the lifetime of the process. Its goroutines
+// share nothing but the values here; each atomic one holds the latest of what
+// one goroutine writes and others read.
+type agent struct {
+	o        *options
+	log      *logrus.Logger
+	store    store
+	problems *board
+
+	phase      atomic.Pointer[string]         // what the start waits for; nil when done
+	network    atomic.Pointer[subnet.Config]  // in force
+	held       atomic.Pointer[subnet.Problem] // why the lease is lost; nil while held
+	self       atomic.Pointer[overlay.Self]   // what the reconciler was told of this node
+	snapshot   atomic.Pointer[subnet.Snapshot]
+	reconciler atomic.Pointer[overlay.Reconciler]
+	counters   atomic.Pointer[counters]
+	published  atomic.Bool            // subnet.env and the CNI configuration are in place
+	unwritten  atomic.Pointer[string] // why they are not
+}
+
+// counters reads what the ingress guard has refused, by reason.
+type counters func(context.Context) (map[string]uint64, error)
+
+func newAgent(o *options, log *logrus.Logger) *agent {
+	return &agent{o: o, log: log, problems: &board{log: log}}
+}
 
 // run returns when ctx ends, after the first sync with --once, or when the
 // node cannot be served at all. It leaves the data plane and the lease.
@@ -86,12 +98,11 @@ func (a *agent) runOverlay(ctx context.Context, instance string) error {
 		return err
 	}
 	a.network.Store(&cfg)
-	unlock, err := lock(lockDir(filepath.Dir(api.DefaultSocket), filepath.Dir(a.o.Socket)), cfg.Backend.VNI, a.o.NodeName)
+	unlock, err := a.claim(ctx, cfg.Backend.VNI)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-
 	if err := a.probe(ctx); err != nil {
 		return err
 	}
@@ -103,10 +114,11 @@ func (a *agent) runOverlay(ctx context.Context, instance string) error {
 }
 
 // keep holds the lease, watches the others and reconciles, until ctx ends.
+// The first two goroutines are the path of a peer's lease, from the store to
+// the kernel; the others are about this node.
 func (a *agent) keep(ctx context.Context, cfg subnet.Config, instance string, underlays []overlay.Underlay) error {
-	names := presetFor(a.o.FlannelCompat).names
-	devices := deviceNames(names, cfg.Backend.VNI)
-	kernel, err := backend.New(backend.Options{Devices: devices, Log: a.log})
+	devices := deviceNames(presetFor(a.o.FlannelCompat).names, cfg.Backend.VNI)
+	kernel, err := backend.New(backend.Options{Devices: devices, Filter: a.o.filters(), Log: a.log})
 	if err != nil {
 		return err
 	}
@@ -115,36 +127,34 @@ func (a *agent) keep(ctx context.Context, cfg subnet.Config, instance string, un
 	if err != nil {
 		return err
 	}
-
-	changed := make(chan struct{}, 1)
-	r := overlay.NewReconciler(kernel, overlay.Options{
-		Config: cfg, Log: a.log.WithField("node", a.o.NodeName),
-		OnStatus: func(overlay.Status) { poke(changed) },
-	})
+	passed, moved, probe := make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1)
+	r := overlay.NewReconciler(kernel, a.reconcilerOptions(cfg, passed))
 	a.reconciler.Store(r)
+	a.countWith(kernel)
 	a.waitFor("")
+	n := &node{a: a, instance: instance, set: r.SetSelf, retry: fenceRetry, settle: fenceSettle, pods: havePods}
 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return r.Run(ctx) })
-	g.Go(func() error { return a.watchHost(ctx) })
 	g.Go(func() error {
 		return a.store.Watch(ctx, cfg, func(s subnet.Snapshot) {
 			a.snapshot.Store(&s)
 			r.SetSnapshot(s)
 		})
 	})
-	hostChanged := make(chan struct{}, 1)
-	g.Go(func() error { return monitor.Run(ctx, r.Poke, func() { poke(hostChanged) }) })
+	g.Go(func() error { return r.Run(ctx) })
+	g.Go(func() error { return n.follow(ctx, underlays, moved) })
 	g.Go(func() error {
-		n := node{a: a, cfg: cfg, instance: instance, set: func(l subnet.Lease, u []overlay.Underlay) {
-			r.SetSelf(overlay.Self{Lease: l, Underlays: u, Names: names})
-		}}
-		return n.follow(ctx, underlays, hostChanged)
+		return a.followConfig(ctx, cfg, func(c subnet.Config) { r.SetConfig(c); poke(moved) })
 	})
 	g.Go(func() error {
-		err := a.publish(ctx, changed, cfg, r)
+		return monitor.Run(ctx, r.Poke, func() { poke(moved); poke(probe) })
+	})
+	g.Go(func() error { return a.watchHost(ctx, probe) })
+	g.Go(func() error { return a.sweep(ctx) })
+	g.Go(func() error {
+		err := a.publish(ctx, passed, cfg, r)
 		if a.o.Once && err == nil {
 			cancel()
 		}
@@ -157,76 +167,15 @@ func (a *agent) keep(ctx context.Context, cfg subnet.Config, instance string, un
 	return err
 }
 
-// probe looks once at the host, and at the configuration in the store. A
-// kernel that cannot carry the overlay is an error; what an operator can mend
-// is a Problem, logged when it appears and when it is gone.
-func (a *agent) probe(ctx context.Context) error {
-	problems, err := backend.Probe(ctx)
-	if err != nil {
-		return err
+func (a *agent) reconcilerOptions(cfg subnet.Config, passed chan<- struct{}) overlay.Options {
+	hold := a.o.MassRemovalHold
+	if hold == 0 {
+		hold = -1 // to the reconciler, 0 is the default
 	}
-	problems = append(problems, a.configChange(ctx)...)
-	var before []subnet.Problem
-	if last := a.host.Swap(&problems); last != nil {
-		before = *last
+	return overlay.Options{
+		Config: cfg, Log: a.log.WithField("node", a.o.NodeName), MassRemovalHold: hold,
+		OnStatus: func(overlay.Status) { poke(passed) },
 	}
-	for _, p := range problems {
-		if !slices.Contains(before, p) {
-			a.log.Warn(p.String())
-		}
-	}
-	for _, p := range before {
-		if !slices.Contains(problems, p) {
-			a.log.Infof("%s %s: solved", p.Kind, p.Object)
-		}
-	}
-	return nil
-}
-
-// configChange reports a configuration in the store that is not the one this
-// agent runs with: new and restarted nodes would join another network. While
-// the store does not answer there is nothing to report.
-func (a *agent) configChange(ctx context.Context) []subnet.Problem {
-	cfg := a.network.Load()
-	if cfg == nil {
-		return nil
-	}
-	what, err := a.store.ConfigChange(ctx, *cfg)
-	if err != nil || what == "" {
-		return nil
-	}
-	return []subnet.Problem{{Kind: "ConfigChanged", Object: a.o.EtcdPrefix + "/config", Detail: what}}
-}
-
-// watchHost probes from time to time: forwarding may be switched on or off
-// under a running agent.
-func (a *agent) watchHost(ctx context.Context) error {
-	for {
-		if err := sleep(ctx, hostProbe); err != nil {
-			return err
-		}
-		if err := a.probe(ctx); err != nil {
-			a.log.WithField("err", err).Debug("the host could not be probed")
-		}
-	}
-}
-
-// hold keeps the lease. When it is lost for good the agent stays, not ready
-// and saying why: the pods of this node still have their data plane, and only
-// an operator can tell which of two claimants is right.
-func (a *agent) hold(ctx context.Context, cfg subnet.Config, want subnet.Lease, granted func(subnet.Lease)) error {
-	a.held.Store(nil)
-	err := a.store.Hold(ctx, cfg, want, granted)
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	if a.o.Once {
-		return err
-	}
-	a.held.Store(&subnet.Problem{Kind: "LeaseLost", Object: a.o.NodeName, Detail: err.Error()})
-	a.log.WithField("err", err).Error("lease lost; this node no longer takes part until weftd is restarted")
-	<-ctx.Done()
-	return ctx.Err()
 }
 
 func deviceNames(names overlay.Names, vni uint32) []string {

@@ -22,7 +22,6 @@ type flannelFlags struct {
 	renewMargin int
 	healthzIP   string
 	healthzPort int
-	ipMasq      bool
 	kube        bool
 	verbosity   int
 }
@@ -31,7 +30,6 @@ func (fl *flannelFlags) define(f *pflag.FlagSet) {
 	f.IntVar(&fl.renewMargin, "subnet-lease-renew-margin", 60, "flannel: --lease-renew-margin in minutes, 1 to 1439")
 	f.StringVar(&fl.healthzIP, "healthz-ip", "0.0.0.0", "flannel: address of --listen")
 	f.IntVar(&fl.healthzPort, "healthz-port", 0, "flannel: port of --listen; 0 keeps --listen")
-	f.BoolVar(&fl.ipMasq, "ip-masq", false, "flannel: masquerade; not in this version")
 	f.BoolVar(&fl.kube, "kube-subnet-mgr", false, "flannel: lease through the Node API; not in this version")
 	f.IntVar(&fl.verbosity, "v", 0, "flannel: klog verbosity; 4 and more is --log-level debug")
 	for _, name := range ignoredStrings() {
@@ -54,10 +52,8 @@ func ignoredBools() []string {
 // plaintext to etcd wherever it is, so the preset allows that.
 func (fl *flannelFlags) apply(o *options, r *raw) error {
 	o.EtcdInsecure = true
-	for flag, on := range map[string]bool{"ip-masq": fl.ipMasq, "kube-subnet-mgr": fl.kube} {
-		if on {
-			return fmt.Errorf("%s (%s): this version of weftd cannot do it yet; nothing was changed on this node", flag, o.origin[flag])
-		}
+	if fl.kube {
+		return fmt.Errorf("kube-subnet-mgr (%s): this version of weftd cannot do it yet; nothing was changed on this node", o.origin["kube-subnet-mgr"])
 	}
 	if fl.renewMargin < 1 || fl.renewMargin > 1439 {
 		return fmt.Errorf("subnet-lease-renew-margin (%s): value %d: want 1 to 1439 minutes", o.origin["subnet-lease-renew-margin"], fl.renewMargin)

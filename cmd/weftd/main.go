@@ -43,6 +43,8 @@ func run(ctx context.Context, args, env []string, stdout, stderr io.Writer) int 
 		return 0
 	case o.CheckConfig:
 		err = checkConfig(o, stdout)
+	case o.Cleanup:
+		err = cleanup(ctx, o, newLogger(o, stderr), stdout)
 	default:
 		err = newAgent(o, newLogger(o, stderr)).run(ctx)
 	}

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,6 +25,10 @@ const envPrefix = "WEFTD_"
 
 // maxSocketPath is what fits into sun_path (unix(7)).
 const maxSocketPath = 107
+
+// mostSources leaves room in a lease, which holds 16 sources, for those that
+// weftd adds itself: the underlay's own address of each family.
+const mostSources = 14
 
 // options is the agent's configuration: flags over environment over defaults.
 type options struct {
@@ -44,13 +50,21 @@ type options struct {
 	IfaceRegexes []string
 	CanReach     []netip.Addr
 	PublicIPs    []netip.Addr
+	Sources      []netip.Addr // --source-address, sorted
+
+	Guard           overlay.Guard
+	IPMasq          bool
+	MassRemovalHold time.Duration // 0 is none
 
 	SubnetFile string
 	StateDir   string
 	Socket     string
 	Listen     string
 	CNIConf    string
+	CNIDataDir string
 
+	Cleanup     bool
+	Force       bool
 	Once        bool
 	CheckConfig bool
 	NetConf     string // file named after --check-config
@@ -65,7 +79,9 @@ type options struct {
 // preset is what differs between weft's own names and flannel's.
 type preset struct {
 	etcdPrefix, subnetFile, cniConf, endpoints string
+	cniNetwork, cniDataDir                     string
 	names                                      overlay.Names
+	ipMasq                                     bool
 }
 
 func presetFor(flannel bool) preset {
@@ -74,24 +90,28 @@ func presetFor(flannel bool) preset {
 		// pkg/backend/vxlan (device names), Documentation/kube-flannel.yml.
 		return preset{
 			etcdPrefix: "/coreos.com/network", subnetFile: "/run/flannel/subnet.env",
-			cniConf:   "/etc/cni/net.d/10-flannel.conflist",
+			cniConf:    "/etc/cni/net.d/10-flannel.conflist",
+			cniNetwork: "cbr0", cniDataDir: "/var/lib/cni/flannel",
 			endpoints: "http://127.0.0.1:4001,http://127.0.0.1:2379",
 			names:     overlay.Names{subnet.IPv4: "flannel.", subnet.IPv6: "flannel-v6."},
 		}
 	}
 	return preset{
 		etcdPrefix: "/weft/network", subnetFile: "/run/weft/subnet.env",
-		cniConf:   "/etc/cni/net.d/05-weft.conflist",
+		cniConf:    "/etc/cni/net.d/05-weft.conflist",
+		cniNetwork: "weft", cniDataDir: "/var/lib/cni/weft",
 		endpoints: "http://127.0.0.1:2379",
 		names:     overlay.Names{subnet.IPv4: "weft.", subnet.IPv6: "weft6."},
+		ipMasq:    true,
 	}
 }
 
 // raw holds flag values as text, so that one place turns them into types and
 // every complaint can name the value and where it came from.
 type raw struct {
-	endpoints, canReach, publicIP, publicIPFor6, logLevel string
-	checkConfig                                           bool
+	endpoints, canReach, publicIP, publicIPFor6, guard, logLevel string
+	sources                                                      []string
+	checkConfig                                                  bool
 }
 
 func parseOptions(args, env []string) (*options, error) {
@@ -144,13 +164,20 @@ func (o *options) define(p preset, r *raw) *pflag.FlagSet {
 	f.StringVar(&r.canReach, "iface-can-reach", "", "underlay interface through which this address is reached")
 	f.StringVar(&r.publicIP, "public-ip", "", "IPv4 address that peers send to (default: the underlay's own)")
 	f.StringVar(&r.publicIPFor6, "public-ipv6", "", "IPv6 address that peers send to (default: the underlay's own)")
+	f.StringSliceVar(&r.sources, "source-address", nil, "further address that peers see this node's VXLAN packets come from, e.g. behind NAT; repeatable")
+	f.StringVar(&r.guard, "ingress-guard", string(overlay.GuardBind), "VXLAN packets let in: bind (a peer's address with this peer's pods inside), peers (a peer's address) or off")
+	f.BoolVar(&o.IPMasq, "ip-masq", p.ipMasq, "masquerade what pods send out of the pod networks")
+	f.DurationVar(&o.MassRemovalHold, "mass-removal-hold", 5*time.Minute, "keep the peers for so long when the store loses more than half of them at once; 0 is off")
 	f.StringVar(&o.SubnetFile, "subnet-file", p.subnetFile, "where the CNI plugin reads this node's subnets and MTU")
 	f.StringVar(&o.StateDir, "state-dir", "/var/lib/weft", "directory for what must survive a reboot (the instance id)")
 	f.StringVar(&o.Socket, "socket", api.DefaultSocket, "unix socket for `weft` and the CNI plugin")
 	f.StringVar(&o.Listen, "listen", "127.0.0.1:9469", "address for /livez, /readyz and /metrics; empty turns them off")
 	f.StringVar(&o.CNIConf, "cni-conf", p.cniConf, "CNI configuration to write after the first full sync; empty writes none")
+	f.StringVar(&o.CNIDataDir, "cni-data-dir", p.cniDataDir, "where the CNI plugin keeps its state (its dataDir)")
 	f.BoolVar(&o.FlannelCompat, "flannel-compat", false, "take flannel's names, keys and flags instead of weft's")
 	f.BoolVar(&o.Once, "once", false, "lease, bring the kernel in sync once, and exit")
+	f.BoolVar(&o.Cleanup, "cleanup", false, "remove what weftd has made on this node, list what pods still use, and exit; needs no store")
+	f.BoolVar(&o.Force, "force", false, "with --cleanup: remove the bridge and the running pods' interfaces too")
 	f.BoolVar(&r.checkConfig, "check-config", false, "check flags, environment and, when named, a net-conf.json; print them and exit")
 	f.StringVar(&r.logLevel, "log-level", "info", "error, warning, info or debug")
 	f.BoolVar(&o.Version, "version", false, "print the version and exit")
@@ -259,12 +286,46 @@ func (o *options) finish(r *raw) error {
 	if err := o.addresses(r, bad); err != nil {
 		return err
 	}
+	if err := o.dataPlane(r, bad); err != nil {
+		return err
+	}
 	level, err := logrus.ParseLevel(r.logLevel)
 	if err != nil || level < logrus.ErrorLevel || level > logrus.DebugLevel {
 		return bad("log-level", r.logLevel, "error, warning, info or debug")
 	}
 	o.LogLevel = level
 	return nil
+}
+
+// dataPlane checks what concerns the table, the hold and the end of it all.
+func (o *options) dataPlane(r *raw, bad func(string, any, string) error) error {
+	const longestHold = 24 * time.Hour
+	o.Guard = overlay.Guard(r.guard)
+	if o.Guard != overlay.GuardBind && o.Guard != overlay.GuardPeers && o.Guard != overlay.GuardOff {
+		return bad("ingress-guard", r.guard, "bind, peers or off")
+	}
+	if o.MassRemovalHold < 0 || o.MassRemovalHold > longestHold {
+		return bad("mass-removal-hold", o.MassRemovalHold, "0 (off) to "+longestHold.String())
+	}
+	if !filepath.IsAbs(o.CNIDataDir) {
+		return bad("cni-data-dir", o.CNIDataDir, "an absolute path")
+	}
+	if o.Force && !o.Cleanup {
+		return bad("force", o.Force, "it together with --cleanup")
+	}
+	return nil
+}
+
+// filters reports whether this agent owns nftables table inet weft. Without
+// guard and masquerading there is none, so that another agent may have it.
+func (o *options) filters() bool { return o.Guard != overlay.GuardOff || o.IPMasq }
+
+// selfGuard is the guard as the reconciler wants it.
+func (o *options) selfGuard() overlay.Guard {
+	if !o.filters() {
+		return ""
+	}
+	return o.Guard
 }
 
 func (o *options) addresses(r *raw, bad func(string, any, string) error) error {
@@ -288,6 +349,17 @@ func (o *options) addresses(r *raw, bad func(string, any, string) error) error {
 		}
 		o.PublicIPs = append(o.PublicIPs, a.Unmap())
 	}
+	for _, text := range r.sources {
+		a, err := netip.ParseAddr(strings.TrimSpace(text))
+		if err != nil || a.Zone() != "" || !a.IsGlobalUnicast() {
+			return bad("source-address", text, "unicast IP addresses")
+		}
+		o.Sources = append(o.Sources, a.Unmap())
+	}
+	slices.SortFunc(o.Sources, netip.Addr.Compare)
+	if o.Sources = slices.Compact(o.Sources); len(o.Sources) > mostSources {
+		return bad("source-address", len(o.Sources), fmt.Sprintf("at most %d addresses", mostSources))
+	}
 	return nil
 }
 
@@ -308,6 +380,7 @@ func usage(o *options) string {
   weftd                                   etcd on this machine, everything else found
   weftd --etcd-endpoints https://10.0.0.1:2379 --etcd-cafile ca.pem
   weftd --check-config net-conf.json      say what would be used, and why
+  weftd --cleanup                         take weft off this node
 
 Every flag can also be set as ` + envPrefix + `<FLAG>, e.g. ` + envPrefix + `ETCD_PREFIX; flags win.
 

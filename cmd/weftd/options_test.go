@@ -5,11 +5,15 @@ package main
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"weft.dev/weft/overlay"
+	"weft.dev/weft/subnet"
 )
 
 func parse(t *testing.T, env []string, args ...string) *options {
@@ -83,23 +87,31 @@ func TestWrongValues(t *testing.T) {
 		env, args []string
 		want      []string
 	}{
-		"prefix":          {args: []string{"--etcd-prefix=weft/"}, want: []string{"etcd-prefix", "flag --etcd-prefix", `"weft/"`, "begins with /"}},
-		"prefix from env": {env: []string{"WEFTD_ETCD_PREFIX=x"}, want: []string{"environment WEFTD_ETCD_PREFIX", `"x"`}},
-		"no endpoints":    {args: []string{"--etcd-endpoints=,"}, want: []string{"etcd-endpoints", "at least one URL"}},
-		"node name":       {args: []string{"--node-name=a b"}, want: []string{"node-name", `"a b"`, "letters"}},
-		"short TTL":       {args: []string{"--lease-ttl=1s"}, want: []string{"lease-ttl", `"1s"`, "3s to 8760h"}},
-		"margin over TTL": {args: []string{"--lease-ttl=10m", "--lease-renew-margin=20m"}, want: []string{"lease-renew-margin", "10m0s"}},
-		"regex":           {args: []string{"--iface-regex=("}, want: []string{"iface-regex", `"("`, "regular expression"}},
-		"public ip":       {args: []string{"--public-ip=fd00::1"}, want: []string{"public-ip", `"fd00::1"`, "IPv4"}},
-		"public ipv6":     {env: []string{"WEFTD_PUBLIC_IPV6=::1"}, want: []string{"environment WEFTD_PUBLIC_IPV6", "IPv6"}},
-		"can reach":       {args: []string{"--iface-can-reach=host"}, want: []string{"iface-can-reach", `"host"`, "IP address"}},
-		"log level":       {args: []string{"--log-level=loud"}, want: []string{"log-level", `"loud"`, "error, warning, info or debug"}},
-		"bad bool in env": {env: []string{"WEFTD_ONCE=perhaps"}, want: []string{"environment WEFTD_ONCE", `"perhaps"`}},
-		"unknown env":     {env: []string{"WEFTD_ETC_PREFIX=/x"}, want: []string{"WEFTD_ETC_PREFIX", "no such setting"}},
-		"unknown flag":    {args: []string{"--etcd-endpoint=x"}, want: []string{"etcd-endpoint"}},
-		"long socket":     {args: []string{"--socket=/" + strings.Repeat("s", 107)}, want: []string{"socket", "107 bytes"}},
-		"a port":          {env: []string{"WEFTD_LISTEN_PORT=9469"}, want: []string{"WEFTD_LISTEN_PORT", "no such setting"}},
-		"argument":        {args: []string{"start"}, want: []string{`"start"`, "flags only"}},
+		"prefix":           {args: []string{"--etcd-prefix=weft/"}, want: []string{"etcd-prefix", "flag --etcd-prefix", `"weft/"`, "begins with /"}},
+		"prefix from env":  {env: []string{"WEFTD_ETCD_PREFIX=x"}, want: []string{"environment WEFTD_ETCD_PREFIX", `"x"`}},
+		"no endpoints":     {args: []string{"--etcd-endpoints=,"}, want: []string{"etcd-endpoints", "at least one URL"}},
+		"node name":        {args: []string{"--node-name=a b"}, want: []string{"node-name", `"a b"`, "letters"}},
+		"short TTL":        {args: []string{"--lease-ttl=1s"}, want: []string{"lease-ttl", `"1s"`, "3s to 8760h"}},
+		"margin over TTL":  {args: []string{"--lease-ttl=10m", "--lease-renew-margin=20m"}, want: []string{"lease-renew-margin", "10m0s"}},
+		"regex":            {args: []string{"--iface-regex=("}, want: []string{"iface-regex", `"("`, "regular expression"}},
+		"public ip":        {args: []string{"--public-ip=fd00::1"}, want: []string{"public-ip", `"fd00::1"`, "IPv4"}},
+		"public ipv6":      {env: []string{"WEFTD_PUBLIC_IPV6=::1"}, want: []string{"environment WEFTD_PUBLIC_IPV6", "IPv6"}},
+		"can reach":        {args: []string{"--iface-can-reach=host"}, want: []string{"iface-can-reach", `"host"`, "IP address"}},
+		"log level":        {args: []string{"--log-level=loud"}, want: []string{"log-level", `"loud"`, "error, warning, info or debug"}},
+		"bad bool in env":  {env: []string{"WEFTD_ONCE=perhaps"}, want: []string{"environment WEFTD_ONCE", `"perhaps"`}},
+		"unknown env":      {env: []string{"WEFTD_ETC_PREFIX=/x"}, want: []string{"WEFTD_ETC_PREFIX", "no such setting"}},
+		"unknown flag":     {args: []string{"--etcd-endpoint=x"}, want: []string{"etcd-endpoint"}},
+		"long socket":      {args: []string{"--socket=/" + strings.Repeat("s", 107)}, want: []string{"socket", "107 bytes"}},
+		"guard":            {args: []string{"--ingress-guard=on"}, want: []string{"ingress-guard", `"on"`, "bind, peers or off"}},
+		"hold":             {env: []string{"WEFTD_MASS_REMOVAL_HOLD=25h"}, want: []string{"environment WEFTD_MASS_REMOVAL_HOLD", "25h", "0 (off) to 24h"}},
+		"negative hold":    {args: []string{"--mass-removal-hold=-1s"}, want: []string{"mass-removal-hold", "-1s"}},
+		"source":           {args: []string{"--source-address=10.0.0.1,127.0.0.1"}, want: []string{"source-address", `"127.0.0.1"`, "unicast"}},
+		"source with zone": {args: []string{"--source-address=fd00::1%eth0"}, want: []string{"source-address", "unicast"}},
+		"many sources":     {args: []string{"--source-address=" + manySources(15)}, want: []string{"source-address", `"15"`, "at most 14"}},
+		"data dir":         {args: []string{"--cni-data-dir=cni"}, want: []string{"cni-data-dir", `"cni"`, "absolute"}},
+		"force alone":      {args: []string{"--force"}, want: []string{"force", "--cleanup"}},
+		"a port":           {env: []string{"WEFTD_LISTEN_PORT=9469"}, want: []string{"WEFTD_LISTEN_PORT", "no such setting"}},
+		"argument":         {args: []string{"start"}, want: []string{`"start"`, "flags only"}},
 	} {
 		_, err := parseOptions(append([]string{"--node-name=n1"}, c.args...), c.env)
 		if err == nil {
@@ -110,6 +122,65 @@ func TestWrongValues(t *testing.T) {
 			if !strings.Contains(err.Error(), w) {
 				t.Errorf("%s: error %q does not mention %q", name, err, w)
 			}
+		}
+	}
+}
+
+func manySources(n int) string {
+	var out []string
+	for i := range n {
+		out = append(out, fmt.Sprintf("10.0.0.%d", i+1))
+	}
+	return strings.Join(out, ",")
+}
+
+func TestDataPlaneOptions(t *testing.T) {
+	o := parse(t, nil)
+	if o.Guard != overlay.GuardBind || !o.IPMasq || o.MassRemovalHold != 5*time.Minute || len(o.Sources) != 0 || o.Cleanup || o.CNIDataDir != "/var/lib/cni/weft" {
+		t.Errorf("defaults: %+v", o)
+	}
+	o = parse(t, []string{"WEFTD_SOURCE_ADDRESS=10.0.0.9, fd00::9"}, "--ingress-guard=peers", "--mass-removal-hold=0", "--ip-masq=false")
+	if fmt.Sprint(o.Sources) != "[10.0.0.9 fd00::9]" || o.Guard != overlay.GuardPeers || o.MassRemovalHold != 0 || o.IPMasq {
+		t.Errorf("%+v", o)
+	}
+	o = parse(t, nil, "--source-address=10.0.0.9,10.0.0.1", "--source-address=10.0.0.9", "--cleanup", "--force")
+	if fmt.Sprint(o.Sources) != "[10.0.0.1 10.0.0.9]" || !o.Cleanup || !o.Force {
+		t.Errorf("%+v", o)
+	}
+}
+
+// Only who needs neither guard nor masquerading leaves nftables to another.
+func TestWhoOwnsTheTable(t *testing.T) {
+	for args, want := range map[string]overlay.Guard{
+		"":                                    overlay.GuardBind,
+		"--ingress-guard=peers":               overlay.GuardPeers,
+		"--ingress-guard=off":                 overlay.GuardOff, // masquerades
+		"--ip-masq=false":                     overlay.GuardBind,
+		"--ingress-guard=off --ip-masq=false": "",
+	} {
+		o := parse(t, nil, strings.Fields(args)...)
+		if got := o.selfGuard(); got != want || o.filters() != (want != "") {
+			t.Errorf("%q: guard %q, owns the table: %t", args, got, o.filters())
+		}
+	}
+}
+
+// flannel masquerades only when asked, and tells its CNI plugin so.
+func TestFlannelPresetMasquerades(t *testing.T) {
+	for _, c := range []struct {
+		env, args []string
+		want      bool
+	}{
+		{nil, nil, false},
+		{nil, []string{"-ip-masq"}, true},
+		{[]string{"FLANNELD_IP_MASQ=true"}, nil, true},
+		{[]string{"FLANNELD_IP_MASQ=true"}, []string{"--ip-masq=false"}, false},
+	} {
+		o := parse(t, c.env, append([]string{"--flannel-compat"}, c.args...)...)
+		a := newAgent(o, newLogger(o, testWriter{t}))
+		env := a.subnetEnv(subnet.Config{}, overlay.Status{MTU: 1450})
+		if o.IPMasq != c.want || env.IPMasq != c.want || env.MTU != 1450 {
+			t.Errorf("%v %v: option %t, subnet.env %+v", c.env, c.args, o.IPMasq, env)
 		}
 	}
 }
@@ -148,7 +219,7 @@ func TestFlannelPresetFromEnvironment(t *testing.T) {
 
 // What weft cannot do for a flannel user is refused before anything changes.
 func TestFlannelPresetRefuses(t *testing.T) {
-	for _, args := range [][]string{{"-ip-masq"}, {"-kube-subnet-mgr"}, {"-subnet-lease-renew-margin=0"}, {"-healthz-port=70000"}} {
+	for _, args := range [][]string{{"-kube-subnet-mgr"}, {"-subnet-lease-renew-margin=0"}, {"-healthz-port=70000"}} {
 		_, err := parseOptions(append([]string{"--node-name=n1", "--flannel-compat"}, args...), nil)
 		if err == nil || !strings.Contains(err.Error(), strings.Trim(strings.Split(args[0], "=")[0], "-")) {
 			t.Errorf("%v: %v", args, err)

@@ -5,14 +5,10 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"github.com/coreos/go-systemd/v22/daemon"
-	"github.com/google/renameio/v2"
 
 	"weft.dev/weft/overlay"
 	"weft.dev/weft/subnet"
@@ -40,7 +36,7 @@ func (a *agent) publish(ctx context.Context, changed <-chan struct{}, cfg subnet
 		if !st.Synced || len(st.Lease.Paths) == 0 {
 			continue
 		}
-		if err := a.writeFiles(subnetEnv(cfg, st)); err != nil {
+		if err := a.writeFiles(a.subnetEnv(cfg, st)); err != nil {
 			if a.o.Once {
 				return err
 			}
@@ -66,20 +62,14 @@ func (a *agent) publish(ctx context.Context, changed <-chan struct{}, cfg subnet
 	}
 }
 
-// subnetEnv is what pods on this node need to know. The MTU is that of the
-// smallest device, so that one value is right for every pod and family.
-func subnetEnv(cfg subnet.Config, st overlay.Status) subnet.SubnetEnv {
-	env := subnet.SubnetEnv{}
+// subnetEnv is what pods on this node need to know.
+func (a *agent) subnetEnv(cfg subnet.Config, st overlay.Status) subnet.SubnetEnv {
+	env := subnet.SubnetEnv{MTU: st.MTU, IPMasq: a.o.IPMasq}
 	for _, n := range cfg.Networks {
 		env.Networks = append(env.Networks, n.Prefix)
 	}
 	for _, p := range st.Lease.Paths {
 		env.Subnets = append(env.Subnets, gateway(p))
-	}
-	for _, l := range st.Links {
-		if env.MTU == 0 || l.MTU < env.MTU {
-			env.MTU = l.MTU
-		}
 	}
 	return env
 }
@@ -94,65 +84,9 @@ func (a *agent) writeFiles(env subnet.SubnetEnv) error {
 	if a.o.CNIConf == "" {
 		return nil
 	}
-	return writeConflist(a.o)
-}
-
-// writeConflist installs the CNI configuration unless the same is there. An
-// operator's own edits are kept: the file is only written when it is missing
-// or is one that weftd wrote (it carries our name).
-func writeConflist(o *options) error {
-	want := conflist(o)
-	have, err := os.ReadFile(o.CNIConf)
-	switch {
-	case err == nil && bytes.Equal(have, want):
-		return nil
-	case err == nil && !generated(have):
-		return nil
-	case err != nil && !errors.Is(err, os.ErrNotExist):
-		return fmt.Errorf("read the CNI configuration: %w", err)
+	kept, err := writeConflist(a.o)
+	if kept != "" {
+		a.log.WithField("dst", kept).Warnf("%s was no JSON document, so nothing could use it: it is kept under another name, and written anew", a.o.CNIConf)
 	}
-	if err := os.MkdirAll(filepath.Dir(o.CNIConf), 0o755); err != nil {
-		return fmt.Errorf("write the CNI configuration: %w", err)
-	}
-	if err := renameio.WriteFile(o.CNIConf, want, 0o644); err != nil {
-		return fmt.Errorf("write the CNI configuration: %w", err)
-	}
-	return nil
-}
-
-// marker is the key by which weftd knows a conflist as its own. CNI ignores
-// keys it does not know.
-const marker = "weft.generated"
-
-func generated(conf []byte) bool {
-	var c map[string]json.RawMessage
-	return json.Unmarshal(conf, &c) == nil && c[marker] != nil
-}
-
-// conflist is the CNI configuration: network weft (flannel: cbr0),
-// bridge cni0, no masquerading by the bridge, because inside the network
-// every pod sees every other's own address.
-// The bridge takes a new gateway address if the node had to take another
-// subnet (forceAddress).
-func conflist(o *options) []byte {
-	name, dataDir := "weft", "/var/lib/cni/weft"
-	if o.FlannelCompat {
-		name, dataDir = "cbr0", "/var/lib/cni/flannel"
-	}
-	type object map[string]any
-	b, err := json.MarshalIndent(object{
-		"cniVersion": "1.0.0", "cniVersions": []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"},
-		"name": name, marker: "edit freely after removing this line",
-		"plugins": []object{
-			{
-				"type": "weft", "subnetFile": o.SubnetFile, "agentSocket": o.Socket, "dataDir": dataDir,
-				"delegate": object{"bridge": "cni0", "isDefaultGateway": true, "hairpinMode": true, "ipMasq": false, "forceAddress": true},
-			},
-			{"type": "portmap", "capabilities": object{"portMappings": true}},
-		},
-	}, "", "  ")
-	if err != nil {
-		panic("bug: a constant document does not encode: " + err.Error())
-	}
-	return append(b, '\n')
+	return err
 }

@@ -11,12 +11,8 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
-	"path/filepath"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
 
@@ -29,9 +25,6 @@ const stuckAfter = 2 * time.Minute
 
 // serve answers on the unix socket and on the health address until ctx ends.
 func (a *agent) serve(ctx context.Context) error {
-	if err := os.MkdirAll(filepath.Dir(a.o.Socket), 0o755); err != nil {
-		return fmt.Errorf("make the directory of the socket: %w", err)
-	}
 	unix, err := listenUnix(ctx, a.o.Socket)
 	if err != nil {
 		return err
@@ -50,49 +43,6 @@ func (a *agent) serve(ctx context.Context) error {
 	return g.Wait()
 }
 
-// listenUnix takes over a socket file that no process serves any more: the
-// leftover of an agent that was killed.
-func listenUnix(ctx context.Context, path string) (net.Listener, error) {
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "unix", path)
-	if err != nil {
-		if holder := whoServes(ctx, path); holder != "" {
-			return nil, fmt.Errorf("socket %s is served by %s: stop it first; an agent for another network needs a --socket of its own", path, holder)
-		}
-		if info, statErr := os.Lstat(path); statErr == nil && info.Mode().Type() != os.ModeSocket {
-			return nil, fmt.Errorf("listen on %s: %w: it is no socket, and stays; --socket names another place", path, err)
-		}
-		if rmErr := os.Remove(path); rmErr != nil && !errors.Is(rmErr, os.ErrNotExist) {
-			return nil, fmt.Errorf("listen on %s: %w", path, err)
-		}
-		if l, err = lc.Listen(ctx, "unix", path); err != nil {
-			return nil, fmt.Errorf("listen on %s: %w", path, err)
-		}
-	}
-	if err := os.Chmod(path, 0o660); err != nil {
-		l.Close() // the chmod error is the one to report
-		return nil, fmt.Errorf("open %s to its group: %w", path, err)
-	}
-	return l, nil
-}
-
-// whoServes names the process behind a socket, or nothing if there is none.
-func whoServes(ctx context.Context, path string) string {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-	defer cancel()
-	var d net.Dialer
-	c, err := d.DialContext(ctx, "unix", path)
-	if err != nil {
-		return ""
-	}
-	c.Close()
-	var s api.Status
-	if err := api.Get(ctx, path, api.StatusPath, &s); err != nil {
-		return "another program"
-	}
-	return fmt.Sprintf("weftd %s of node %s", s.Version, s.Node)
-}
-
 func serveHTTP(ctx context.Context, l net.Listener, h http.Handler) error {
 	s := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: time.Minute,
 		BaseContext: func(net.Listener) context.Context { return ctx }}
@@ -106,7 +56,11 @@ func serveHTTP(ctx context.Context, l net.Listener, h http.Handler) error {
 
 func (a *agent) socketRoutes() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET "+api.StatusPath, func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, a.status()) })
+	mux.HandleFunc("GET "+api.StatusPath, func(w http.ResponseWriter, r *http.Request) {
+		s := a.status()
+		s.Guard.Refused = a.refused(r.Context())
+		writeJSON(w, s)
+	})
 	mux.HandleFunc("GET "+api.PlanPath, func(w http.ResponseWriter, r *http.Request) {
 		p, err := a.plan(r.Context())
 		if err != nil {
@@ -114,6 +68,14 @@ func (a *agent) socketRoutes() http.Handler {
 			return
 		}
 		writeJSON(w, p)
+	})
+	mux.HandleFunc("POST "+api.ReleasePath, func(w http.ResponseWriter, _ *http.Request) {
+		released, err := a.release()
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		writeJSON(w, released)
 	})
 	return mux
 }
@@ -178,25 +140,4 @@ func (a *agent) writeChecks(w io.Writer, s api.Status) {
 	}
 	line(s.InSync, "kernel", kernel)
 	line(a.published.Load(), "files", a.whyUnwritten())
-}
-
-// metrics are levels, read when they are scraped.
-func (a *agent) metrics() *prometheus.Registry {
-	reg := prometheus.NewRegistry()
-	gauge := func(name, help string, read func(api.Status) float64) {
-		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return read(a.status()) }))
-	}
-	flag := func(b bool) float64 {
-		if b {
-			return 1
-		}
-		return 0
-	}
-	gauge("weft_ready", "1 when a pod started on this node would have its network.", func(s api.Status) float64 { return flag(s.Ready) })
-	gauge("weft_in_sync", "1 when the kernel holds what it should.", func(s api.Status) float64 { return flag(s.InSync) })
-	gauge("weft_peers", "Nodes whose leases the store holds, without this one.", func(s api.Status) float64 { return float64(len(s.Peers)) })
-	gauge("weft_pending_changes", "Changes that the last pass could not make.", func(s api.Status) float64 { return float64(len(s.Pending)) })
-	gauge("weft_problems", "Problems known now; `weft status` names them.", func(s api.Status) float64 { return float64(len(s.Problems)) })
-	reg.MustRegister(collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collectors.NewGoCollector())
-	return reg
 }

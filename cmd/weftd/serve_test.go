@@ -4,11 +4,16 @@ package main
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"weft.dev/weft/cmd/internal/api"
@@ -40,6 +45,39 @@ func TestListenUnixKeepsWhatIsNoSocket(t *testing.T) {
 	}
 	if b, err := os.ReadFile(path); err != nil || string(b) != "precious" {
 		t.Errorf("%q, %v", b, err)
+	}
+}
+
+// Of two agents that start at once on the socket of a killed one, one gets it
+// and the other is told; neither takes it from the other.
+func TestTakeoverOfASocketByTwo(t *testing.T) {
+	for round := range 20 {
+		path := filepath.Join(t.TempDir(), "s")
+		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.SetUnlinkOnClose(false) // as after kill -9
+		l.Close()
+		var won, lost atomic.Int32
+		var agents sync.WaitGroup
+		for range 4 {
+			agents.Go(func() {
+				l, err := listenUnix(context.Background(), path)
+				if err != nil {
+					lost.Add(1)
+					return
+				}
+				won.Add(1)
+				srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, api.Status{Node: "first"}) })}
+				go srv.Serve(l)
+				t.Cleanup(func() { srv.Close() })
+			})
+		}
+		agents.Wait()
+		if who := whoServes(context.Background(), path); won.Load() != 1 || lost.Load() != 3 || !strings.Contains(who, "first") {
+			t.Fatalf("round %d: %d have it, %d do not, %q answers", round, won.Load(), lost.Load(), who)
+		}
 	}
 }
 
@@ -87,5 +125,68 @@ func TestHealthBeforeTheStoreAnswers(t *testing.T) {
 	}
 	if code, body := request(t, a.socketRoutes(), api.StatusPath); code != 200 || !strings.Contains(body, `"ready":false`) {
 		t.Errorf("status: %d %q", code, body)
+	}
+}
+
+// A release is a thing to do, not to read, and for root alone.
+func TestReleaseIsPostedToTheSocket(t *testing.T) {
+	a, _ := bare(t)
+	for _, c := range []struct {
+		h      http.Handler
+		method string
+		code   int
+	}{
+		{a.socketRoutes(), http.MethodGet, http.StatusMethodNotAllowed},
+		{a.socketRoutes(), http.MethodPost, http.StatusServiceUnavailable}, // starting
+		{a.healthRoutes(), http.MethodPost, http.StatusNotFound},
+	} {
+		rec := httptest.NewRecorder()
+		c.h.ServeHTTP(rec, httptest.NewRequest(c.method, api.ReleasePath, nil))
+		if rec.Code != c.code {
+			t.Errorf("%s: %d %q, want %d", c.method, rec.Code, rec.Body.String(), c.code)
+		}
+	}
+	a, _, _ = running(t, nil)
+	var released api.Released
+	rec := httptest.NewRecorder()
+	a.socketRoutes().ServeHTTP(rec, httptest.NewRequest(http.MethodPost, api.ReleasePath, nil))
+	if err := json.Unmarshal(rec.Body.Bytes(), &released); err != nil || rec.Code != http.StatusOK || released.Routes != 0 {
+		t.Errorf("nothing held: %d %q, %v", rec.Code, rec.Body.String(), err)
+	}
+}
+
+// One scrape makes one status, so that its figures agree.
+func TestScrapeMakesOneStatus(t *testing.T) {
+	a, s := bare(t)
+	a.status()
+	one := s.reasons.Swap(0)
+	read := counters(func(context.Context) (map[string]uint64, error) {
+		return map[string]uint64{"source": 3, "ethertype": 0}, nil
+	})
+	a.counters.Store(&read)
+	code, body := request(t, a.healthRoutes(), "/metrics")
+	if got := s.reasons.Load(); got != one {
+		t.Errorf("the store was asked %d times, once for a status is %d", got, one)
+	}
+	for _, want := range []string{"weft_ready 0", "weft_mass_removal_held 0", `weft_guard_refused_total{reason="source"} 3`, `weft_guard_refused_total{reason="ethertype"} 0`} {
+		if code != 200 || !strings.Contains(body, want) {
+			t.Errorf("%d, lacks %q", code, want)
+		}
+	}
+}
+
+func TestStatusShowsGuardAndRefusals(t *testing.T) {
+	a, _ := bare(t, "--ingress-guard=peers")
+	read := counters(func(context.Context) (map[string]uint64, error) { return map[string]uint64{"source": 3}, nil })
+	a.counters.Store(&read)
+	var s api.Status
+	_, body := request(t, a.socketRoutes(), api.StatusPath)
+	if err := json.Unmarshal([]byte(body), &s); err != nil || s.Guard.Mode != "peers" || !s.Guard.Masquerade || s.Guard.Refused["source"] != 3 {
+		t.Errorf("%v: %s", err, body)
+	}
+	broken := counters(func(context.Context) (map[string]uint64, error) { return nil, errors.New("busy") })
+	a.counters.Store(&broken)
+	if code, body := request(t, a.socketRoutes(), api.StatusPath); code != 200 || strings.Contains(body, "refused") {
+		t.Errorf("counters that cannot be read: %d %s", code, body)
 	}
 }

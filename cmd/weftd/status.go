@@ -19,17 +19,13 @@ import (
 func (a *agent) status() api.Status {
 	s := api.Status{
 		Node: a.o.NodeName, Version: api.Version(),
+		Guard:   api.Guard{Mode: string(a.o.Guard), Masquerade: a.o.IPMasq},
 		Store:   "etcd " + strings.Join(a.o.EtcdEndpoints, ",") + " " + a.o.EtcdPrefix,
 		Pending: []api.Change{}, Devices: []api.Device{}, Peers: []api.Peer{}, Problems: []subnet.Problem{},
 	}
-	if host := a.host.Load(); host != nil {
-		s.Problems = append(s.Problems, *host...)
-	}
+	s.Problems = append(s.Problems, a.problems.all()...)
 	if reason := a.store.Reason(); reason != "" {
 		s.Problems = append(s.Problems, subnet.Problem{Kind: "StoreWaiting", Object: s.Store, Detail: reason})
-	}
-	if gone := a.underlay.Load(); gone != nil {
-		s.Problems = append(s.Problems, *gone)
 	}
 	held := a.held.Load()
 	if held != nil {
@@ -77,9 +73,12 @@ func (a *agent) whyUnwritten() string {
 }
 
 func (a *agent) fill(s *api.Status, st overlay.Status) {
-	s.InSync, s.Reached = st.InSync, st.Peers
+	s.InSync, s.Reached, s.Repairs = st.InSync, st.Peers, st.Repairs
 	s.Problems = append(s.Problems, st.Problems...)
 	s.Pending = apiChanges(st.Pending)
+	if h := st.Hold; h != nil {
+		s.Hold = &api.Hold{Since: h.Since, Until: h.Until, Routes: h.Routes}
+	}
 	if !st.LastPass.IsZero() {
 		s.LastPass = &st.LastPass
 	}
@@ -130,6 +129,21 @@ func (a *agent) plan(ctx context.Context) (api.Plan, error) {
 		return api.Plan{}, err
 	}
 	return api.Plan{Changes: apiChanges(changes), Problems: append([]subnet.Problem{}, problems...)}, nil
+}
+
+// release ends a mass removal's wait.
+func (a *agent) release() (api.Released, error) {
+	r := a.reconciler.Load()
+	if r == nil {
+		return api.Released{}, errors.New(a.waiting("starting"))
+	}
+	held := r.Status().Hold
+	if held == nil {
+		return api.Released{}, nil
+	}
+	a.log.Infof("asked to release %d routes of peers that the store has lost", held.Routes)
+	r.Release()
+	return api.Released{Routes: held.Routes}, nil
 }
 
 func apiChanges(c overlay.Changes) []api.Change {

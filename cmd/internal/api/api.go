@@ -49,6 +49,7 @@ type Status struct {
 	Peers    []Peer           `json:"peers"`
 	Reached  int              `json:"reached"` // how many of Peers the kernel should know; the rest have Problems
 	InSync   bool             `json:"inSync"`
+	Repairs  uint64           `json:"repairs"` // passes since start that undid what somebody else had changed
 	Guard    Guard            `json:"guard"`
 	Hold     *Hold            `json:"hold,omitempty"` // a mass removal that waits
 	Pending  []Change         `json:"pending"`
