@@ -18,6 +18,11 @@ var ErrExhausted = errors.New("no free subnet")
 // ErrConflict says that someone else holds the subnet or the name.
 var ErrConflict = errors.New("held by another node")
 
+// ErrTwin says that another process has this node's own lease, with its name
+// and instance: two agents share a state directory, or its copy. An error that
+// is ErrTwin is ErrConflict, too.
+var ErrTwin = errors.New("this node's own lease, by another process")
+
 // A Request asks for one free subnet of Network.
 type Request struct {
 	Network Network

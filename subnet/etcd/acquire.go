@@ -25,15 +25,6 @@ const (
 	maxRacePause = 500 * time.Millisecond
 )
 
-// A held is the lease as it should stand in the store.
-type held struct {
-	lease subnet.Lease
-	key   string // whole
-	value []byte
-	etcd  clientv3.LeaseID // NoLease for a reservation
-	ttl   time.Duration    // as etcd granted it
-}
-
 // acquire returns once our lease is in the store. It waits as long as etcd
 // is out of reach, the pool is exhausted, or another node has our name.
 func (s *Store) acquire(ctx context.Context, cfg subnet.Config, want subnet.Lease) (*held, error) {
@@ -221,7 +212,7 @@ func (s *Store) supersede(ctx context.Context, p *plan, id clientv3.LeaseID) {
 		if r.key != p.key {
 			log.Warnf("deleted %s, which was ours and does not fit any more", r.key)
 		}
-		if !r.reserved() && r.etcd != id && sameHolder(r.lease, p.lease) {
+		if !r.reserved() && r.etcd != id && (sameHolder(r.lease, p.lease) || renamed(r.lease, p.lease)) {
 			s.revokeEmpty(ctx, r.etcd)
 		}
 	}

@@ -15,6 +15,8 @@
 //     whether the key is still ours. No key is ever overwritten blindly: a
 //     node that slept past its time to live finds its key gone (and takes it
 //     back) or someone else's (and says so).
+//   - An etcd restored from a backup is seen as such: nodes put back what they
+//     hold, and a watcher keeps what it has until they had the time to.
 //   - A key without an etcd lease is a reservation and stays one.
 //   - A key or value that does not parse concerns that one peer only.
 //   - Every call has a deadline; waiting is endless and says why (Reason).

@@ -26,9 +26,21 @@ const verifyEvery = time.Minute
 // in the store then. See overlay.Store for the contract.
 //
 // Hold waits, with a Reason, while etcd is out of reach, while the pool has
-// no free subnet, and while another node holds a lease under our name. It
-// returns an error that is subnet.ErrConflict when a lease it was granted is
-// someone else's now.
+// no free subnet, and while another node holds a lease under our name. A
+// lease that the same instance of this node left under another node name is
+// replaced in one transaction.
+//
+// Hold returns an error that is subnet.ErrConflict when a lease it was granted
+// is someone else's now. Nothing of it is left in the store by then, so Hold
+// may be called again at any time, as often as one likes: it acquires as after
+// a restart, with want's subnets if they are free again and with others, which
+// granted tells, if not. When the error is subnet.ErrTwin too, another process
+// has taken the lease as this very node: two that both call again take it from
+// each other for ever.
+//
+// An etcd that was restored from a backup is not a conflict. What is found
+// there in our place and is older than what we wrote is ours to replace if it
+// is our own, and is given rewindGrace to correct itself if it is another's.
 func (s *Store) Hold(ctx context.Context, cfg subnet.Config, want subnet.Lease, granted func(subnet.Lease)) error {
 	if want.Node == "" || len(want.Paths) != len(cfg.Networks) {
 		return fmt.Errorf("lease of node %q with %d paths: want a name, and a path for each of %d networks", want.Node, len(want.Paths), len(cfg.Networks))
@@ -47,7 +59,11 @@ func (s *Store) Hold(ctx context.Context, cfg subnet.Config, want subnet.Lease, 
 
 	watching := s.watchOne(ctx, h.key)
 	defer watching.end()
-	return s.keep(ctx, h, watching)
+	err = s.keep(ctx, h, watching)
+	if errors.Is(err, subnet.ErrConflict) && h.etcd != clientv3.NoLease {
+		s.revokeEmpty(ctx, h.etcd) // or each call again would leave one
+	}
+	return err
 }
 
 // renewEvery is the pause between renewals of an etcd lease granted for ttl.
@@ -81,6 +97,10 @@ func (s *Store) keep(ctx context.Context, h *held, watching keyWatch) error {
 			return ended(ctx)
 		case errors.Is(err, subnet.ErrConflict):
 			return err
+		case errors.Is(err, errRewound):
+			s.holdWait.set("rewound", err.Error())
+			timer.Reset(b.take())
+			continue
 		case err != nil:
 			s.holdWait.set("unreachable", s.unreachable(err))
 			timer.Reset(b.take())
@@ -124,50 +144,18 @@ func (s *Store) refresh(ctx context.Context, h *held, renew bool) error {
 			stored = resp.Kvs[0]
 		}
 		state, err := s.judge(h, stored)
-		if err != nil || state == intact {
-			return err
+		switch {
+		case err != nil:
+			return h.bear(err, time.Now())
+		case state == intact:
+			h.wrote, h.disputed = stored.ModRevision, time.Time{}
+			return nil
 		}
 		won, err := s.mend(ctx, h, state, stored)
 		if err != nil || won {
-			return err
+			return h.bear(err, time.Now())
 		}
 	}
-}
-
-// A state is what has become of our key.
-type state int
-
-const (
-	intact  state = iota
-	absent        // deleted or expired
-	altered       // ours, with another value
-	adopted       // ours, put again without an etcd lease: a reservation now
-)
-
-// judge compares the stored key with what we hold. Someone else's etcd lease
-// on it, or another holder in it, means that it is lost: subnet.ErrConflict.
-// A value that does not parse names no other holder.
-func (s *Store) judge(h *held, stored *mvccpb.KeyValue) (state, error) {
-	if stored == nil {
-		return absent, nil
-	}
-	same := bytes.Equal(stored.Value, h.value)
-	id := clientv3.LeaseID(stored.Lease)
-	r := readRecord(s.subnetsKey(), stored)
-	_, differ := compareUnderlays(r.lease, h.lease)
-	ours := same || r.err == nil && !differ &&
-		(sameHolder(r.lease, h.lease) || r.lease.Node == "" && standingOf(r.lease, h.lease) == own)
-	switch {
-	case same && id == h.etcd:
-		return intact, nil
-	case id != h.etcd && id != clientv3.NoLease:
-		// Whatever it says, another process wrote it: only we know our id.
-	case r.err != nil, ours && id == h.etcd:
-		return altered, nil
-	case ours:
-		return adopted, nil
-	}
-	return intact, fmt.Errorf("lease %s of %s is lost: %s has it now: %w", h.key, holderOf(record{lease: h.lease}), holderOf(r), subnet.ErrConflict)
 }
 
 // mend puts our key back into the given state's place. It reports false when
@@ -195,13 +183,16 @@ func (s *Store) mend(ctx context.Context, h *held, st state, stored *mvccpb.KeyV
 		if err != nil || lost != nil {
 			return false, err
 		}
-		log.Warn("the key's value was altered and is mended")
+		log.Warn("the key was altered and is mended")
 	}
-	if st == adopted {
+	switch st {
+	case adopted:
 		old := h.etcd
 		h.etcd, h.ttl = clientv3.NoLease, 0
 		s.revokeEmpty(ctx, old)
 		log.Info("the key has become a reservation")
+	case restored:
+		s.revokeEmpty(ctx, clientv3.LeaseID(stored.Lease))
 	}
 	return true, nil
 }
@@ -219,6 +210,7 @@ func (s *Store) grantAnew(ctx context.Context, h *held) error {
 
 // retake creates our key anew, if nobody else has come to hold our name or a
 // subnet that overlaps ours. A reservation that was deleted becomes a lease.
+// What a restored backup brought back of our own goes with it.
 func (s *Store) retake(ctx context.Context, h *held) (bool, error) {
 	t, err := s.list(ctx)
 	if err != nil {
@@ -227,24 +219,21 @@ func (s *Store) retake(ctx context.Context, h *held) (bool, error) {
 	if _, back := t.records[h.key]; back {
 		return false, nil
 	}
-	for _, r := range t.sorted() {
-		named := r.err == nil && r.lease.Node == h.lease.Node
-		for _, p := range h.lease.Paths {
-			if named || r.overlaps(p.Subnet) {
-				return false, fmt.Errorf("lease %s of %s is lost: it expired or was deleted, and %s holds %s now: %w",
-					h.key, holderOf(record{lease: h.lease}), holderOf(r), r.key, subnet.ErrConflict)
-			}
-		}
+	p := &plan{lease: h.lease, key: h.key, value: h.value, fresh: true}
+	if p.drop, err = h.obstacles(t); err != nil {
+		return false, err
 	}
 	if h.etcd == clientv3.NoLease {
 		if err := s.grantAnew(ctx, h); err != nil {
 			return false, err
 		}
 	}
-	p := &plan{lease: h.lease, key: h.key, value: h.value, fresh: true}
 	lost, err := s.commit(ctx, t, p, h.etcd)
 	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
 		return false, s.grantAnew(ctx, h) // ours has expired, and the key with it
+	}
+	if err == nil && lost == nil {
+		s.supersede(ctx, p, h.etcd)
 	}
 	return err == nil && lost == nil, err
 }

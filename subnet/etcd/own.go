@@ -22,7 +22,9 @@ const (
 
 // standingOf compares a stored lease with the one we want.
 //
-// A lease with a node name is ours by name and instance. The same name with
+// A lease with a node name is ours by name and instance, and also by instance
+// and address when only the name is another: --node-name was changed, and the
+// old lease would be a second one for this underlay. The same name with
 // another instance is a host set up anew when it still has one of our
 // addresses, and a clone otherwise. A lease without a node name, which
 // flannel wrote or an operator put as a reservation, is ours by address: in
@@ -31,6 +33,8 @@ func standingOf(stored, want subnet.Lease) standing {
 	shared, differ := compareUnderlays(stored, want)
 	switch {
 	case stored.Node == "" && shared && !differ:
+		return own
+	case renamed(stored, want):
 		return own
 	case stored.Node == "" || stored.Node != want.Node:
 		return foreign
@@ -59,6 +63,14 @@ func sameHolder(a, b subnet.Lease) bool {
 	return a.Node != "" && a.Node == b.Node && a.Instance != "" && a.Instance == b.Instance
 }
 
+// renamed reports whether stored is of our instance, at our addresses, under
+// another node name.
+func renamed(stored, want subnet.Lease) bool {
+	shared, differ := compareUnderlays(stored, want)
+	return stored.Node != "" && stored.Node != want.Node && want.Instance != "" &&
+		stored.Instance == want.Instance && shared && !differ
+}
+
 // A rivalError says that another node goes by our name.
 type rivalError struct {
 	stored record
@@ -82,7 +94,7 @@ type claim struct {
 
 // claimOf finds our own entries in t. Of several, the one that keeps most
 // subnets counts, and the newest of those; others are dropped only when they
-// carry our name and instance. It fails with a rivalError.
+// carry our instance. It fails with a rivalError.
 func claimOf(t *table, cfg subnet.Config, want subnet.Lease) (claim, error) {
 	var mine []record
 	for _, r := range t.sorted() {
@@ -107,7 +119,7 @@ func claimOf(t *table, cfg subnet.Config, want subnet.Lease) (claim, error) {
 	})
 	c.entry, c.keep = &mine[0], t.keepable(mine[0], cfg, mine)
 	for _, r := range mine[1:] {
-		if sameHolder(r.lease, want) {
+		if sameHolder(r.lease, want) || renamed(r.lease, want) {
 			c.drop = append(c.drop, r)
 		}
 	}

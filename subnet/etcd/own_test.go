@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -76,7 +77,10 @@ func TestStanding(t *testing.T) {
 		"clone":                              {stored("n1", "i1", a), node("n1", "i2", b), rival},
 		"clone of another family":            {stored("n1", "i1", a), node("n1", "i2", six), rival},
 		"other node at our address":          {stored("n2", "i2", a), node("n1", "i1", a), foreign},
-		"other node with our instance":       {stored("n2", "i1", a), node("n1", "i1", b), foreign},
+		"other node with our instance":       {stored("n2", "i1", a), node("n1", "i1", b), foreign}, // a copied disk, renamed as it should be
+		"renamed":                            {stored("n0", "i1", a), node("n1", "i1", a), own},
+		"renamed, one address the same":      {stored("n0", "i1", a, six), node("n1", "i1", b, six), foreign},
+		"renamed, without instance":          {stored("n0", "", a), node("n1", "", a), foreign},
 		"flannel at our address":             {stored("", "", a), node("n1", "i1", a), own},
 		"flannel elsewhere":                  {stored("", "", a), node("n1", "i1", b), foreign},
 		"flannel at both":                    {stored("", "", a, six), node("n1", "i1", a, six), own},
@@ -119,6 +123,10 @@ func TestPlan(t *testing.T) {
 			subnets: []string{"10.42.8.0/24"}, entry: "10.42.8.0-24", drop: []string{"10.42.7.0-24"}},
 		"own, older but fitting": {cfg: one, want: me, kvs: []*mvccpb.KeyValue{kv(t, at(me, "10.42.7.0/24"), 5, 1), kv(t, at(me, "10.42.8.0/25"), 6, 2)},
 			subnets: []string{"10.42.7.0/24"}, entry: "10.42.7.0-24", drop: []string{"10.42.8.0-25"}},
+		"renamed": {cfg: one, want: me, kvs: []*mvccpb.KeyValue{kv(t, at(node("n0", "i1", "192.0.2.1"), "10.42.7.0/24"), 5, 1)},
+			subnets: []string{"10.42.7.0/24"}, entry: "10.42.7.0-24"},
+		"renamed, both there": {cfg: one, want: me, kvs: []*mvccpb.KeyValue{kv(t, at(node("n0", "i1", "192.0.2.1"), "10.42.7.0/24"), 5, 1), kv(t, at(me, "10.42.8.0/24"), 6, 2)},
+			subnets: []string{"10.42.8.0/24"}, entry: "10.42.8.0-24", drop: []string{"10.42.7.0-24"}},
 		"own by address is not dropped": {cfg: one, want: me, kvs: []*mvccpb.KeyValue{kv(t, at(node("", "", "192.0.2.1"), "10.42.7.0/24"), 5, 1), kv(t, at(me, "10.42.8.0/24"), 6, 2)},
 			subnets: []string{"10.42.8.0/24"}, entry: "10.42.8.0-24"},
 		"family added": {cfg: both, want: me2, kvs: []*mvccpb.KeyValue{kv(t, at(me, "10.42.7.0/24"), 5, 1)},
@@ -192,44 +200,119 @@ func TestJudge(t *testing.T) {
 	other := at(node("n2", "i2", "192.0.2.2"), "10.42.7.0/24")
 	plain, elsewhere := at(node("", "", "192.0.2.1"), "10.42.7.0/24"), at(node("", "", "192.0.2.9"), "10.42.7.0/24")
 	junk := func(lease int64) *mvccpb.KeyValue {
-		return &mvccpb.KeyValue{Key: []byte(prefix + "10.42.7.0-24"), Value: []byte("junk"), Lease: lease}
+		return &mvccpb.KeyValue{Key: []byte(prefix + "10.42.7.0-24"), Value: []byte("junk"), ModRevision: 5, Lease: lease}
 	}
 	const held0, held7 = 0, 7
+	const before = 3 // an older revision than that of our last write, 4
+	renamed := at(node("n0", "i1", "192.0.2.1"), "10.42.7.0/24")
 	for name, c := range map[string]struct {
 		held   int64
 		stored *mvccpb.KeyValue
 		is     state
 		lost   bool
 	}{
-		"intact":                           {held7, kv(t, mine, 5, 7), intact, false},
-		"intact reservation":               {held0, kv(t, mine, 5, 0), intact, false},
-		"absent":                           {held7, nil, absent, false},
-		"altered":                          {held7, kv(t, edited, 5, 7), altered, false},
-		"altered reservation":              {held0, kv(t, edited, 5, 0), altered, false},
-		"made a reservation":               {held7, kv(t, mine, 5, 0), adopted, false},
-		"made a reservation, altered":      {held7, kv(t, edited, 5, 0), adopted, false},
-		"made a reservation by address":    {held7, kv(t, plain, 5, 0), adopted, false},
-		"junk under our etcd lease":        {held7, junk(7), altered, false},
-		"junk without etcd lease":          {held7, junk(0), altered, false},
-		"junk over a reservation":          {held0, junk(0), altered, false},
-		"junk under another etcd lease":    {held7, junk(8), intact, true},
-		"same value, another etcd lease":   {held7, kv(t, mine, 5, 8), intact, true},
-		"another node":                     {held7, kv(t, other, 5, 8), intact, true},
-		"another node's reservation":       {held7, kv(t, other, 5, 0), intact, true},
-		"another node under our lease":     {held7, kv(t, other, 5, 7), intact, true},
-		"clone with our instance":          {held7, kv(t, moved, 5, 0), intact, true},
-		"host set up anew":                 {held7, kv(t, fresh, 5, 0), intact, true},
-		"reservation for another address":  {held7, kv(t, elsewhere, 5, 0), intact, true},
-		"flannel wrote over a reservation": {held0, kv(t, plain, 5, 9), intact, true},
+		"from a backup":                        {held7, kv(t, mine, before, 8), restored, false},
+		"from a backup, with another value":    {held7, kv(t, edited, before, 8), restored, false},
+		"from a backup, before it moved":       {held7, kv(t, moved, before, 8), restored, false},
+		"from a backup, before it was renamed": {held7, kv(t, renamed, before, 8), restored, false},
+		"from a backup, before it was set up":  {held7, kv(t, fresh, before, 8), restored, false},
+		"from a backup, when flannel had it":   {held7, kv(t, plain, before, 8), restored, false},
+		"from a backup, of a reservation now":  {held0, kv(t, mine, before, 8), restored, false},
+		"from a backup, then a reservation":    {held7, kv(t, moved, before, 0), adopted, false},
+		"from a backup, under our lease":       {held7, kv(t, mine, before, 7), intact, false},
+		"from a backup, another node's":        {held7, kv(t, other, before, 8), intact, true},
+		"intact":                               {held7, kv(t, mine, 5, 7), intact, false},
+		"intact reservation":                   {held0, kv(t, mine, 5, 0), intact, false},
+		"absent":                               {held7, nil, absent, false},
+		"altered":                              {held7, kv(t, edited, 5, 7), altered, false},
+		"altered reservation":                  {held0, kv(t, edited, 5, 0), altered, false},
+		"made a reservation":                   {held7, kv(t, mine, 5, 0), adopted, false},
+		"made a reservation, altered":          {held7, kv(t, edited, 5, 0), adopted, false},
+		"made a reservation by address":        {held7, kv(t, plain, 5, 0), adopted, false},
+		"junk under our etcd lease":            {held7, junk(7), altered, false},
+		"junk without etcd lease":              {held7, junk(0), altered, false},
+		"junk over a reservation":              {held0, junk(0), altered, false},
+		"junk under another etcd lease":        {held7, junk(8), intact, true},
+		"same value, another etcd lease":       {held7, kv(t, mine, 5, 8), intact, true},
+		"another node":                         {held7, kv(t, other, 5, 8), intact, true},
+		"another node's reservation":           {held7, kv(t, other, 5, 0), intact, true},
+		"another node under our lease":         {held7, kv(t, other, 5, 7), intact, true},
+		"clone with our instance":              {held7, kv(t, moved, 5, 0), intact, true},
+		"host set up anew":                     {held7, kv(t, fresh, 5, 0), intact, true},
+		"reservation for another address":      {held7, kv(t, elsewhere, 5, 0), intact, true},
+		"flannel wrote over a reservation":     {held0, kv(t, plain, 5, 9), intact, true},
 	} {
 		key, value, err := subnet.EncodeLease(mine)
 		if err != nil {
 			t.Fatal(err)
 		}
-		h := &held{lease: mine, key: prefix + key, value: value, etcd: clientv3.LeaseID(c.held)}
+		h := &held{lease: mine, key: prefix + key, value: value, etcd: clientv3.LeaseID(c.held), wrote: before + 1}
 		got, err := s.judge(h, c.stored)
 		if got != c.is || (err != nil) != c.lost || c.lost && !errors.Is(err, subnet.ErrConflict) {
 			t.Errorf("%s: %d, %v; want %d, lost %t", name, got, err, c.is, c.lost)
 		}
+	}
+}
+
+// What stands in the way of a key that is to be taken back.
+func TestObstacles(t *testing.T) {
+	mine := at(node("n1", "i1", "192.0.2.1"), "10.42.7.0/24")
+	there := func(name, instance, u, sub string, rev, lease int64) *mvccpb.KeyValue {
+		return kv(t, at(node(name, instance, u), sub), rev, lease)
+	}
+	const before, after = 3, 5
+	for name, c := range map[string]struct {
+		kvs         []*mvccpb.KeyValue
+		drop        int
+		older, twin bool
+		by          string
+	}{
+		"nothing":                      {},
+		"others":                       {kvs: []*mvccpb.KeyValue{there("n2", "i2", "192.0.2.2", "10.42.8.0/24", before, 1)}},
+		"own from a backup":            {kvs: []*mvccpb.KeyValue{there("n1", "i1", "192.0.2.1", "10.42.8.0/24", before, 1)}, drop: 1},
+		"own from a backup, overlap":   {kvs: []*mvccpb.KeyValue{there("n1", "i1", "192.0.2.1", "10.42.6.0/23", before, 1)}, drop: 1},
+		"other name from a backup":     {kvs: []*mvccpb.KeyValue{there("n0", "i1", "192.0.2.1", "10.42.8.0/24", before, 1)}, drop: 1},
+		"other instance from a backup": {kvs: []*mvccpb.KeyValue{there("n1", "i0", "192.0.2.1", "10.42.8.0/24", before, 1)}, drop: 1},
+		"reservation for us":           {kvs: []*mvccpb.KeyValue{there("", "", "192.0.2.1", "10.42.8.0/24", before, 0)}},
+		"overlap from a backup":        {kvs: []*mvccpb.KeyValue{there("n2", "i2", "192.0.2.2", "10.42.6.0/23", before, 1)}, by: "10.42.6.0-23", older: true},
+		"clone from a backup":          {kvs: []*mvccpb.KeyValue{there("n1", "i9", "192.0.2.9", "10.42.8.0/24", before, 1)}, by: "10.42.8.0-24", older: true},
+		"overlap":                      {kvs: []*mvccpb.KeyValue{there("n2", "i2", "192.0.2.2", "10.42.7.128/25", after, 1)}, by: "10.42.7.128-25"},
+		"own name elsewhere":           {kvs: []*mvccpb.KeyValue{there("n1", "i1", "192.0.2.1", "10.42.8.0/24", after, 1)}, by: "10.42.8.0-24", twin: true},
+		"the newer settles it": {kvs: []*mvccpb.KeyValue{there("n2", "i2", "192.0.2.2", "10.42.7.0/25", before, 1),
+			there("n3", "i3", "192.0.2.3", "10.42.7.128/25", after, 1)}, by: "10.42.7.128-25"},
+	} {
+		h := &held{lease: mine, key: prefix + "10.42.7.0-24", wrote: 4}
+		drop, err := h.obstacles(newTable(prefix, listing(10, c.kvs...)))
+		var lost *lostError
+		if errors.As(err, &lost) != (c.by != "") || len(drop) != c.drop {
+			t.Errorf("%s: %d to drop, error %v", name, len(drop), err)
+			continue
+		}
+		if lost != nil && (lost.by.key != prefix+c.by || lost.older != c.older || errors.Is(err, subnet.ErrTwin) != c.twin || !errors.Is(err, subnet.ErrConflict)) {
+			t.Errorf("%s: %v, older %t, twin %t", name, err, lost.older, errors.Is(err, subnet.ErrTwin))
+		}
+	}
+}
+
+// A loss to something older than what we wrote is borne for a while.
+func TestBear(t *testing.T) {
+	mine := at(node("n1", "i1", "192.0.2.1"), "10.42.7.0/24")
+	h := &held{lease: mine, key: prefix + "10.42.7.0-24", wrote: 4}
+	by := readRecord(prefix, kv(t, at(node("n2", "i2", "192.0.2.2"), "10.42.7.0/24"), 3, 1))
+	now := time.Now()
+	if err := h.bear(&lostError{h: h, by: by}, now); !errors.Is(err, subnet.ErrConflict) {
+		t.Errorf("a newer one is borne: %v", err)
+	}
+	old := &lostError{h: h, by: by, older: true}
+	for _, d := range []time.Duration{0, time.Second, rewindGrace - 1} {
+		if err := h.bear(old, now.Add(d)); !errors.Is(err, errRewound) || errors.Is(err, subnet.ErrConflict) || !strings.Contains(err.Error(), `"n2"`) {
+			t.Errorf("after %s: %v", d, err)
+		}
+	}
+	if err := h.bear(old, now.Add(rewindGrace)); !errors.Is(err, subnet.ErrConflict) {
+		t.Errorf("borne for ever: %v", err)
+	}
+	if other := errors.New("x"); h.bear(other, now) != other || h.bear(nil, now) != nil {
+		t.Error("other errors do not pass")
 	}
 }

@@ -129,6 +129,18 @@ func (s *Server) Stop() error {
 // Wipe removes the data of a stopped server.
 func (s *Server) Wipe() error { return os.RemoveAll(s.data()) }
 
+// Backup copies the data of a stopped server to dir, which must not exist.
+func (s *Server) Backup(dir string) error { return os.CopyFS(dir, os.DirFS(s.data())) }
+
+// Restore gives a stopped server the data that Backup has left in dir: what
+// it held then, at the revision of then.
+func (s *Server) Restore(dir string) error {
+	if err := s.Wipe(); err != nil {
+		return err
+	}
+	return os.CopyFS(s.data(), os.DirFS(dir))
+}
+
 // Client connects to the server, with a client certificate where it asks for
 // one.
 func (s *Server) Client() (*clientv3.Client, error) {

@@ -317,6 +317,13 @@ func (w *watching) count() int {
 	return len(w.snaps)
 }
 
+// all returns the snapshots so far.
+func (w *watching) all() []subnet.Snapshot {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.snaps)
+}
+
 func (w *watching) last() subnet.Snapshot {
 	w.mu.Lock()
 	defer w.mu.Unlock()
