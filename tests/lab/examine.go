@@ -164,14 +164,35 @@ func connections(l *netlab.Lab) ([]connection, error) {
 			if err != nil {
 				return nil, err
 			}
-			own := n.Underlay()
+			var inside []netip.Addr
 			for _, s := range env.Subnets {
-				own = append(own, s.Addr()) // the bridge's, its pods' gateway
+				inside = append(inside, s.Addr()) // the bridge's, its pods' gateway
 			}
-			add("pod to node", p.Place, n.Name(), within(p, own))
+			if n == p.Node() {
+				inside = append(inside, n.Underlay()...)
+			} else {
+				out = append(out, throughUnderlay(p, n)...)
+			}
+			add("pod to node", p.Place, n.Name(), within(p, inside))
 		}
 	}
 	return out, nil
+}
+
+// masqueraded is the kind of connection whose client shows its node's address.
+const masqueraded = "pod to underlay"
+
+// throughUnderlay is p's connections to another node's underlay addresses.
+func throughUnderlay(p *netlab.Pod, n *netlab.Node) []connection {
+	var out []connection
+	for _, server := range within(p, n.Underlay()) {
+		for _, own := range p.Node().Underlay() {
+			if subnet.FamilyOf(own) == subnet.FamilyOf(server) {
+				out = append(out, connection{p.Place, Address{Kind: masqueraded, From: p.Name(), To: n.Name(), Server: server, Want: own}})
+			}
+		}
+	}
+	return out
 }
 
 // addressAll makes all connections and compares the client's address at both
@@ -201,8 +222,12 @@ func (r *Report) addressAll(ctx context.Context, l *netlab.Lab) error {
 			a := c.Address
 			var err error
 			a.Seen, a.Own, err = c.from.AskAddress(ctx, a.Server)
-			if err == nil && a.Seen != a.Own {
-				err = fmt.Errorf("the client is %s and %s sees %s", a.Own, a.Server, a.Seen)
+			want := a.Own
+			if a.Want.IsValid() {
+				want = a.Want
+			}
+			if err == nil && a.Seen != want {
+				err = fmt.Errorf("the client is %s and %s sees %s, want %s", a.Own, a.Server, a.Seen, want)
 			}
 			a.OK, a.Error = verdict(err)
 			r.Addresses[i] = a

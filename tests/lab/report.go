@@ -68,14 +68,17 @@ type Size struct {
 }
 
 // Address is a TCP connection and the client's address as both ends see it.
-// They differ if something translated it on the way.
+// They differ if something translated it on the way: nothing may but the
+// masquerading of what pods send out of the pod network, which a node's
+// underlay address is not part of; then Want is the address of the pod's node.
 type Address struct {
-	Kind   string     `json:"kind"` // "pod to pod", "node to pod" or "pod to node"
+	Kind   string     `json:"kind"` // "pod to pod", "node to pod", "pod to node" or "pod to underlay"
 	From   string     `json:"from"`
 	To     string     `json:"to"`
 	Server netip.Addr `json:"server"`
-	Own    netip.Addr `json:"own"`  // the client's address as it sees it
-	Seen   netip.Addr `json:"seen"` // as the server sees it
+	Own    netip.Addr `json:"own"`           // the client's address as it sees it
+	Want   netip.Addr `json:"want,omitzero"` // what the server should see, if not Own
+	Seen   netip.Addr `json:"seen"`          // as the server sees it
 	OK     bool       `json:"ok"`
 	Error  string     `json:"error,omitempty"`
 }

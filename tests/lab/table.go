@@ -133,7 +133,7 @@ func (r *Report) sums(w io.Writer) {
 		}
 		line(fmt.Sprintf("unfragmented %d bytes pass, %d do not, IPv%d", mtu, mtu+1, f), good, all)
 	}
-	for _, kind := range []string{"pod to pod", "node to pod", "pod to node"} {
+	for _, kind := range []string{"pod to pod", "node to pod", "pod to node", masqueraded} {
 		good, all := 0, 0
 		for _, a := range r.Addresses {
 			if a.Kind == kind {
@@ -141,7 +141,11 @@ func (r *Report) sums(w io.Writer) {
 				good += count(a.OK)
 			}
 		}
-		line(kind+", TCP, server sees the client's own address", good, all)
+		sees := "the client's own address"
+		if kind == masqueraded {
+			sees = "its node's"
+		}
+		line(kind+", TCP, server sees "+sees, good, all)
 	}
 	fmt.Fprintln(w)
 }
