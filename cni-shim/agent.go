@@ -20,13 +20,43 @@ import (
 // agentTimeout bounds the question to weftd, from dialling to the last byte.
 const agentTimeout = 2 * time.Second
 
-// agentAnswerMax bounds the answer, in bytes.
-const agentAnswerMax = 1 << 20
+// agentAnswerMax bounds the answer, in bytes: 20,000 peers fit.
+const agentAnswerMax = 64 << 20
 
 // agentStatus is what the plugin reads of weftd's status document.
 type agentStatus struct {
-	Ready  *bool  `json:"ready"`
-	Reason string `json:"reason"`
+	Ready    *bool   `json:"ready"`
+	Reason   string  `json:"reason"`
+	LastPass *string `json:"lastPass"` // when it last compared the kernel with what it wants; absent before
+	Problems []struct {
+		Kind string `json:"kind"`
+	} `json:"problems"`
+}
+
+// limited reports whether the agent knows of something that keeps this node's
+// pods from their network: the kernel is not as it should be, or the lease was
+// lost. One that has not looked yet does not know.
+func (s agentStatus) limited() bool {
+	lost := false
+	for _, p := range s.Problems {
+		lost = lost || p.Kind == "LeaseLost"
+	}
+	return !*s.Ready && (s.LastPass != nil || lost)
+}
+
+// whyLimited returns one sentence on what keeps this node's pods from their
+// network, "" when nothing does or nobody can say.
+func whyLimited(ctx context.Context, socket string) string {
+	ctx, cancel := context.WithTimeout(ctx, agentTimeout)
+	defer cancel()
+	st, err := askAgent(ctx, socket)
+	switch {
+	case err != nil || !st.limited():
+		return ""
+	case st.Reason == "":
+		return "weftd is not ready and gives no reason"
+	}
+	return "weftd is not ready: " + st.Reason
 }
 
 // whyNotReady returns one sentence on why there is no lease: what weftd says

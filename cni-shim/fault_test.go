@@ -7,8 +7,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
+
+	"weft.dev/weft/cni-shim/ledger"
 )
 
 func delTwice(t *testing.T, p plugins) {
@@ -85,7 +88,7 @@ func delOfNothing(t *testing.T, p plugins) {
 		n, pod := newNode(t, p, lease), newNetns(t)
 		n.ok(t, call{command: "DEL", id: "c1", ifName: "eth0", netns: pod.path})
 		n.ok(t, call{command: "DEL", id: "c1", ifName: "eth0"})
-		n.ok(t, call{command: "DEL", id: strings.Repeat("c", maxContainerID+1), ifName: "eth0", netns: pod.path})
+		n.ok(t, call{command: "DEL", id: strings.Repeat("c", ledger.MaxContainerID+1), ifName: "eth0", netns: pod.path})
 		n.ok(t, call{command: "DEL", id: "c1", ifName: "eth0", netns: pod.path, conf: n.with(map[string]any{"delegate": []int{}})})
 		n.fails(t, call{command: "DEL", id: "../c1", ifName: "eth0", netns: pod.path}, 4)
 		n.fails(t, call{command: "DEL", id: "c1", ifName: "../eth0", netns: pod.path}, 4)
@@ -173,8 +176,8 @@ func addBadConf(t *testing.T, p plugins) {
 	n.fails(t, add, 6)
 	add.raw, add.id = nil, "../c1"
 	n.fails(t, add, 4)
-	add.id = strings.Repeat("c", maxContainerID+1)
-	n.fails(t, add, 4, "201 bytes", "at most 200")
+	add.id = strings.Repeat("c", ledger.MaxContainerID+1)
+	n.fails(t, add, 4, "206 bytes", "at most 200")
 	n.ok(t, call{command: "DEL", id: "c1", ifName: "eth0", netns: pod.path})
 	n.clean(t)
 }
@@ -189,8 +192,12 @@ func stateBeforeDelegate(t *testing.T, p plugins) {
 	n.conf["delegate"] = map[string]any{"type": "witness"}
 	n.fails(t, call{command: "ADD", id: "c1", ifName: "eth0", netns: pod.path, path: []string{dir}},
 		117, `delegate "witness": out of order; for the test`)
-	if seen, got := readFile(t, dir+"/state"), readFile(t, dir+"/stdin"); string(seen) != string(got) {
-		t.Errorf("state %s, but the delegate gets %s", seen, got)
+	seen, stamp, stamped, err := ledger.Decode(readFile(t, dir+"/state"))
+	if got := readFile(t, dir+"/stdin"); err != nil || !reflect.DeepEqual(decode(t, seen), decode(t, got)) {
+		t.Errorf("state %s (%v), but the delegate gets %s", seen, err, got)
+	}
+	if !stamped || stamp.Phase != ledger.Adding || stamp.Netns != pod.path || stamp.NetnsInode == 0 || stamp.NetnsID == nil {
+		t.Errorf("stamp %+v", stamp)
 	}
 	if st, err := os.Stat(dir + "/state"); err != nil || st.Mode() != 0o600 {
 		t.Errorf("state has mode %v, %v", st.Mode(), err)
@@ -223,38 +230,4 @@ func masqueradingGoes(t *testing.T, p plugins) {
 		t.Errorf("the rule is left:\n%s", rules())
 	}
 	n.clean(t)
-}
-
-func check(t *testing.T, p plugins) {
-	n, pod := newNode(t, p, "dual"), newNetns(t)
-	n.conf["delegate"] = map[string]any{"ipMasq": false}
-	chk := call{command: "CHECK", id: "c1", ifName: "eth0", netns: pod.path}
-	n.fails(t, chk, 5, "c1:eth0")
-	o := n.ok(t, call{command: "ADD", id: "c1", ifName: "eth0", netns: pod.path})
-	chk.conf = n.with(map[string]any{"prevResult": decode(t, []byte(o.stdout))})
-	n.ok(t, chk)
-	var ignored []any
-	pod.ip(t, &ignored, "link", "show", "eth0")
-	pod.do(func() {
-		if out, err := exec.Command("ip", "addr", "flush", "dev", "eth0").CombinedOutput(); err != nil {
-			t.Errorf("ip addr flush: %v: %s", err, out)
-		}
-	})
-	n.fails(t, chk, 999, `delegate "bridge"`)
-}
-
-func status(t *testing.T, p plugins) {
-	n := newNode(t, p, "")
-	n.conf["cniVersion"] = "1.1.0"
-	n.fails(t, call{command: "STATUS"}, 50, "weftd is not running: no socket at "+n.dir+"/weftd.sock")
-	write(t, n.subnetFile(), string(readFile(t, "testdata/env/v4.env")), 0o644)
-	n.ok(t, call{command: "STATUS"})
-	n.fails(t, call{command: "STATUS", conf: n.with(map[string]any{"delegate": map[string]any{"type": "no-such-plugin"}})}, 999, "no-such-plugin")
-	n.fails(t, call{command: "STATUS", conf: n.with(map[string]any{"delegate": map[string]any{"ipam": 1}})}, 7, "delegate.ipam")
-	n.fails(t, call{command: "STATUS", conf: n.with(map[string]any{"cniVersion": "1.0.0"})}, 1)
-}
-
-func gc(t *testing.T, p plugins) {
-	n := newNode(t, p, "dual")
-	n.fails(t, call{command: "GC", conf: n.with(map[string]any{"cniVersion": "1.1.0"})}, 4, "GC is not implemented")
 }

@@ -5,12 +5,15 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -25,6 +28,7 @@ import (
 type netns struct {
 	path string // under /proc, valid for every process
 	work chan func()
+	once sync.Once
 }
 
 // newNetns makes a network namespace that goes away when the test ends.
@@ -45,8 +49,14 @@ func newNetns(t testing.TB) *netns {
 	if err := <-made; err != nil {
 		t.Fatalf("make a network namespace: %v (the tests need root)", err)
 	}
-	t.Cleanup(func() { close(n.work) })
+	t.Cleanup(n.end)
 	return n
+}
+
+// end makes the namespace go away, as when the last process of a pod ends.
+// The kernel takes its devices down a little later.
+func (n *netns) end() {
+	n.once.Do(func() { close(n.work) })
 }
 
 // do runs f inside; processes that f starts live there too.
@@ -54,6 +64,37 @@ func (n *netns) do(f func()) {
 	done := make(chan struct{})
 	n.work <- func() { defer close(done); f() }
 	<-done
+}
+
+// run runs a command inside.
+func (n *netns) run(t testing.TB, name string, args ...string) {
+	t.Helper()
+	n.do(func() {
+		if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+			t.Errorf("%s %s: %v: %s", name, strings.Join(args, " "), err, out)
+		}
+	})
+}
+
+// bind gives a namespace a name, as runtimes do.
+func bind(t testing.TB, ns, path string) {
+	t.Helper()
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mount(ns, path, "", syscall.MS_BIND, ""); err != nil {
+		t.Fatalf("bind %s to %s: %v", path, ns, err)
+	}
+}
+
+func unbind(t testing.TB, path string) {
+	t.Helper()
+	if err := syscall.Unmount(path, syscall.MNT_DETACH); err != nil {
+		t.Errorf("unbind %s: %v", path, err)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Error(err)
+	}
 }
 
 // ip runs iproute2 inside, with JSON output into v.
@@ -135,7 +176,30 @@ func (n *node) subnetFile() string { return n.dir + "/subnet.env" }
 func (n *node) dataDir() string    { return n.dir + "/state" }
 
 // states lists what the plugin remembers.
-func (n *node) states(t testing.TB) []string { return names(t, n.dataDir()) }
+func (n *node) states(t testing.TB) []string {
+	t.Helper()
+	var all []string
+	for _, name := range names(t, n.dataDir()) {
+		if name != ".flight" {
+			all = append(all, name)
+		}
+	}
+	return append(all, names(t, n.dataDir()+"/.flight")...)
+}
+
+// names lists a directory; one that does not exist is empty.
+func names(t testing.TB, dir string) []string {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
+	var all []string
+	for _, e := range entries {
+		all = append(all, e.Name())
+	}
+	return all
+}
 
 // addresses lists what host-local holds for the network.
 func (n *node) addresses(t testing.TB) []string {

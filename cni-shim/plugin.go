@@ -4,17 +4,18 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net/netip"
 	"path/filepath"
+	"slices"
 
 	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 
+	"weft.dev/weft/cni-shim/ledger"
 	"weft.dev/weft/subnet"
 )
 
@@ -24,10 +25,16 @@ import (
 type plugin struct{}
 
 // add attaches a container. The rendered configuration is on disk before the
-// delegate starts, so that DEL knows it even when ADD was killed half way.
+// delegate starts, so that DEL knows it even when ADD was killed half way; and
+// the attachment is marked as added before the runtime hears of it, so that
+// whoever sweeps never takes one for half done that a runtime counts on.
 func (plugin) add(args *skel.CmdArgs) error {
 	ctx := context.Background()
 	conf, err := parseNetConf(args.StdinData)
+	if err != nil {
+		return err
+	}
+	a, err := attachmentOf(conf.DataDir, args.ContainerID, args.IfName)
 	if err != nil {
 		return err
 	}
@@ -35,23 +42,48 @@ func (plugin) add(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	state, err := stateOf(conf.DataDir, args.ContainerID, args.IfName)
-	if err != nil {
-		return types.NewError(types.ErrInvalidEnvironmentVariables, err.Error(), "")
-	}
 	name := delegateType(rendered)
 	// A state commits DEL to its delegate, so one that cannot be run has none.
 	if _, err := invoke.FindInPath(name, filepath.SplitList(args.Path)); err != nil {
 		return delegateError(name, err)
 	}
-	if err := state.save(rendered); err != nil {
-		return types.NewError(types.ErrIOFailure, err.Error(), "")
+	lock, err := a.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer lock.Unlock()
+	stamp, again, err := a.begin(rendered, args.Netns)
+	if err != nil {
+		return err
 	}
 	result, err := invoke.DelegateAdd(ctx, name, rendered, nil)
-	if err != nil {
+	if err != nil && again {
 		return delegateError(name, err)
 	}
+	if err != nil {
+		a.undo(ctx, name, rendered)
+		return delegateError(name, err)
+	}
+	if stamp, err = added(stamp, rendered, result); err == nil {
+		err = inLease(conf, rendered, stamp.Addrs)
+	}
+	if err == nil {
+		err = a.save(rendered, stamp)
+	}
+	if err != nil {
+		a.undo(ctx, name, rendered)
+		return err
+	}
 	return types.PrintResult(result, conf.CNIVersion)
+}
+
+// undo detaches what an ADD that fails has attached (CNI specification 1.1.0,
+// section 4). What it cannot undo stays marked as half done: the runtime's DEL
+// or a sweep goes on from there, so its own failure is not told.
+func (a attachment) undo(ctx context.Context, name string, rendered []byte) {
+	if invoke.DelegateDel(ctx, name, rendered, nil) == nil {
+		_ = a.remove()
+	}
 }
 
 // del detaches a container. It reaches the delegate whatever is missing or
@@ -60,10 +92,30 @@ func (plugin) del(args *skel.CmdArgs) error {
 	ctx := context.Background()
 	conf, _ := parseNetConf(args.StdinData) // ADD reports what is wrong with it
 	// ADD refuses ids that cannot be a file name, so nothing is stored
-	// under them, and the zero state holds nothing.
-	state, stateErr := stateOf(conf.DataDir, args.ContainerID, args.IfName)
-	rendered, err := state.load()
+	// under them.
+	a, err := attachmentOf(conf.DataDir, args.ContainerID, args.IfName)
+	if err != nil {
+		rendered, err := renderForDel(conf)
+		if err != nil {
+			return err
+		}
+		return runDel(ctx, rendered, nil)
+	}
+	return a.detach(ctx, conf, nil)
+}
+
+// detach runs the delegate's DEL and forgets the attachment. args are those of
+// this process when nil.
+func (a attachment) detach(ctx context.Context, conf netConf, args *invoke.Args) error {
+	lock, err := a.lock(ctx)
 	if err == nil {
+		defer lock.Unlock()
+	} else if isCode(err, types.ErrTryAgainLater) {
+		return err
+	}
+	rendered, stamp, _, err := a.load()
+	if err == nil {
+		a.markDeleting(rendered, stamp)
 		rendered, err = withPrevResult(rendered, conf.PrevResult)
 	}
 	if err != nil {
@@ -72,45 +124,116 @@ func (plugin) del(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
+	if err := runDel(ctx, rendered, args); err != nil {
+		return err
+	}
+	return a.remove()
+}
+
+// markDeleting notes that the runtime wants the attachment gone, so that a
+// sweep may finish what a killed DEL began. DEL itself goes on without.
+func (a attachment) markDeleting(conf []byte, s ledger.Stamp) {
+	boot, err := ledger.BootID("")
+	if err != nil || s.Boot != "" && s.Boot != boot {
+		return // of another boot: dead already
+	}
+	s.Phase, s.Boot = ledger.Deleting, boot
+	_ = a.save(conf, s)
+}
+
+// runDel calls the delegate's DEL, with this process's arguments when args is
+// nil.
+func runDel(ctx context.Context, rendered []byte, args *invoke.Args) error {
 	name := delegateType(rendered)
-	if err := invoke.DelegateDel(ctx, name, rendered, nil); err != nil {
+	var err error
+	if args == nil {
+		err = invoke.DelegateDel(ctx, name, rendered, nil)
+	} else {
+		var file string
+		if file, err = invoke.FindInPath(name, filepath.SplitList(args.Path)); err == nil {
+			err = invoke.ExecPluginWithoutResult(ctx, file, rendered, args, nil)
+		}
+	}
+	if err != nil {
 		return delegateError(name, err)
-	}
-	if stateErr != nil {
-		return nil
-	}
-	if err := state.remove(); err != nil {
-		return types.NewError(types.ErrIOFailure, err.Error(), "")
 	}
 	return nil
 }
 
-// check replays what ADD saved as the delegate's CHECK.
+// check replays what ADD saved as the delegate's CHECK, and sees that the
+// attachment is of this boot and its addresses are of this node's lease.
 func (plugin) check(args *skel.CmdArgs) error {
 	conf, err := parseNetConf(args.StdinData)
 	if err != nil {
 		return err
 	}
-	state, err := stateOf(conf.DataDir, args.ContainerID, args.IfName)
+	a, err := attachmentOf(conf.DataDir, args.ContainerID, args.IfName)
 	if err != nil {
-		return types.NewError(types.ErrInvalidEnvironmentVariables, err.Error(), "")
+		return err
 	}
-	rendered, err := state.load()
+	saved, stamp, stamped, err := a.load()
+	rendered := saved
 	if err == nil {
-		rendered, err = withPrevResult(rendered, conf.PrevResult)
+		rendered, err = withPrevResult(saved, conf.PrevResult)
 	}
 	if err != nil {
 		return types.NewError(types.ErrIOFailure, fmt.Sprintf("cannot tell what ADD attached: %v", err), "")
+	}
+	if stamped {
+		if err := checkStamp(a, stamp); err != nil {
+			return err
+		}
+	} else {
+		stamp.Addrs = addressesOf(conf.PrevResult)
 	}
 	name := delegateType(rendered)
 	if err := invoke.DelegateCheck(context.Background(), name, rendered, nil); err != nil {
 		return delegateError(name, err)
 	}
+	return inLease(conf, saved, stamp.Addrs)
+}
+
+// checkStamp fails unless ADD has finished, since this machine was started,
+// and no DEL has begun.
+func checkStamp(a attachment, s ledger.Stamp) error {
+	boot, err := ledger.BootID("")
+	switch {
+	case err != nil:
+		return types.NewError(types.ErrIOFailure, err.Error(), "")
+	case s.Boot != boot:
+		return types.NewError(types.ErrInternal, fmt.Sprintf("%s was attached before this machine was last started", a.key), "")
+	case s.Phase == ledger.Adding:
+		return types.NewError(types.ErrInternal, fmt.Sprintf("the ADD of %s has not finished", a.key), "")
+	case s.Phase == ledger.Deleting:
+		return types.NewError(types.ErrInternal, fmt.Sprintf("a DEL of %s has begun", a.key), "")
+	}
 	return nil
 }
 
-// status says whether an ADD would be served now, as code 50 when not. An
-// agent that is down does not matter here, as it does not for ADD.
+// inLease fails with code 11 unless the addresses are this node's to give out
+// now: the lease can change while the delegate works, and afterwards. It asks
+// only for addresses of host-local; who takes them elsewhere has his reasons.
+func inLease(conf netConf, rendered []byte, addrs []netip.Addr) error {
+	if ipamType(rendered) != "host-local" {
+		return nil
+	}
+	env, err := subnet.ReadSubnetEnv(conf.SubnetFile)
+	if err != nil {
+		return types.NewError(types.ErrTryAgainLater, "this node's lease cannot be read: "+err.Error(), "")
+	}
+	for _, a := range addrs {
+		if !slices.ContainsFunc(env.Subnets, func(p netip.Prefix) bool { return p.Masked().Contains(a) }) {
+			return types.NewError(types.ErrTryAgainLater, fmt.Sprintf("address %s is outside this node's subnets %v (%s): the lease has changed", a, byFamily(env.Subnets), conf.SubnetFile), "")
+		}
+	}
+	return nil
+}
+
+// status says whether an ADD would be served now, as code 50 when not. When
+// there is a lease, but the agent says that this node's data plane is not what
+// it should be or that another node has the lease now, it is code 51. An agent
+// that is down, or has only just started, does not matter here, as it does not
+// for ADD: what it programmed stays.
 func (plugin) status(args *skel.CmdArgs) error {
 	ctx := context.Background()
 	conf, err := parseNetConf(args.StdinData)
@@ -125,12 +248,10 @@ func (plugin) status(args *skel.CmdArgs) error {
 	if err := invoke.DelegateStatus(ctx, name, rendered, nil); err != nil {
 		return delegateError(name, err)
 	}
+	if why := whyLimited(ctx, conf.AgentSocket); why != "" {
+		return types.NewError(types.ErrLimitedConnectivity, why, "")
+	}
 	return nil
-}
-
-// gc answers that there is no GC here: skel would answer success on its own.
-func (plugin) gc(*skel.CmdArgs) error {
-	return types.NewError(types.ErrInvalidEnvironmentVariables, "CNI_COMMAND GC is not implemented by the weft plugin", "")
 }
 
 // prepare renders the delegate's configuration from the node's lease. While
@@ -144,73 +265,4 @@ func prepare(ctx context.Context, conf netConf, notReady uint) ([]byte, error) {
 		return nil, types.NewError(notReady, "weftd has not written a usable lease: "+err.Error(), "")
 	}
 	return render(conf, env)
-}
-
-// renderForDel stands in for a saved state that is missing or torn. Each
-// candidate keeps less of the configuration; the last is the default delegate
-// under the network's name, which is enough to free by container id.
-func renderForDel(conf netConf) ([]byte, error) {
-	env, err := subnet.ReadSubnetEnv(conf.SubnetFile)
-	if err != nil {
-		env = placeholderEnv()
-	}
-	bare := netConf{CNIVersion: conf.CNIVersion, Name: conf.Name}
-	withIPAM := bare
-	withIPAM.IPAM = conf.IPAM
-	for _, c := range []netConf{conf, withIPAM} {
-		if rendered, err := render(c, env); err == nil {
-			return rendered, nil
-		}
-	}
-	return render(bare, env)
-}
-
-// placeholderEnv is a lease for a DEL that does not know the real one.
-// host-local wants a range even to free addresses, which it finds by container
-// and interface whatever the range is; so these are documentation prefixes
-// (RFC 5737, RFC 3849). Masquerading counts as the delegate's, so that
-// its rules, if any, go too.
-func placeholderEnv() subnet.SubnetEnv {
-	return subnet.SubnetEnv{
-		Subnets: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24"), netip.MustParsePrefix("2001:db8::1/64")},
-		MTU:     1280,
-	}
-}
-
-// withPrevResult replaces the previous result in a saved configuration by the
-// one that the runtime passed now: ADD saved the state before it had a result.
-func withPrevResult(saved []byte, prev json.RawMessage) ([]byte, error) {
-	var d object
-	if err := json.Unmarshal(saved, &d); err != nil {
-		return nil, fmt.Errorf("saved state: %w", err)
-	}
-	if prev == nil {
-		d.remove("prevResult")
-	} else {
-		d.put("prevResult", prev)
-	}
-	return json.Marshal(d)
-}
-
-// delegateType returns the name of the plugin that a rendered configuration
-// is for; "" when it names none, which the delegation itself refuses.
-func delegateType(rendered []byte) string {
-	var d types.PluginConf
-	if json.Unmarshal(rendered, &d) != nil {
-		return ""
-	}
-	return d.Type
-}
-
-// delegateError says that the failure is the delegate's, and keeps its code.
-func delegateError(name string, err error) error {
-	var e *types.Error
-	if !errors.As(err, &e) {
-		return types.NewError(types.ErrInternal, fmt.Sprintf("delegate %q: %v", name, err), "")
-	}
-	code := e.Code
-	if code == types.ErrUnknown {
-		code = types.ErrInternal // it died without an error of its own
-	}
-	return types.NewError(code, fmt.Sprintf("delegate %q: %s", name, e.Msg), e.Details)
 }

@@ -39,7 +39,17 @@ func TestOnNode(t *testing.T) {
 		"masquerading goes":         masqueradingGoes,
 		"check":                     check,
 		"status":                    status,
+		"check of what is not so":   checkNotSo,
+		"status of a limited node":  statusLimited,
 		"gc":                        gc,
+		"gc of others":              gcOthers,
+		"gc goes on":                gcGoesOn,
+		"gc of a bad list":          gcBadList,
+		"add twice":                 addTwice,
+		"add undone":                addUndone,
+		"add while the lease moves": addLeaseMoves,
+		"del waits for an add":      delWaits,
+		"older and newer states":    otherVersions,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, p) })
 	}

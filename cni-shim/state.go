@@ -3,83 +3,131 @@
 package main
 
 import (
-	"encoding/json"
+	"context"
+	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
+	"net/netip"
+	"time"
 
-	"github.com/containernetworking/cni/pkg/utils"
+	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
+
+	"weft.dev/weft/cni-shim/ledger"
 )
 
-// maxContainerID is the longest container id that ADD accepts, in bytes. With
-// an interface name (15 bytes), a separator and the suffix of a file being
-// written it stays below NAME_MAX (linux/limits.h, 255).
-const maxContainerID = 200
+// lockWait bounds how long a call waits for an earlier one of the same
+// attachment: a runtime that lost patience has killed the plugin but not the
+// delegate, which goes on.
+const lockWait = 30 * time.Second
 
-// state is the file that remembers what one attachment delegated to. Two
-// attachments of one container (Multus) have two files.
-type state struct {
-	dir  string
-	path string
+// attachment is one interface of a container in the ledger. Two attachments of
+// one container (Multus) have two states.
+type attachment struct {
+	dir   string
+	key   ledger.Key
+	state ledger.State
 }
 
-// stateOf names the state of an interface of a container. It fails for ids
-// that CNI does not allow, which include everything that could leave dir.
-func stateOf(dir, containerID, ifName string) (state, error) {
-	if err := utils.ValidateContainerID(containerID); err != nil {
-		return state{}, fmt.Errorf("CNI_CONTAINERID %q: want letters, digits, '_', '.' and '-', the first a letter or digit", containerID)
+// attachmentOf names the state of an interface of a container. It fails for
+// ids that cannot be a file name, with code 4.
+func attachmentOf(dir, containerID, ifName string) (attachment, error) {
+	k := ledger.Key{ContainerID: containerID, IfName: ifName}
+	state, err := ledger.StateOf(dir, k)
+	if err != nil {
+		return attachment{}, types.NewError(types.ErrInvalidEnvironmentVariables, "CNI_CONTAINERID and CNI_IFNAME: "+err.Error(), "")
 	}
-	if len(containerID) > maxContainerID {
-		return state{}, fmt.Errorf("CNI_CONTAINERID %.20q...: has %d bytes, want at most %d", containerID, len(containerID), maxContainerID)
-	}
-	if err := utils.ValidateInterfaceName(ifName); err != nil {
-		return state{}, fmt.Errorf("CNI_IFNAME %q: %w", ifName, err)
-	}
-	// Neither part can hold a colon, so the name is unambiguous.
-	return state{dir: dir, path: filepath.Join(dir, containerID+":"+ifName)}, nil
+	return attachment{dir, k, state}, nil
 }
 
-// temp is where save writes. It is the same each time, so that a save that was
-// killed leaves nothing that the next save or remove does not take away.
-func (s state) temp() string { return s.path + ".tmp" }
+// lock takes the attachment's lock, for itself and every delegate that it
+// starts.
+func (a attachment) lock(ctx context.Context) (*ledger.Lock, error) {
+	ctx, cancel := context.WithTimeout(ctx, lockWait)
+	defer cancel()
+	lock, err := ledger.LockAttachment(ctx, a.dir, a.key)
+	switch {
+	case errors.Is(err, ledger.ErrBusy):
+		return nil, types.NewError(types.ErrTryAgainLater, fmt.Sprintf("an earlier call for %s is still at work after %s", a.key, lockWait), err.Error())
+	case err != nil:
+		return nil, types.NewError(types.ErrIOFailure, err.Error(), "")
+	}
+	return lock, nil
+}
 
-// save stores conf, readable by root alone: it may hold what users keep in
-// CNI arguments. The file is complete or absent to whoever reads it while the
-// machine is up. It is not forced to disk, which would cost each ADD several
-// milliseconds: what a power failure tears is treated as missing.
-func (s state) save(conf []byte) error {
-	if err := os.MkdirAll(s.dir, 0o700); err != nil {
-		return fmt.Errorf("create dataDir: %w", err)
+// load returns the delegate's configuration and what is known of the
+// attachment; stamped is false when that is nothing. It fails with
+// fs.ErrNotExist when there is no state, and also when the content is not a
+// configuration.
+func (a attachment) load() (conf []byte, stamp ledger.Stamp, stamped bool, err error) {
+	data, err := a.state.Load()
+	if err != nil {
+		return nil, ledger.Stamp{}, false, err
 	}
-	if err := os.WriteFile(s.temp(), conf, 0o600); err != nil {
-		return fmt.Errorf("save state: %w", err)
+	conf, stamp, stamped, err = ledger.Decode(data)
+	if err != nil || delegateType(conf) == "" {
+		return nil, ledger.Stamp{}, false, fmt.Errorf("load state: %s holds no delegate configuration", a.state.Path())
 	}
-	if err := os.Rename(s.temp(), s.path); err != nil {
-		return fmt.Errorf("save state: %w", err)
+	return conf, stamp, stamped, nil
+}
+
+// save stores the delegate's configuration and the stamp.
+func (a attachment) save(conf []byte, s ledger.Stamp) error {
+	data, err := ledger.Encode(conf, s)
+	if err == nil {
+		err = a.state.Save(data)
+	}
+	if err != nil {
+		return types.NewError(types.ErrIOFailure, err.Error(), "")
 	}
 	return nil
 }
 
-// load returns what save stored. It fails with fs.ErrNotExist when there is
-// nothing, and also when the content is not a configuration.
-func (s state) load() ([]byte, error) {
-	data, err := os.ReadFile(s.path)
-	if err != nil {
-		return nil, fmt.Errorf("load state: %w", err)
+// remove forgets the attachment.
+func (a attachment) remove() error {
+	if err := a.state.Remove(); err != nil {
+		return types.NewError(types.ErrIOFailure, err.Error(), "")
 	}
-	var o object
-	if err := json.Unmarshal(data, &o); err != nil || delegateType(data) == "" {
-		return nil, fmt.Errorf("load state: %s holds no delegate configuration", s.path)
-	}
-	return data, nil
+	return nil
 }
 
-// remove forgets the attachment. Nothing to forget is success.
-func (s state) remove() error {
-	for _, path := range []string{s.temp(), s.path} {
-		if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
-			return fmt.Errorf("remove state: %w", err)
+// begin stamps an attachment whose ADD begins. again is true when one of the
+// same name is there already, which the delegate is to refuse: its state is
+// left as it is, since it is what keeps the other's addresses.
+func (a attachment) begin(conf []byte, netns string) (s ledger.Stamp, again bool, err error) {
+	boot, err := ledger.BootID("")
+	if err != nil {
+		return s, false, types.NewError(types.ErrIOFailure, err.Error(), "")
+	}
+	if _, old, stamped, err := a.load(); err == nil && stamped && old.Boot == boot && old.Phase == ledger.Added {
+		again = true
+	}
+	s = ledger.Stamp{Phase: ledger.Adding, Boot: boot, Netns: netns, NetnsInode: inode(netns)}
+	if id, err := netnsID(netns); err == nil {
+		s.NetnsID = &id
+	} // else a kernel that cannot tell; what is left of a killed ADD is found by address alone
+	if again {
+		return s, true, nil
+	}
+	return s, false, a.save(conf, s)
+}
+
+// added completes a stamp with what the delegate answered.
+func added(s ledger.Stamp, conf []byte, result types.Result) (ledger.Stamp, error) {
+	r, err := current.NewResultFromResult(result)
+	if err != nil {
+		return s, types.NewError(types.ErrInternal, fmt.Sprintf("delegate's result: %v", err), "")
+	}
+	s.Phase = ledger.Added
+	for _, ip := range r.IPs {
+		if addr, ok := netip.AddrFromSlice(ip.Address.IP); ok {
+			s.Addrs = append(s.Addrs, addr.Unmap())
 		}
 	}
-	return nil
+	bridge := bridgeOf(conf)
+	for _, i := range r.Interfaces {
+		if bridge != "" && i.Sandbox == "" && i.Name != bridge {
+			s.Ports = append(s.Ports, i.Name)
+		}
+	}
+	return s, nil
 }

@@ -68,8 +68,8 @@ func (l *Ledger) judge(records []*record, veths []Veth, now time.Time) *judgemen
 		for _, p := range r.Stamp.Ports {
 			j.byPort[p] = r
 		}
-		if r.Stamp.NetnsID >= 0 {
-			j.byNetns[r.Stamp.NetnsID] = append(j.byNetns[r.Stamp.NetnsID], r)
+		if id := r.Stamp.NetnsID; id != nil {
+			j.byNetns[*id] = append(j.byNetns[*id], r)
 		}
 	}
 	j.doomVeths()
@@ -121,11 +121,11 @@ func (j *judgement) owners(v Veth) []*record {
 	if owners != nil {
 		return owners
 	}
-	if v.Unreadable || v.Netns < 0 || !bridgeVeth.MatchString(v.Name) {
+	if v.Unreadable || v.Netns == nil || !bridgeVeth.MatchString(v.Name) {
 		return nil
 	}
 	if v.Port || v.Bare && !addressed {
-		return j.byNetns[v.Netns]
+		return j.byNetns[*v.Netns]
 	}
 	return nil
 }

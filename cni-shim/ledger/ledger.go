@@ -70,8 +70,9 @@ type Veth struct {
 	Name  string
 	Index int
 	// Netns is the id of the namespace of its other end
-	// (IFLA_LINK_NETNSID), -1 when it has none or it is not known.
-	Netns int
+	// (IFLA_LINK_NETNSID), nil when it has none or it is not known; then
+	// the remains of an ADD that was killed early are not found.
+	Netns *int
 	// Port says that it is a port of the network's bridge.
 	Port bool
 	// Bare says that it is a port of no bridge at all, nor a slave of

@@ -58,12 +58,12 @@ func lockFile(ctx context.Context, path string) (*Lock, error) {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
 	if err := flock(ctx, fd, path); err != nil {
-		syscall.Close(fd)
+		_ = syscall.Close(fd)
 		return nil, err
 	}
 	var st syscall.Stat_t
 	if err := syscall.Fstat(fd, &st); err != nil || st.Nlink == 0 {
-		syscall.Close(fd)
+		_ = syscall.Close(fd)
 		return nil, err
 	}
 	return &Lock{fd: fd, path: path}, nil
@@ -105,14 +105,11 @@ func tryLock(stateDir string, k Key) (*Lock, error) {
 }
 
 // Unlock removes the lock's file and gives the lock back, in this order, so
-// that whoever waited for it finds the file gone and makes a new one.
-func (l *Lock) Unlock() error {
-	err := os.Remove(l.path)
-	syscall.Close(l.fd)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("unlock: %w", err)
-	}
-	return nil
+// that whoever waited for it finds the file gone and makes a new one. A file
+// that cannot be removed stays, unlocked, and does no harm.
+func (l *Lock) Unlock() {
+	_ = os.Remove(l.path)
+	_ = syscall.Close(l.fd)
 }
 
 // held reports whether some process holds the lock file at path.

@@ -39,9 +39,9 @@ type Stamp struct {
 	Netns      string `json:"netns,omitempty"`
 	NetnsInode uint64 `json:"netnsInode,omitempty"`
 	// NetnsID is the id of the pod's network namespace in the node's
-	// (RTM_GETNSID, linux/net_namespace.h), -1 when unknown. It is known
+	// (RTM_GETNSID, linux/net_namespace.h), nil when unknown. It is known
 	// before the first veth, and the veth names it (IFLA_LINK_NETNSID).
-	NetnsID int `json:"netnsID"`
+	NetnsID *int `json:"netnsID,omitempty"`
 	// Ports are the node's ends of the veths of an attachment to a bridge,
 	// known once it is added.
 	Ports []string `json:"ports,omitempty"`
@@ -100,7 +100,6 @@ func Decode(data []byte) (conf []byte, s Stamp, stamped bool, err error) {
 	if conf, err = json.Marshal(fields); err != nil {
 		return nil, Stamp{}, false, err
 	}
-	s.NetnsID = -1
 	if json.Unmarshal(raw, &s) != nil || s.Phase == "" || s.Boot == "" {
 		return conf, Stamp{}, false, nil
 	}
@@ -128,7 +127,8 @@ type State struct {
 // that CNI does not allow or that is too long for a file name.
 func StateOf(stateDir string, k Key) (State, error) {
 	if !k.valid() {
-		return State{}, fmt.Errorf("attachment %.80q: want a container id of at most %d letters, digits, '_', '.' and '-', and a name for the interface", k, MaxContainerID)
+		return State{}, fmt.Errorf("attachment %.80q of %d bytes: want a container id of at most %d letters, digits, '_', '.' and '-', the first a letter or digit, and an interface name of at most %d bytes without '/', ':' and white space",
+			k, len(k.String()), MaxContainerID, maxIfName)
 	}
 	return State{stateDir, k}, nil
 }

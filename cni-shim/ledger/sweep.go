@@ -135,7 +135,7 @@ func confirm(first, second []Entry) []Entry {
 var errMoved = errors.New("it has changed meanwhile")
 
 // settle frees one leaked attachment, unless it has changed.
-func (l *Ledger) settle(ctx context.Context, k Kernel, e Entry) (err error) {
+func (l *Ledger) settle(ctx context.Context, k Kernel, e Entry) error {
 	if e.Key == (Key{}) {
 		return release(ctx, e.rec.allocs)
 	}
@@ -143,7 +143,7 @@ func (l *Ledger) settle(ctx context.Context, k Kernel, e Entry) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, lock.Unlock()) }()
+	defer lock.Unlock()
 	state := State{l.o.StateDir, e.Key}
 	have, _, err := readRegular(state.Path())
 	if err != nil {
