@@ -131,6 +131,9 @@ func (k *Kernel) decodeFilter(ctx context.Context) (overlay.State, error) {
 	var odd map[string]int // elements that weft does not make, by set
 	have, err := k.nft.DumpTo(ctx, tableWeft(), func() func(string, []byte) bool {
 		s, odd = overlay.NewState(), map[string]int{}
+		// As many as there were: growing costs more than they do.
+		s.Nodes = make(overlay.Set[overlay.Node], k.filter.counts.Nodes)
+		s.Sources = make(overlay.Set[overlay.Source], k.filter.counts.Sources)
 		return collector(s, odd)
 	})
 	if err != nil || !have.Present {

@@ -6,8 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -25,11 +25,13 @@ var errUnguarded = errors.New("not created: its ingress guard is not in place")
 
 // element is a change of one element of a set.
 type element struct {
-	change overlay.Change
+	change *overlay.Change
 	nft.Element
 }
 
 func (e element) deletes() bool { return e.change.Op == overlay.Delete }
+
+func (e element) String() string { return title(*e.change) }
 
 // filterRun is a run of changes of our table: the last change of the table
 // itself, if there is one, and those of elements that come after it. What
@@ -42,20 +44,25 @@ type filterRun struct {
 
 func newFilterRun(changes overlay.Changes) filterRun {
 	var r filterRun
-	for _, c := range changes {
+	bySet := map[string][]element{}
+	for i := range changes {
+		c := &changes[i]
 		if _, ok := c.Entry.(overlay.Filter); ok {
-			r = filterRun{table: &c}
+			r = filterRun{table: c}
+			clear(bySet)
 			continue
 		}
 		e, err := elementOf(c.Entry)
 		if err != nil {
-			r.errs = append(r.errs, fmt.Errorf("%s: %w", title(c), err))
+			r.errs = append(r.errs, fmt.Errorf("%s: %w", title(*c), err))
 			continue
 		}
-		r.elements = append(r.elements, element{c, e})
+		bySet[e.Set] = append(bySet[e.Set], element{c, e})
 	}
-	// Messages carry elements of one set.
-	slices.SortStableFunc(r.elements, func(a, b element) int { return strings.Compare(a.Set, b.Set) })
+	// A message carries elements of one set.
+	for _, set := range slices.Sorted(maps.Keys(bySet)) {
+		r.elements = append(r.elements, bySet[set]...)
+	}
 	return r
 }
 
@@ -111,6 +118,7 @@ func (k *Kernel) replaceFilter(ctx context.Context, r *filterRun) error {
 	for _, s := range plan.Table.Sets {
 		sets[s.Name] = true
 	}
+	plan.Add = make([]nft.Element, 0, len(r.elements))
 	for _, e := range r.elements {
 		switch {
 		case e.deletes(): // it is not in the new table
@@ -136,7 +144,7 @@ func (k *Kernel) replaceFilter(ctx context.Context, r *filterRun) error {
 }
 
 func noSet(e element) error {
-	return fmt.Errorf("%s: table inet weft has no set %s: %w", title(e.change), e.Set, unix.ENOENT)
+	return fmt.Errorf("%s: table inet weft has no set %s: %w", e, e.Set, unix.ENOENT)
 }
 
 // applyElements changes elements in one transaction. If that is refused, each
@@ -151,7 +159,7 @@ func (k *Kernel) applyElements(ctx context.Context, list []element) []error {
 	}
 	sets, lerr := k.nft.SetNames(ctx, tableWeft())
 	if lerr != nil {
-		return []error{fmt.Errorf("%d changes of nftables sets, the first to %s: %w", len(list), title(list[0].change), errors.Join(err, lerr))}
+		return []error{fmt.Errorf("%d changes of nftables sets, the first to %s: %w", len(list), list[0], errors.Join(err, lerr))}
 	}
 	var rest []element
 	absent := map[string]int{}
@@ -181,7 +189,7 @@ func (k *Kernel) bisect(ctx context.Context, list []element, left *int) []error 
 		return nil
 	}
 	if *left <= 0 {
-		return []error{fmt.Errorf("%d further changes of nftables sets not tried, the first to %s", len(list), title(list[0].change))}
+		return []error{fmt.Errorf("%d further changes of nftables sets not tried, the first to %s", len(list), list[0])}
 	}
 	err := k.send(ctx, list)
 	switch {
@@ -204,7 +212,7 @@ func refusals(e element, err error) []error {
 	if e.deletes() && errors.Is(err, unix.ENOENT) || !e.deletes() && errors.Is(err, unix.EEXIST) {
 		return nil
 	}
-	return []error{fmt.Errorf("%s: %w", title(e.change), err)}
+	return []error{fmt.Errorf("%s: %w", e, err)}
 }
 
 // send changes elements in one transaction.

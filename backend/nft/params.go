@@ -105,7 +105,7 @@ const (
 var ErrNoParams = errors.New("no parameters in the table's user data")
 
 // encode writes p for the table's user data, so that the table in the kernel
-// says itself what it was made from. 113 bytes and the devices' names.
+// says itself what it was made from: 75 bytes and the names of the devices.
 func (p Params) encode() []byte {
 	b := []byte{paramsVersion, byte(slices.Index(guards(), p.Guard)), 0}
 	if p.Masquerade {

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nft
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+)
+
+// S3: a masqueraded flow never comes from the VXLAN port, whatever port the
+// pod uses: a peer's answer to it would be taken for VXLAN and not be tracked.
+// The range shows, where a single port among 64,512 would hardly.
+func TestMasqueradeLeavesTheVXLANPortAlone(t *testing.T) {
+	const flows = 2000
+	for _, vxlanPort := range []uint16{8472, 60000} {
+		for _, c := range []struct{ to, pod, want string }{
+			{"203.0.113.5", "10.42.1.2", "10.0.0.1"},
+			{"2001:db8:1::5", "fd42:0:0:1::2", "fd00::1"},
+			{"10.0.0.2", "10.42.1.2", "10.0.0.1"}, // a peer
+		} {
+			t.Run(fmt.Sprintf("port %d to %s", vxlanPort, c.to), func(t *testing.T) {
+				l := newLab(t)
+				p := params()
+				p.Port = vxlanPort
+				install(t, l.conn, Weft(p, peers()))
+				wire := l.capture(func(s seen) bool { return s.dst == addr(c.to) && s.dport >= 2000 && s.dport < 2000+flows })
+				for i := range flows {
+					from := netip.AddrPort{} // any
+					if i%4 == 0 {
+						from = port(c.pod, int(vxlanPort))
+					}
+					l.pod.talk(from, port(c.to, 2000+i), 1, []byte("x"))
+				}
+				allowed := besides(vxlanPort)
+				ports := map[int]bool{}
+				for _, s := range wire(flows) {
+					if s.src != addr(c.want) || s.sport < int(allowed[0]) || s.sport > int(allowed[1]) {
+						t.Fatalf("a flow comes from %v port %d, want %s and a port of %v", s.src, s.sport, c.want, allowed)
+					}
+					ports[s.sport] = true
+				}
+				if len(ports) < flows*9/10 { // 35 pairs meet by chance
+					t.Errorf("%d ports for %d flows: they should be random", len(ports), flows)
+				}
+			})
+		}
+	}
+}
+
+// An answer finds its way back to the pod, from peers too.
+func TestMasqueradedFlowsAreAnswered(t *testing.T) {
+	l := newLab(t)
+	install(t, l.conn, Weft(params(), peers()))
+	for _, to := range []string{"203.0.113.5", "10.0.0.2", "fd00::2"} {
+		wire := l.capture(func(s seen) bool { return s.dst == addr(to) && s.dport == 5000 })
+		l.answer(to, 5000) // a question, from port 9000
+		asked := wire(1)[0]
+		l.send(udp(addr(to), asked.src, 5000, asked.sport, []byte("answer from "+to)))
+		if got := <-l.got; got != "answer from "+to {
+			t.Errorf("the pod got %q", got)
+		}
+	}
+}
