@@ -134,7 +134,10 @@ func (s *Store) refresh(ctx context.Context, h *held, renew bool) error {
 			return err
 		} // an expired lease took the key with it, which shows below
 	}
-	for {
+	for races := 0; ; races++ {
+		if races > 1 { // a store that contradicts itself is not asked at full speed
+			pause(ctx, s.dice.between(0, min(time.Duration(races)*pausePerRace, maxRacePause)))
+		}
 		resp, err := s.get(ctx, h.key)
 		if err != nil {
 			return err

@@ -23,6 +23,7 @@ const (
 	DefaultLeaseTTL    = 24 * time.Hour // flannel v0.28, pkg/subnet/etcd: subnetTTL
 	DefaultRenewMargin = 60 * time.Minute
 	DefaultCallTimeout = 5 * time.Second
+	DefaultAuditEvery  = 10 * time.Minute
 
 	minLeaseTTL = time.Second // etcd counts in whole seconds
 	maxLeaseTTL = 365 * 24 * time.Hour
@@ -54,6 +55,9 @@ type Options struct {
 	RenewMargin time.Duration
 	// CallTimeout bounds every call to etcd; default DefaultCallTimeout.
 	CallTimeout time.Duration
+	// AuditEvery is how often a watch is checked by a new listing, which finds
+	// events that were lost, up to 10% sooner; default DefaultAuditEvery.
+	AuditEvery time.Duration
 	// Defaults fill in the configuration. With Flannel set, the store is
 	// shared with flannel and a network without IPv4 is refused.
 	Defaults subnet.Defaults
@@ -90,6 +94,12 @@ func (o Options) complete() (Options, error) {
 	}
 	if o.CallTimeout < 0 {
 		return o, fmt.Errorf("etcd call timeout %s: want more than 0", o.CallTimeout)
+	}
+	if o.AuditEvery == 0 {
+		o.AuditEvery = DefaultAuditEvery
+	}
+	if o.AuditEvery < 0 {
+		return o, fmt.Errorf("pause between audits of the watch %s: want more than 0", o.AuditEvery)
 	}
 	return o, o.checkCredentials()
 }

@@ -23,8 +23,8 @@ func TestOptionsDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	if s.o.LeaseTTL != 24*time.Hour || s.o.RenewMargin != time.Hour || s.o.CallTimeout != 5*time.Second {
-		t.Errorf("TTL %s, margin %s, timeout %s", s.o.LeaseTTL, s.o.RenewMargin, s.o.CallTimeout)
+	if s.o.LeaseTTL != 24*time.Hour || s.o.RenewMargin != time.Hour || s.o.CallTimeout != 5*time.Second || s.o.AuditEvery != 10*time.Minute {
+		t.Errorf("TTL %s, margin %s, timeout %s, audit %s", s.o.LeaseTTL, s.o.RenewMargin, s.o.CallTimeout, s.o.AuditEvery)
 	}
 	if s.configKey() != "/weft/network/config" || s.subnetsKey() != "/weft/network/subnets/" {
 		t.Errorf("keys %s, %s", s.configKey(), s.subnetsKey())
@@ -66,6 +66,7 @@ func TestOptionsRefused(t *testing.T) {
 		"TTL not whole":         {Options{Endpoints: []string{"127.0.0.1:2379"}, LeaseTTL: 1500 * time.Millisecond}, []string{"1.5s", "whole seconds"}},
 		"margin not below TTL":  {Options{Endpoints: []string{"127.0.0.1:2379"}, LeaseTTL: time.Minute, RenewMargin: time.Minute}, []string{"1m0s"}},
 		"margin negative":       {Options{Endpoints: []string{"127.0.0.1:2379"}, RenewMargin: -1}, []string{"-1ns"}},
+		"audit negative":        {Options{Endpoints: []string{"127.0.0.1:2379"}, AuditEvery: -1}, []string{"-1ns"}},
 		"call timeout negative": {Options{Endpoints: []string{"127.0.0.1:2379"}, CallTimeout: -1}, []string{"-1ns"}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -15,11 +15,9 @@ import (
 
 // A watch is checked against the store from time to time: a glance is one
 // small linearizable read that shows whether the revision went back, an audit
-// is a new listing that finds lost events (etcd issues 15271 and 17529).
-const (
-	glanceEvery = time.Minute
-	auditEvery  = 10 * time.Minute
-)
+// (Options.AuditEvery) is a new listing that finds lost events (etcd issues
+// 15271 and 17529).
+const glanceEvery = time.Minute
 
 var (
 	errRelist  = errors.New("the watch ended")
@@ -88,7 +86,7 @@ func (s *Store) stream(ctx context.Context, m *mirror, b *backoff, set func(subn
 	defer unlink()
 	glance := time.NewTimer(s.dice.between(glanceEvery*9/10, glanceEvery))
 	defer glance.Stop()
-	audit := time.NewTimer(s.dice.between(auditEvery*9/10, auditEvery))
+	audit := time.NewTimer(s.dice.between(s.o.AuditEvery*9/10, s.o.AuditEvery))
 	defer audit.Stop()
 	var events clientv3.WatchChan
 	for {

@@ -260,21 +260,38 @@ func watchBeforeEtcd(e *env) {
 	e.eventually("the peers", func() bool { return w.count() > 0 && leasesOf(w.last(), all) })
 }
 
-// watchHalfOpen lets the connection swallow everything: neither end learns
-// that it is dead but by asking.
+// watchHalfOpen lets the connection swallow everything, both ways: neither end
+// learns that it is dead but by asking. New connections work, as behind a
+// firewall that has lost its state.
 func watchHalfOpen(e *env) {
+	all := e.peers(2)
+	proxy := etcdtest.NewProxy(e, e.srv.Endpoint)
+	w := e.watch(e.store(func(o *etcd.Options) { o.Endpoints = []string{proxy.Endpoint} }))
+	proxy.Stall()
+	heal(e, proxy)
+	start := time.Now()
+	e.touched(all)
+	e.eventually("the change made while stalled", func() bool { return leasesOf(w.last(), all) })
+	if d := time.Since(start); d > halfOpenLimit {
+		e.Errorf("found after %s, want at most %s", d, halfOpenLimit)
+	}
+}
+
+// watchBlackHole is the same with new connections swallowed, too.
+func watchBlackHole(e *env) {
 	all := e.peers(2)
 	proxy := etcdtest.NewProxy(e, e.srv.Endpoint)
 	s := e.store(func(o *etcd.Options) { o.Endpoints = []string{proxy.Endpoint} })
 	w := e.watch(s)
 	proxy.Stall()
-	l := at(want(v4(e), 9), "10.42.9.0/24")
-	all[e.putLease(l, 0)] = l
+	start := time.Now()
+	e.touched(all)
 	e.reason(s, "waiting for etcd", proxy.Endpoint)
-	if err := proxy.Heal(); err != nil {
-		e.Fatal(err)
+	if d := time.Since(start); d > halfOpenLimit {
+		e.Errorf("told after %s, want at most %s", d, halfOpenLimit)
 	}
-	e.eventually("the change made while stalled", func() bool { return leasesOf(w.last(), all) })
+	heal(e, proxy)
+	e.eventually("the change made while cut off", func() bool { return leasesOf(w.last(), all) })
 	e.eventually("no reason to wait", func() bool { return s.Reason() == "" })
 }
 
