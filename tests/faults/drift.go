@@ -103,7 +103,7 @@ func (l line) word(key string) string {
 func (s *scene) lines(n *netlab.Node, kind string) ([]line, error) {
 	var out []line
 	for _, l := range s.before[n.Name()] {
-		if strings.HasPrefix(l, kind+" ") {
+		if strings.HasPrefix(l, kind) {
 			out = append(out, line(l))
 		}
 	}

@@ -120,7 +120,7 @@ func (r *runner) injection(ctx context.Context, f fault, deaf bool, res *result)
 	defer cancel()
 	s := &scene{
 		Lab: r.lab, rng: rand.New(rand.NewPCG(res.Seed, hash(f.ID+f.Name))), seed: res.Seed,
-		deaf: deaf, full: r.Full, traffic: r.traffic,
+		deaf: deaf, full: r.Full, traffic: r.traffic, patient: max(patience, 2*f.Limit),
 	}
 	if err := r.ready(ctx, s); err != nil {
 		res.Failure = "the lab is not well before the fault: " + err.Error()

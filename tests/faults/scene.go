@@ -14,8 +14,9 @@ import (
 	"weft.dev/weft/tests/netlab"
 )
 
-// patience is how long a lab may take until it counts as unrecovered. What a
-// fault promises is stricter and is judged over all injections.
+// patience is how long a lab may take until it counts as unrecovered, or
+// twice what the fault promises if that is longer. The promise itself is
+// judged over all injections.
 const patience = 20 * time.Second
 
 // A scene is one injection: the lab, a source of chance, and the clock.
@@ -25,6 +26,7 @@ type scene struct {
 	seed    uint64
 	deaf    bool // the agents do not hear of changes in the kernel
 	full    bool // at full length; the sample is shorter
+	patient time.Duration
 	traffic *traffic
 	before  map[string]state // of each node, when the lab was well
 
@@ -147,7 +149,7 @@ func (s *scene) stopClock(at time.Time) {
 
 // wait polls check for as long as a recovery may take at most.
 func (s *scene) wait(ctx context.Context, what string, check func() error) error {
-	return poll(ctx, patience, what, check)
+	return poll(ctx, s.patient, what, check)
 }
 
 func poll(ctx context.Context, limit time.Duration, what string, check func() error) error {

@@ -22,6 +22,7 @@ const roomForOthers = `{"Network":"10.42.0.0/16","SubnetMax":"10.42.199.0","IPv6
 // store is faults of etcd, of the way to it, and of what is in it.
 func store() campaign {
 	const reconnect = 10 * time.Second
+	const retake = 75 * time.Second // weftd tries once a minute
 	return campaign{
 		Name: "store", What: "etcd, the way to it, and what is in it", Nodes: 3, Pods: 1, Conf: roomForOthers,
 		Faults: []fault{
@@ -30,7 +31,7 @@ func store() campaign {
 			{ID: "T5", Name: "a junk key", Flannel: "all nodes lose all routes, for good (B1)", Run: junkKey},
 			{ID: "T8", Name: "peers removed while the agent is down", Flannel: "stale routes for ever (#2554)", Limit: 5 * time.Second, Run: staleAtStart},
 			{ID: "T9", Name: "own lease deleted", Flannel: "the daemon exits with status 0", Loses: true, Run: ownLeaseDeleted},
-			{ID: "F9", Name: "own lease taken by another node", Flannel: "overwrites the new owner (#1289, #805, #813, #1129; B4)", Loses: true, Limit: reconnect, Run: ownLeaseTaken},
+			{ID: "F9", Name: "own lease taken by another node", Flannel: "overwrites the new owner (#1289, #805, #813, #1129; B4)", Loses: true, Limit: retake, Seeds: 2, Run: ownLeaseTaken},
 			{ID: "T13", Name: "agent started while etcd is down", Flannel: "passes", Limit: reconnect, Run: startedBeforeEtcd},
 			{ID: "T15", Name: "a peer's MAC changes inside a compaction gap", Flannel: "not followed on any node (B2); a hot loop that fills disks (#2470)", Limit: reconnect, Run: compaction},
 			{ID: "T16", Name: "the prefix of all leases is deleted", Flannel: "all agents exit with status 0", Loses: true, Limit: reconnect, Run: wiped},
@@ -230,13 +231,14 @@ func (s *scene) leasesBack(ctx context.Context, keys map[string]string) error {
 // subnets again when they are free.
 func ownLeaseTaken(ctx context.Context, s *scene) error {
 	n := s.node()
-	key, value, err := s.keyOf(ctx, n)
+	key, _, err := s.keyOf(ctx, n)
 	if err != nil {
 		return err
 	}
 	s.notef("%s: %s", n, key)
-	theirs := strings.ReplaceAll(value, `"Node":"`+n.Name()+`"`, `"Node":"thief"`)
-	theirs = strings.ReplaceAll(theirs, `"Instance":"`, `"Instance":"0000`)
+	const theirs = `{"PublicIP":"192.168.77.240","PublicIPv6":"fd77::240","BackendType":"vxlan",` +
+		`"BackendData":{"VNI":1,"VtepMAC":"0a:00:00:00:02:40"},"BackendV6Data":{"VNI":1,"VtepMAC":"0a:00:00:00:02:40"},` +
+		`"Weft":{"Node":"thief","Instance":"00112233445566778899aabbccddeeff"}}`
 	pid := n.AgentPID()
 	err = s.outage(func() error {
 		if err := s.put(ctx, s.key(key), theirs); err != nil {
@@ -262,6 +264,14 @@ func ownLeaseTaken(ctx context.Context, s *scene) error {
 	}
 	if n.AgentPID() != pid {
 		return fmt.Errorf("weftd on %s did not keep running", n)
+	}
+	if !s.full { // a fresh agent does not wait for the end of the minute
+		if err := n.KillAgent(); err != nil {
+			return err
+		}
+		if err := n.StartAgent(ctx); err != nil {
+			return err
+		}
 	}
 	return s.leasesBack(ctx, map[string]string{n.Name(): key})
 }

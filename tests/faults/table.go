@@ -41,20 +41,20 @@ func onTable(command string) func(context.Context, *scene) error {
 	}
 }
 
-// elementDeleted takes the addresses of a peer out of the sets: the guard
-// refuses what it sends until they are back.
+// elementDeleted takes what lets a peer's pods in out of a set: the guard
+// refuses what they send until it is back.
 func elementDeleted(ctx context.Context, s *scene) error {
 	n := s.node()
 	o := pick(s, s.others(n))
-	a := pick(s, o.Underlay())
-	set := "peers4"
-	if a.Is6() {
-		set = "peers6"
+	subnets, err := o.Subnets()
+	if err != nil {
+		return err
 	}
-	s.notef("%s: %s out of %s", n, a, set)
-	if err := s.inject(func() error {
-		return s.nft(ctx, n.Place, fmt.Sprintf("delete element inet weft %s { %s }", set, a))
-	}); err != nil {
+	i := s.rng.IntN(2) // the family; IPv4 comes first in both
+	set := []string{"bind4_inner4_24", "bind6_inner6_64"}[i]
+	command := fmt.Sprintf("delete element inet weft %s { %s . %s }", set, o.Underlay()[i], subnets[i].Addr())
+	s.notef("%s: %s", n, command)
+	if err := s.inject(func() error { return s.nft(ctx, n.Place, command) }); err != nil {
 		return err
 	}
 	return s.heals(ctx)
