@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"time"
 
 	"weft.dev/weft/subnet"
@@ -87,7 +86,7 @@ func (l *loop) pass(ctx context.Context) {
 	start := time.Now()
 	in, err := l.r.inputs()
 	if err != nil {
-		l.due = start.Add(jittered(l.r.opts.Resync))
+		l.due = start.Add(l.r.jittered(l.r.opts.Resync))
 		st := l.r.Status()
 		st.InSync, st.Reason = false, err.Error()
 		l.publish(st)
@@ -103,7 +102,7 @@ func (l *loop) pass(ctx context.Context) {
 	l.rest = end.Add(max(l.r.opts.MinGap, min(restFactor*end.Sub(start), restMax)))
 	if st.InSync {
 		l.retry = 0
-		l.due = end.Add(jittered(l.r.opts.Resync))
+		l.due = end.Add(l.r.jittered(l.r.opts.Resync))
 	} else {
 		l.retry = min(max(2*l.retry, retryMin), retryMax)
 		l.due = end.Add(max(l.retry, time.Until(l.rest)))
@@ -130,8 +129,8 @@ func (l *loop) sync(ctx context.Context, in inputs) Status {
 	l.decide(in, have)
 	again := l.tried == l.last
 	l.tried = l.last
-	st.Peers, st.Links, st.Hold = l.last.reached, sorted(l.last.state.Links), l.hold.status()
-	st.Pending = nil
+	st.Peers, st.Links, st.MTU, st.Hold = l.last.reached, sorted(l.last.state.Links), l.last.mtu, l.hold.status()
+	st.MTU, st.Pending = l.last.mtu, nil
 	changes := Diff(l.last.target, have)
 	if changes.Empty() {
 		st.InSync, l.clean = true, true
@@ -269,6 +268,6 @@ func logProblems(log func(...any), prefix string, a, b Set[subnet.Problem]) {
 
 // jittered spreads d by 20% either way, so that agents that started together
 // do not stay together.
-func jittered(d time.Duration) time.Duration {
-	return time.Duration(float64(d) * (0.8 + 0.4*rand.Float64()))
+func (r *Reconciler) jittered(d time.Duration) time.Duration {
+	return time.Duration(float64(d) * (0.8 + 0.4*r.spread()))
 }

@@ -98,11 +98,10 @@ func (l *loop) followHold(d *decision, before State, now time.Time) {
 
 // followLinks begins or ends the linger of devices.
 func (l *loop) followLinks(d *decision, have State) {
-	hostGW := d.config.Backend.Type == subnet.BackendHostGW
 	switch {
-	case !hostGW:
+	case !d.hostGW:
 		l.linger = lingering{}
-	case l.last != nil && l.last.config.Backend.Type != subnet.BackendHostGW:
+	case l.last != nil && !l.last.hostGW:
 		l.linger = lingering{leftover(d.state, l.last.target, have), time.Now().Add(linkLinger)}
 	}
 }
@@ -150,7 +149,7 @@ func (h holding) problem() subnet.Problem {
 
 func utc(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
-// problems returns all that is wrong, sorted.
+// problemList returns all that is wrong, sorted.
 func (l *loop) problemList() []subnet.Problem {
 	others := append([]subnet.Problem(nil), l.last.inputs.snap.Problems...)
 	if l.hold.active() {

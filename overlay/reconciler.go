@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"sync/atomic"
 	"time"
 
@@ -39,8 +40,9 @@ type Reconciler struct {
 	self     atomic.Pointer[Self]
 	snapshot atomic.Pointer[delivery]
 	status   atomic.Pointer[Status]
-	released atomic.Bool   // Release was called and not yet acted on
-	wake     chan struct{} // one slot: something has changed
+	released atomic.Bool    // Release was called and not yet acted on
+	spread   func() float64 // from [0, 1): spreads audits
+	wake     chan struct{}  // one slot: something has changed
 	plans    chan planRequest
 }
 
@@ -79,7 +81,7 @@ func NewReconciler(k Kernel, o Options) *Reconciler {
 		l.SetOutput(io.Discard)
 		o.Log = l
 	}
-	r := &Reconciler{kernel: k, opts: o, wake: make(chan struct{}, 1), plans: make(chan planRequest)}
+	r := &Reconciler{kernel: k, opts: o, spread: rand.Float64, wake: make(chan struct{}, 1), plans: make(chan planRequest)}
 	r.config.Store(&o.Config)
 	r.status.Store(&Status{Reason: "starting"})
 	return r
