@@ -24,6 +24,10 @@ func (a *agent) claim(ctx context.Context, vni uint32) (unlock func(), err error
 	if err != nil {
 		return nil, err
 	}
+	return a.claimWith(ctx, l, vni)
+}
+
+func (a *agent) claimWith(ctx context.Context, l locks, vni uint32) (unlock func(), err error) {
 	unlockVNI, err := l.vni(vni)
 	if err != nil {
 		return nil, err

@@ -39,7 +39,7 @@ type tenure struct {
 func (n *node) hold(ctx context.Context, want subnet.Lease, granted func(subnet.Lease)) error {
 	for {
 		began := time.Now()
-		err := n.attempt(ctx, want, granted)
+		held, err := n.attempt(ctx, want, granted)
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
@@ -50,7 +50,11 @@ func (n *node) hold(ctx context.Context, want subnet.Lease, granted func(subnet.
 		if errors.Is(err, errRetry) {
 			continue
 		}
-		if err := sleep(ctx, max(n.settle, n.retry-time.Since(began))); err != nil {
+		pause := n.settle
+		if !held {
+			pause = max(pause, n.retry-time.Since(began))
+		}
+		if err := sleep(ctx, pause); err != nil {
 			return err
 		}
 		n.fence(err)
@@ -60,10 +64,10 @@ func (n *node) hold(ctx context.Context, want subnet.Lease, granted func(subnet.
 // errRetry ends a try that has come to nothing so far.
 var errRetry = errors.New("look again")
 
-// attempt tries to have the lease, and holds it once it has. A try for a lease
-// that was held before ends with errRetry after fenceRetry, for what may be
-// asked for is decided anew each time.
-func (n *node) attempt(outer context.Context, want subnet.Lease, granted func(subnet.Lease)) error {
+// attempt tries to have the lease, and holds it once it has, which held tells.
+// A try for a lease that was held before ends with errRetry after fenceRetry,
+// for what may be asked for is decided anew each time.
+func (n *node) attempt(outer context.Context, want subnet.Lease, granted func(subnet.Lease)) (held bool, err error) {
 	t := &n.tenure
 	ctx, cancel := context.WithCancel(outer)
 	defer cancel()
@@ -73,9 +77,9 @@ func (n *node) attempt(outer context.Context, want subnet.Lease, granted func(su
 		if t.fenced && n.twin() {
 			// Whoever has our name and id would be taken for us by the store.
 			if err := sleep(ctx, n.retry); err != nil {
-				return err
+				return false, err
 			}
-			return errRetry
+			return false, errRetry
 		}
 		if n.pods(ctx) {
 			cfg = narrowed(cfg, t.had)
@@ -83,15 +87,16 @@ func (n *node) attempt(outer context.Context, want subnet.Lease, granted func(su
 		patience = time.AfterFunc(n.retry, cancel)
 		defer patience.Stop()
 	}
-	err := n.a.store.Hold(ctx, cfg, want, func(l subnet.Lease) {
+	err = n.a.store.Hold(ctx, cfg, want, func(l subnet.Lease) {
 		patience.Stop()
+		held = true
 		n.regained(l)
 		granted(l)
 	})
 	if ctx.Err() != nil && outer.Err() == nil {
-		return errRetry
+		err = errRetry
 	}
-	return err
+	return held, err
 }
 
 // narrowed is cfg with had's subnets as the only ones there are, so that the

@@ -24,10 +24,12 @@ func (a *agent) status() api.Status {
 		Pending: []api.Change{}, Devices: []api.Device{}, Peers: []api.Peer{}, Problems: []subnet.Problem{},
 	}
 	s.Problems = append(s.Problems, a.problems.all()...)
-	if reason := a.store.Reason(); reason != "" {
+	held := a.held.Load()
+	// What a node that lost its lease asks for is its own old subnet; that
+	// this is not free says the other problem better.
+	if reason := a.store.Reason(); reason != "" && held == nil {
 		s.Problems = append(s.Problems, subnet.Problem{Kind: "StoreWaiting", Object: s.Store, Detail: reason})
 	}
-	held := a.held.Load()
 	if held != nil {
 		s.Problems = append(s.Problems, *held)
 	}
