@@ -9,7 +9,7 @@ import (
 
 // campaigns lists all there is, in the order of the report.
 func campaigns() []campaign {
-	return []campaign{drift(), host(), store(), junk(), suspended()}
+	return append([]campaign{drift(), host(), store(), junk(), suspended(), race(), crowd()}, holds()...)
 }
 
 func campaignNamed(name string) (campaign, error) {

@@ -55,6 +55,11 @@ func (q request) run(ctx context.Context, log io.Writer) ([]result, error) {
 	if err != nil {
 		return nil, err
 	}
+	if c.Prepare != nil {
+		if err := c.Prepare(ctx, r.lab); err != nil {
+			return nil, err
+		}
+	}
 	if !c.Still {
 		if err := r.lab.Up(ctx, c.Pods); err != nil {
 			r.lab.Dump(ctx, log)
@@ -114,7 +119,7 @@ func (r result) line() string {
 func (r *runner) injection(ctx context.Context, f fault, deaf bool, res *result) (sound bool) {
 	limit := 3 * time.Minute
 	if r.Full {
-		limit = 8 * time.Minute
+		limit = 10 * time.Minute
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()

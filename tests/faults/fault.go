@@ -5,6 +5,8 @@ package main
 import (
 	"context"
 	"time"
+
+	"weft.dev/weft/tests/netlab"
 )
 
 // Bounds on recovery, by what tells the agent of the fault.
@@ -39,6 +41,8 @@ type campaign struct {
 	Conf   string   // net-conf.json; empty for the lab's default
 	Still  bool     // no agents and no traffic before the first fault: it brings its own
 	Faults []fault
+	// Prepare is called before the agents start; nil for nothing.
+	Prepare func(ctx context.Context, l *netlab.Lab) error
 }
 
 // result is what one injection came to.

@@ -47,7 +47,7 @@ func (l *Lab) newStore() store {
 	}
 	return &etcdProcess{
 		addr: fabricAddr(l.cfg.Underlay[0], fabricHost),
-		dir:  filepath.Join(stateDir, "etcd"), log: l.LogPath("etcd"),
+		dir:  l.EtcdDir(), log: l.LogPath("etcd"),
 	}
 }
 
@@ -90,6 +90,10 @@ func (l *Lab) SetNetwork(ctx context.Context, conf string) error {
 // StopEtcd makes etcd unreachable for nodes: the lab's own is killed, the way
 // to one outside is cut.
 func (l *Lab) StopEtcd() error { return l.store.stop() }
+
+// EtcdDir returns the directory where the lab's own etcd keeps its data, for
+// a test that replaces it while etcd is stopped.
+func (l *Lab) EtcdDir() string { return filepath.Join(stateDir, "etcd") }
 
 // StartEtcd ends an outage and waits until etcd answers.
 func (l *Lab) StartEtcd(ctx context.Context) error {
