@@ -88,7 +88,7 @@ func (a *applier) change(ctx context.Context, c overlay.Change) error {
 		return a.k.applyLink(ctx, c.Op, l)
 	}
 	name := deviceOf(c.Entry)
-	dev, err := a.device(ctx, name)
+	dev, err := a.device(ctx, name, mayHold(c))
 	if err != nil {
 		return err
 	}
@@ -113,7 +113,7 @@ func (a *applier) change(ctx context.Context, c overlay.Change) error {
 	case errors.Is(err, unix.EEXIST):
 		return a.exists(ctx, c, dev, err)
 	case errors.Is(err, unix.EINVAL):
-		return a.k.explainRoute(ctx, c.Entry, dev, err)
+		return a.besideGateway(ctx, c, dev, err)
 	}
 	return err
 }
@@ -154,28 +154,13 @@ func (a *applier) special(ctx context.Context, c overlay.Change, dev device) (do
 		}
 	case overlay.Route:
 		switch {
-		case c.Op == overlay.Delete && !e.Onlink:
+		case c.Op == overlay.Delete && !e.Onlink && !a.k.leftByFlannel(e):
 			return true, a.deleteExactly(ctx, e, dev)
 		case c.Op == overlay.Replace:
-			if err := a.notHeld(ctx, e); err != nil {
-				return true, err
-			}
-			return false, a.vacate(ctx, c.Was, e)
+			return false, a.notHeld(ctx, e, c.Was)
 		}
 	}
 	return false, nil
-}
-
-// vacate deletes the route that r replaces if it is an IPv6 one on another
-// device. The kernel refuses an onlink gateway that another device's route
-// covers (ip6_route_check_nh_onlink, net/ipv6/route.c), so here the old route
-// cannot stay until the new one is there.
-func (a *applier) vacate(ctx context.Context, was overlay.Entry, r overlay.Route) error {
-	old, ok := was.(overlay.Route)
-	if !ok || old.Dev == r.Dev || !r.Dst.Addr().Is6() {
-		return nil
-	}
-	return a.change(ctx, overlay.Change{Op: overlay.Delete, Entry: old})
 }
 
 // deleteExactly deletes the routes that Dump shows as r.
@@ -203,7 +188,7 @@ func (a *applier) exists(ctx context.Context, c overlay.Change, dev device, err 
 		return err
 	}
 	if c.Op == overlay.Add {
-		if err := a.notHeld(ctx, r); err != nil {
+		if err := a.notHeld(ctx, r, nil); err != nil {
 			return err
 		}
 		err = a.k.conn.change(ctx, routeRequest(r, dev.index, unix.NLM_F_REPLACE, false))
@@ -215,8 +200,8 @@ func (a *applier) exists(ctx context.Context, c overlay.Change, dev device, err 
 }
 
 // notHeld fails when a route that is not ours has r's prefix and metric: the
-// kernel would put r in its place.
-func (a *applier) notHeld(ctx context.Context, r overlay.Route) error {
+// kernel would put r in its place. was is the one that r may replace.
+func (a *applier) notHeld(ctx context.Context, r overlay.Route, was overlay.Entry) error {
 	f := subnet.FamilyOf(r.Dst.Addr())
 	if a.held[f] == nil {
 		held, err := a.foreignRoutes(ctx, f)
@@ -225,18 +210,19 @@ func (a *applier) notHeld(ctx context.Context, r overlay.Route) error {
 		}
 		a.held[f] = held
 	}
-	if holder, ok := a.held[f][routeKey{r.Dst, r.Metric}]; ok {
+	if holder, ok := a.held[f][routeKey{r.Dst, r.Metric}]; ok && !holder.is(was) {
 		return fmt.Errorf("%s has the same prefix and metric and is not ours: delete it, or give it another metric: %w", a.describe(ctx, holder), unix.EEXIST)
 	}
 	return nil
 }
 
-// foreignRoutes returns the routes of family f in the main table that no
-// device of ours carries, and those that the kernel made itself.
+// foreignRoutes returns the routes of family f in the main table that neither
+// carry our mark nor are on a device of ours, and those that the kernel made
+// itself.
 func (a *applier) foreignRoutes(ctx context.Context, f subnet.Family) (map[routeKey]rawRoute, error) {
 	var ours []int
 	for _, name := range a.k.devices {
-		dev, err := a.device(ctx, name)
+		dev, err := a.device(ctx, name, false)
 		if err != nil {
 			return nil, err
 		}
@@ -249,7 +235,7 @@ func (a *applier) foreignRoutes(ctx context.Context, f subnet.Family) (map[route
 	out := map[routeKey]rawRoute{}
 	for _, r := range routes {
 		own := slices.ContainsFunc(r.hops, func(h hop) bool { return h.index != 0 && slices.Contains(ours, h.index) })
-		if own && r.proto != unix.RTPROT_KERNEL || r.tos != 0 {
+		if own && r.proto != unix.RTPROT_KERNEL || r.proto == overlay.RouteProtocol || r.tos != 0 {
 			continue
 		}
 		out[routeKey{r.dst, r.metric}] = r
@@ -269,15 +255,21 @@ func (a *applier) describe(ctx context.Context, r rawRoute) string {
 	return "the route on " + name
 }
 
-// device looks up one of ours. Its index is 0 when it does not exist.
-func (a *applier) device(ctx context.Context, name string) (device, error) {
+// device looks up one of ours, or with any set whatever has that name. Its
+// index is 0 when it does not exist.
+func (a *applier) device(ctx context.Context, name string, any bool) (device, error) {
+	own := slices.Contains(a.k.devices, name)
+	if !own && !any {
+		return device{}, notOurs(name)
+	}
 	if d, ok := a.devices[name]; ok {
 		return d, nil
 	}
-	if !slices.Contains(a.k.devices, name) {
-		return device{}, notOurs(name)
+	look := a.k.ownLink
+	if !own {
+		look = func(ctx context.Context, name string) (rawLink, bool, error) { return a.k.link(ctx, name, 0) }
 	}
-	l, found, err := a.k.ownLink(ctx, name)
+	l, found, err := look(ctx, name)
 	if err != nil {
 		return device{}, err
 	}

@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/vishvananda/netlink/nl"
@@ -194,6 +195,11 @@ func FuzzDecode(f *testing.F) {
 		}
 		if e, ok := decodeFDB(b); ok && !e.dst.IsValid() && e.nhid == 0 {
 			t.Errorf("FDB entry %v", e)
+		}
+		for _, typ := range []uint16{unix.NLMSG_DONE, unix.NLMSG_ERROR} {
+			for _, flags := range []uint16{0, unix.NLM_F_ACK_TLVS, unix.NLM_F_ACK_TLVS | unix.NLM_F_CAPPED} {
+				_ = outcome(syscall.NetlinkMessage{Header: syscall.NlMsghdr{Type: typ, Flags: flags}, Data: b})
+			}
 		}
 		for _, family := range subnet.Families() {
 			if r, ok := decodeRoute(b, family); ok {

@@ -36,6 +36,7 @@ func confine() error {
 		name string
 		do   func() error
 	}{
+		{"make a pod", confinedPod},
 		{"make mounts private", func() error { return unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "") }},
 		{"bind /proc/sys", func() error { return unix.Mount("/proc/sys", "/proc/sys", "", unix.MS_BIND, "") }},
 		{"make /proc/sys read-only", func() error {
@@ -111,8 +112,9 @@ func confinedWalk(t *testing.T) {
 	run(t, "ip link set lo up")
 	walkNetns(t)
 	walk(t, 200)
+	confinedAttachments(t)
 
-	problems, err := Probe(t.Context())
+	problems, err := Probe(t.Context(), ProbeSpec{})
 	if err != nil {
 		t.Fatal(err)
 	}

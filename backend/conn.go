@@ -33,7 +33,7 @@ const (
 type conn struct {
 	mu   sync.Mutex
 	sock *nl.NetlinkSocket
-	set  map[int]*nl.SocketHandle // sock, as nl.NetlinkRequest wants it
+	seq  uint32 // of the last request
 }
 
 // dial opens a socket in the calling thread's network namespace.
@@ -49,7 +49,7 @@ func dial() (*conn, error) {
 	if s.SetReceiveBufferSize(receiveBuffer, true) != nil { // needs CAP_NET_ADMIN
 		_ = s.SetReceiveBufferSize(receiveBuffer, false)
 	}
-	return &conn{sock: s, set: map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: s}}}, nil
+	return &conn{sock: s}, nil
 }
 
 func (c *conn) close() { c.sock.Close() }
@@ -83,9 +83,8 @@ func (c *conn) do(ctx context.Context, r *nl.NetlinkRequest) ([][]byte, error) {
 	tv := unix.NsecToTimeval(max(wait, time.Millisecond).Nanoseconds())
 	_ = c.sock.SetSendTimeout(&tv) // these two only store the value
 	_ = c.sock.SetReceiveTimeout(&tv)
-	r.Sockets = c.set
-	msgs, err := r.Execute(unix.NETLINK_ROUTE, 0)
-	if errors.Is(err, unix.EAGAIN) { // how nl reports the timeout
+	msgs, err := c.exchange(r)
+	if errors.Is(err, unix.EAGAIN) { // how the socket reports the timeout
 		return nil, fmt.Errorf("no answer from the kernel in %v: %w", wait.Round(time.Millisecond), context.DeadlineExceeded)
 	}
 	return msgs, err

@@ -3,8 +3,10 @@
 package backend
 
 import (
+	"errors"
 	"testing"
 
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"weft.dev/weft/overlay"
@@ -156,7 +158,9 @@ func TestForeignRoutes(t *testing.T) {
 }
 
 // TestGatewayElsewhere: the kernel refuses an IPv6 onlink route whose gateway
-// another route already leads to another device. The error says which.
+// another route already leads to another device. A route to a VTEP is added
+// all the same; where the gateway is outside of the prefix, the error says
+// which.
 func TestGatewayElsewhere(t *testing.T) {
 	enterNetns(t)
 	addUnderlay(t)
@@ -165,8 +169,11 @@ func TestGatewayElsewhere(t *testing.T) {
 	mustApply(t, k, add(l))
 	run(t, "ip -6 route add fd42::/48 via fd00::9")
 	r := overlay.Route{Dev: l.Name, Dst: prefix("fd42:0:0:2::/64"), Via: ip("fd42:0:0:2::"), Metric: 7, Onlink: true, Proto: 87}
-	wantErr(t, k.Apply(t.Context(), overlay.Changes{add(r)}), "add route fd42:0:0:2::/64", "gateway fd42:0:0:2:: to u0", "invalid argument")
-	wantState(t, k, state(l))
+	mustApply(t, k, add(r))
+	foreign := overlay.Route{Dev: "u0", Dst: prefix("fd42::/48"), Via: ip("fd00::9"), Metric: 1024, Proto: 3}
+	wantState(t, k, state(l, r, foreign)) // it looks as if flannel had left it
+	r.Dst, r.Via = prefix("fd43::/64"), ip("fd42:0:0:3::")
+	wantErr(t, k.Apply(t.Context(), overlay.Changes{add(r)}), "add route fd43::/64", "gateway fd42:0:0:3:: to u0", "invalid argument")
 }
 
 // TestRouteChangesDevice moves routes of both families between two devices
@@ -318,5 +325,24 @@ func TestDecodeStates(t *testing.T) {
 		if _, _, ok := decodeNeigh(msg); ok != (s == unix.NUD_PERMANENT) {
 			t.Errorf("state %#x: dumped is %v", s, ok)
 		}
+	}
+}
+
+// TestFailedDump: when a dump fails, the kernel says why in another form than
+// when another request does. vishvananda/netlink panics on it (v1.3.1).
+func TestFailedDump(t *testing.T) {
+	enterNetns(t)
+	k := newKernel(t)
+	_, err := k.conn.dump(t.Context(), func() *nl.NetlinkRequest {
+		return request(unix.RTM_GETADDR, 0, ifaddrmsg{family: afInet}, nl.NewRtAttr(unix.IFA_TARGET_NETNSID, nl.Uint32Attr(77)))
+	})
+	if !errors.Is(err, unix.EINVAL) {
+		t.Errorf("%v, want EINVAL", err)
+	}
+	wantErr(t, err, "invalid argument: ", "network namespace id")
+	_, err = k.conn.do(t.Context(), request(unix.RTM_GETLINK, 0, nl.NewIfInfomsg(unix.AF_UNSPEC)))
+	wantErr(t, err, "invalid argument")
+	if nics, err := k.nics(t.Context()); err != nil || len(nics) != 1 {
+		t.Errorf("and after it: %v, %v", nics, err)
 	}
 }

@@ -120,6 +120,9 @@ func (k *Kernel) Dump(ctx context.Context) (overlay.State, error) {
 			return overlay.State{}, fmt.Errorf("dump device %s: %w", name, err)
 		}
 	}
+	if err := k.dumpDirect(ctx, s.Routes); err != nil {
+		return overlay.State{}, fmt.Errorf("dump other devices: %w", err)
+	}
 	if err := k.dumpFilter(ctx, &s); err != nil {
 		return overlay.State{}, err
 	}

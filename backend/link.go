@@ -49,7 +49,9 @@ type rawLink struct {
 	mtu       int
 	master    int // ifindex, 0 for none
 	protoDown bool
-	elsewhere bool   // the underlay is in another network namespace
+	peer      int    // IFLA_LINK: index of a veth's other end, a VXLAN device's underlay
+	elsewhere bool   // that is in another network namespace
+	netns     int    // its id; negative for one that has none, because it is going
 	data      []byte // IFLA_INFO_DATA
 	afSpec    []byte // IFLA_AF_SPEC
 }
@@ -72,10 +74,12 @@ func decodeLink(msg []byte) (rawLink, error) {
 			l.mtu = int(u32(v))
 		case unix.IFLA_MASTER:
 			l.master = int(u32(v))
+		case unix.IFLA_LINK:
+			l.peer = int(u32(v))
 		case unix.IFLA_PROTO_DOWN:
 			l.protoDown = u8(v) != 0
 		case unix.IFLA_LINK_NETNSID:
-			l.elsewhere = true
+			l.elsewhere, l.netns = true, int(int32(u32(v)))
 		case unix.IFLA_AF_SPEC:
 			l.afSpec = v
 		case unix.IFLA_LINKINFO:

@@ -8,61 +8,176 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
 	"slices"
+	"sync"
 	"syscall"
+	"time"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"weft.dev/weft/backend/nft"
+	"weft.dev/weft/overlay"
+	"weft.dev/weft/subnet"
+)
+
+// The waits before a Monitor subscribes again after a failure. They double.
+const (
+	resubscribeMin = 100 * time.Millisecond
+	resubscribeMax = 5 * time.Second
 )
 
 // A Monitor hears what changes in a network namespace. It is subscribed from
-// the moment it is made, so that nothing is missed between NewMonitor and Run.
+// the moment it is made, so that nothing is missed between Kernel.Monitor and
+// Run.
 type Monitor struct {
-	sock    *nl.NetlinkSocket
-	devices []string
-	own     map[int32]bool // indexes that the own devices have or had
+	k      *Kernel
+	sock   *nl.NetlinkSocket
+	cookie uint64         // of the namespace, 0 if the kernel does not say
+	nft    *nft.Monitor   // nil where nftables is left alone
+	own    map[int32]bool // indexes that the own devices have or had
+	direct map[int32]bool // and those that other devices with routes of ours have or had
 }
 
-// NewMonitor subscribes to links, addresses, neighbours and routes (rtnetlink
-// groups, linux/rtnetlink.h) of the calling thread's network namespace.
-// devices names our own devices, whether they exist yet or not.
-func NewMonitor(devices []string) (*Monitor, error) {
+// Monitor subscribes to links, addresses, neighbours, routes and rules
+// (rtnetlink groups, linux/rtnetlink.h), and with Options.Filter to our
+// nftables table, of the namespace that k was made in. The calling thread has
+// to be in it still.
+func (k *Kernel) Monitor() (*Monitor, error) {
+	m := &Monitor{k: k, own: map[int32]bool{}, direct: map[int32]bool{}, cookie: namespaceCookie(k.conn.sock)}
+	if err := m.subscribe(); err != nil {
+		return nil, err
+	}
+	if k.nft != nil {
+		l, err := k.listenNFT()
+		if err != nil {
+			m.sock.Close()
+			return nil, err
+		}
+		m.nft = l
+	}
+	return m, nil
+}
+
+// subscribe gives m a new socket.
+func (m *Monitor) subscribe() error {
 	s, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH,
 		unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
-		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
+		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
+		unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE)
 	if err != nil {
-		return nil, fmt.Errorf("subscribe to rtnetlink events: %w", err)
+		return fmt.Errorf("subscribe to rtnetlink events: %w", err)
+	}
+	if namespaceCookie(s) != m.cookie {
+		s.Close()
+		return errors.New("subscribe to rtnetlink events: this thread is in another network namespace")
 	}
 	// Room for a storm; an overrun costs no more than the audit it causes.
 	if s.SetReceiveBufferSize(receiveBuffer, true) != nil {
 		_ = s.SetReceiveBufferSize(receiveBuffer, false)
 	}
-	m := &Monitor{sock: s, devices: slices.Clone(devices), own: map[int32]bool{}}
-	for _, d := range devices {
-		if i, err := net.InterfaceByName(d); err == nil {
-			m.own[int32(i.Index)] = true
-		}
-	}
-	return m, nil
+	m.sock = s
+	return nil
 }
 
-// Run calls own after events that concern our devices and what is on them,
-// and host after events of other links and their addresses, until ctx ends;
-// it returns ctx.Err() then. Neither may block. What has changed is not said:
-// whoever is called looks at the whole. That is why events that the kernel
-// had to drop (ENOBUFS) are no error but one more call of both. Run closes the
-// monitor.
+// namespaceCookie identifies the network namespace of a socket. 0 before
+// Linux 5.14: then nobody can tell.
+func namespaceCookie(s *nl.NetlinkSocket) uint64 {
+	c, err := unix.GetsockoptUint64(s.GetFd(), unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	if err != nil {
+		return 0
+	}
+	return c
+}
+
+// Run calls own after events that concern our devices, what is on them, our
+// routes elsewhere, rules or our nftables table, and host after events of
+// other links and their addresses, until ctx ends; it returns ctx.Err() then.
+// Neither may block, and both may be called from two goroutines. What has
+// changed is not said: whoever is called looks at the whole. That is why
+// events that the kernel had to drop (ENOBUFS) are no error but one more call
+// of both, and so is a subscription that fails: Run takes a new one, for which
+// it must be called in the same namespace. Run closes the monitor.
 //
 // A link that goes down takes its IPv4 routes with it without a word about
 // them (no RTM_DELROUTE), so events of routes alone would not be enough.
 func (m *Monitor) Run(ctx context.Context, own, host func()) error {
+	var nftables sync.WaitGroup
+	if m.nft != nil {
+		nftables.Go(func() { m.runNFT(ctx, own) })
+	}
+	wait := resubscribeMin
+	for again := false; ; again = true {
+		since := time.Now()
+		err := m.hear(ctx, own, host, again)
+		if time.Since(since) > resubscribeMax {
+			wait = resubscribeMin
+		}
+		for err != nil && ctx.Err() == nil {
+			m.k.log.WithField("err", err).Warn("kernel events lost; listening anew")
+			pause(ctx, wait)
+			wait = min(2*wait, resubscribeMax)
+			if err = m.subscribe(); err != nil {
+				own() // until we hear again, looking is all there is
+				host()
+			}
+		}
+		if ctx.Err() != nil {
+			nftables.Wait()
+			return ctx.Err()
+		}
+	}
+}
+
+// runNFT does for the nftables table what Run does for the rest.
+func (m *Monitor) runNFT(ctx context.Context, own func()) {
+	wait := resubscribeMin
+	for {
+		since := time.Now()
+		err := m.nft.Watch(ctx, own)
+		if time.Since(since) > resubscribeMax {
+			wait = resubscribeMin
+		}
+		for err != nil && ctx.Err() == nil {
+			m.k.log.WithField("err", err).Warn("nftables events lost; listening anew")
+			pause(ctx, wait)
+			wait = min(2*wait, resubscribeMax)
+			if m.nft, err = m.k.listenNFT(); err != nil {
+				own()
+			}
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		own()
+	}
+}
+
+func (k *Kernel) listenNFT() (*nft.Monitor, error) {
+	return nft.Listen(k.nft, nft.Table{Family: nft.Inet, Name: nft.TableName})
+}
+
+// pause waits for d or the end of ctx.
+func pause(ctx context.Context, d time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	<-ctx.Done()
+}
+
+// hear reads m's socket until it fails or ctx ends, and closes it. missed says
+// that there may have been events before.
+func (m *Monitor) hear(ctx context.Context, own, host func(), missed bool) error {
 	stop := context.AfterFunc(ctx, m.sock.Close)
 	defer func() {
 		if stop() {
 			m.sock.Close()
 		}
 	}()
+	m.orient(ctx)
+	if missed {
+		own()
+		host()
+	}
 	for {
 		msgs, _, err := m.sock.Receive()
 		switch {
@@ -70,6 +185,7 @@ func (m *Monitor) Run(ctx context.Context, own, host func()) error {
 			return ctx.Err()
 		case errors.Is(err, unix.ENOBUFS):
 			m.discard(ctx)
+			m.orient(ctx)
 			own()
 			host()
 		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR):
@@ -87,6 +203,33 @@ func (m *Monitor) Run(ctx context.Context, own, host func()) error {
 		if others {
 			host()
 		}
+	}
+}
+
+// orient finds out which indexes the own devices have, and which other
+// devices carry routes of ours: the events that told may have been lost. What
+// cannot be found out now is told by events, or by the next audit.
+func (m *Monitor) orient(ctx context.Context) {
+	for _, name := range m.k.devices {
+		if l, found, err := m.k.link(ctx, name, 0); err == nil && found {
+			m.own[int32(l.index)] = true
+		}
+	}
+	for _, f := range subnet.Families() {
+		msgs, err := m.k.routeMessages(ctx, unix.RtMsg{Family: afOf(f), Table: unix.RT_TABLE_MAIN, Protocol: overlay.RouteProtocol}, 0)
+		if err != nil {
+			continue
+		}
+		for _, msg := range msgs {
+			m.carries(msg)
+		}
+	}
+}
+
+// carries notes the device of a route of ours.
+func (m *Monitor) carries(route []byte) {
+	if i := int32(oifOf(route)); i != 0 && !m.own[i] {
+		m.direct[i] = true
 	}
 }
 
@@ -119,15 +262,17 @@ func (m *Monitor) concerns(msg syscall.NetlinkMessage) (own, host bool) {
 		if m.named(msg.Data) {
 			m.own[index] = true
 		}
-		return m.own[index], !m.own[index]
+		return m.own[index] || m.direct[index], !m.own[index]
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR: // struct ifaddrmsg: index at 4
 		index, ok := indexAt(msg.Data, 4)
-		return ok && m.own[index], ok && !m.own[index]
+		return ok && (m.own[index] || m.direct[index]), ok && !m.own[index]
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH: // struct ndmsg: index at 4
 		index, ok := indexAt(msg.Data, 4)
 		return ok && m.own[index], false
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		return m.routeIsOurs(msg), false
+	case unix.RTM_NEWRULE, unix.RTM_DELRULE:
+		return true, false
 	}
 	return false, false
 }
@@ -139,17 +284,23 @@ func (m *Monitor) named(data []byte) bool {
 	}
 	for typ, val := range attrs(data[unix.SizeofIfInfomsg:]) {
 		if typ == unix.IFLA_IFNAME {
-			return slices.Contains(m.devices, string(bytes.TrimRight(val, "\x00")))
+			return slices.Contains(m.k.devices, string(bytes.TrimRight(val, "\x00")))
 		}
 	}
 	return false
 }
 
 // routeIsOurs reports whether a route message is about one of our devices, or
-// may be about one that took the place of a route of ours.
+// of a route with our mark, or may be about one that took the place of a route
+// of ours.
 func (m *Monitor) routeIsOurs(msg syscall.NetlinkMessage) bool {
 	if len(msg.Data) < unix.SizeofRtMsg {
 		return false
+	}
+	const protocol = 5 // in struct rtmsg
+	if msg.Data[protocol] == overlay.RouteProtocol {
+		m.carries(msg.Data)
+		return true
 	}
 	if msg.Header.Flags&unix.NLM_F_REPLACE != 0 {
 		return true

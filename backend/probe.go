@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"strconv"
 	"strings"
@@ -15,16 +16,36 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
+	"weft.dev/weft/overlay"
 	"weft.dev/weft/subnet"
 )
 
 // minimumKernel is the oldest Linux that weft supports.
 const minimumKernel = "5.10"
 
-// Probe returns what this kernel and network namespace lack: problems of kind
-// KernelTooOld, VXLANMissing, NetAdminMissing and ForwardingOff, each with
-// the command that mends it. It changes nothing. The error is about the probe itself.
-func Probe(ctx context.Context) ([]subnet.Problem, error) {
+// ProbeSpec tells Probe what weft does on this node. Probe leaves out what
+// concerns only a zero field.
+type ProbeSpec struct {
+	Networks []netip.Prefix // pod networks
+	Own      []netip.Prefix // this node's pod subnets
+	Devices  []string       // our VXLAN devices
+	Bridge   string         // the pods'
+	// Underlays are those that peers' packets arrive on without VXLAN, with
+	// DirectRouting or host-gw; empty where there is neither.
+	Underlays []overlay.Underlay
+}
+
+// Probe returns what this kernel and network namespace lack, and what in them
+// is in the way, each with the command that mends it: problems of kind
+//
+//   - KernelTooOld, VXLANMissing, NetAdminMissing, ForwardingOff;
+//   - ForwardDropped: another's nftables chain drops what is forwarded;
+//   - RouteShadowed: another's route leads into a pod network;
+//   - ReversePathFilter: strict on an underlay.
+//
+// It changes nothing. The error is about the probe itself; problems found
+// until then come with it.
+func Probe(ctx context.Context, spec ProbeSpec) ([]subnet.Problem, error) {
 	var uts unix.Utsname
 	if err := unix.Uname(&uts); err != nil {
 		return nil, fmt.Errorf("uname: %w", err)
@@ -40,8 +61,19 @@ func Probe(ctx context.Context) ([]subnet.Problem, error) {
 	if ok {
 		out = append(out, p)
 	}
-	sysctls, err := sysctlProblems("/proc/sys")
-	return append(out, sysctls...), err
+	for _, look := range []func() ([]subnet.Problem, error){
+		func() ([]subnet.Problem, error) { return sysctlProblems("/proc/sys") },
+		func() ([]subnet.Problem, error) { return forwardProblems(ctx, spec) },
+		func() ([]subnet.Problem, error) { return routeProblems(ctx, spec) },
+		func() ([]subnet.Problem, error) { return reversePathProblems("/proc/sys", spec) },
+	} {
+		more, err := look()
+		out = append(out, more...)
+		if err != nil {
+			return out, err
+		}
+	}
+	return out, nil
 }
 
 // oldKernel compares a release as uname prints it with minimumKernel.

@@ -34,7 +34,7 @@ func TestProbe(t *testing.T) {
 	sysctl(t, "net/ipv4/ip_forward", "0")
 	sysctl(t, "net/ipv6/conf/all/forwarding", "0")
 	before, m := run(t, "ip link show"), newMonitor(t)
-	got, err := Probe(t.Context())
+	got, err := Probe(t.Context(), ProbeSpec{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,7 +55,7 @@ func TestProbe(t *testing.T) {
 	}
 	sysctl(t, "net/ipv4/ip_forward", "1")
 	sysctl(t, "net/ipv6/conf/all/forwarding", "1")
-	if got, err := Probe(t.Context()); err != nil || len(got) > 0 {
+	if got, err := Probe(t.Context(), ProbeSpec{}); err != nil || len(got) > 0 {
 		t.Errorf("with forwarding on: %v, %v", got, err)
 	}
 }
@@ -68,7 +68,7 @@ func TestProbeWithoutNetAdmin(t *testing.T) {
 	if err := unix.Capset(&header, &none[0]); err != nil { // of this thread, which ends with the test
 		t.Fatal(err)
 	}
-	got, err := Probe(t.Context())
+	got, err := Probe(t.Context(), ProbeSpec{})
 	if err != nil || len(got) == 0 || got[0].Kind != "NetAdminMissing" || !strings.Contains(got[0].Detail, "CAP_NET_ADMIN") {
 		t.Errorf("%v, %v, want NetAdminMissing", got, err)
 	}

@@ -4,7 +4,6 @@ package backend
 
 import (
 	"context"
-	"errors"
 	"net/netip"
 
 	"github.com/vishvananda/netlink/nl"
@@ -154,16 +153,7 @@ func (r rawRoute) on(dev device) []overlay.Route {
 // routes returns the main table's routes of family f, all or, when index is
 // not 0, those that use that device.
 func (k *Kernel) routes(ctx context.Context, f subnet.Family, index int) ([]rawRoute, error) {
-	msgs, err := k.conn.dump(ctx, func() *nl.NetlinkRequest {
-		r := request(unix.RTM_GETROUTE, 0, &nl.RtMsg{RtMsg: unix.RtMsg{Family: afOf(f), Table: unix.RT_TABLE_MAIN}})
-		if index != 0 {
-			r.AddData(nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(index))))
-		}
-		return r
-	})
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) {
-		return nil, nil // no such table yet; or the device has just gone
-	}
+	msgs, err := k.routeMessages(ctx, unix.RtMsg{Family: afOf(f), Table: unix.RT_TABLE_MAIN}, index)
 	var out []rawRoute
 	for _, m := range msgs {
 		if r, ok := decodeRoute(m, f); ok {

@@ -123,7 +123,7 @@ func (a *agent) keep(ctx context.Context, cfg subnet.Config, instance string, un
 		return err
 	}
 	defer kernel.Close()
-	monitor, err := backend.NewMonitor(devices)
+	monitor, err := kernel.Monitor()
 	if err != nil {
 		return err
 	}

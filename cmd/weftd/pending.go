@@ -4,34 +4,24 @@ package main
 
 import (
 	"context"
-	"errors"
-	"net/netip"
 
 	"weft.dev/weft/backend"
-	"weft.dev/weft/overlay"
 	"weft.dev/weft/subnet"
 )
 
-// What follows stands in for what package backend is about to have.
+type (
+	hostSpec   = backend.ProbeSpec
+	attachment = backend.Attachment
+)
 
-type hostSpec struct {
-	Networks, Own []netip.Prefix
-	Devices       []string
-	Bridge        string
-	Underlays     []overlay.Underlay
+func probeHost(ctx context.Context, spec hostSpec) ([]subnet.Problem, error) {
+	return backend.Probe(ctx, spec)
 }
 
-type attachment struct {
-	Host       string
-	Index      int
-	Addrs      []netip.Addr
-	Unreadable error
+func attachments(ctx context.Context, bridge string) ([]attachment, error) {
+	return backend.Attachments(ctx, bridge)
 }
 
-func probeHost(ctx context.Context, _ hostSpec) ([]subnet.Problem, error) { return backend.Probe(ctx) }
-
-func attachments(context.Context, string) ([]attachment, error) {
-	return nil, errors.New("pods cannot be listed yet")
+func deleteVeth(ctx context.Context, name string, index int) error {
+	return backend.DeleteVeth(ctx, name, index)
 }
-
-func deleteVeth(context.Context, string, int) error { return errors.New("not yet") }
