@@ -36,16 +36,6 @@ const (
 // no expression, however new, makes it fail. A table that goes meanwhile is
 // left out. Tables of the older iptables are not nftables' and not listed.
 func (c *Conn) ForeignChains(ctx context.Context) ([]ChainInfo, error) {
-	for range dumpAttempts - 1 {
-		out, err := c.foreignChains(ctx)
-		if !errors.Is(err, unix.EINTR) {
-			return out, err
-		}
-	}
-	return c.foreignChains(ctx)
-}
-
-func (c *Conn) foreignChains(ctx context.Context) ([]ChainInfo, error) {
 	fail := func(what string, err error) ([]ChainInfo, error) {
 		return nil, fmt.Errorf("nftables: list %s: %w", what, explain(err))
 	}
@@ -54,7 +44,8 @@ func (c *Conn) foreignChains(ctx context.Context) ([]ChainInfo, error) {
 		name   string
 	}
 	live := map[table]bool{}
-	err := c.ask(ctx, unix.NFT_MSG_GETTABLE, unix.NLM_F_DUMP, body(unix.NFPROTO_UNSPEC, 0), func(msg []byte) error {
+	everything := body(unix.NFPROTO_UNSPEC, 0)
+	err := c.whole(ctx, unix.NFT_MSG_GETTABLE, everything, func() { clear(live) }, func(msg []byte) error {
 		f, err := split(msg)
 		if err != nil {
 			return err
@@ -67,7 +58,7 @@ func (c *Conn) foreignChains(ctx context.Context) ([]ChainInfo, error) {
 		return fail("tables", err)
 	}
 	var out []ChainInfo
-	err = c.ask(ctx, unix.NFT_MSG_GETCHAIN, unix.NLM_F_DUMP, body(unix.NFPROTO_UNSPEC, 0), func(msg []byte) error {
+	err = c.whole(ctx, unix.NFT_MSG_GETCHAIN, everything, func() { out = nil }, func(msg []byte) error {
 		info, base, err := readChainInfo(msg)
 		if err == nil && base && !ours(info.Family, info.Table) && live[table{info.Family, info.Table}] {
 			out = append(out, info)
@@ -129,8 +120,7 @@ func (c *Conn) readComments(ctx context.Context, info *ChainInfo) error {
 	req := body(info.Family, 0)
 	req.text(unix.NFTA_RULE_TABLE, info.Table)
 	req.text(unix.NFTA_RULE_CHAIN, info.Name)
-	info.Comments = nil
-	return c.ask(ctx, unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, req, func(msg []byte) error {
+	return c.whole(ctx, unix.NFT_MSG_GETRULE, req, func() { info.Comments = nil }, func(msg []byte) error {
 		f, ok, err := fields(Table{Family: info.Family, Name: info.Table}, msg)
 		if err != nil || !ok || text(f[unix.NFTA_RULE_CHAIN]) != info.Name {
 			return err

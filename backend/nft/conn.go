@@ -25,9 +25,11 @@ const (
 	// dump as large as the reader's buffer, up to 32 KiB, and restarts its
 	// walk over a set for each: small reads are quadratic.
 	readBuffer = 64 << 10
-	// dumpAttempts bounds how often a dump is repeated that a change
-	// interrupted.
+	// dumpAttempts bounds how often a dump is repeated because what it read is
+	// gone, and partAttempts how often a list in it because a transaction of
+	// anybody, about whatever table, interrupted it.
 	dumpAttempts = 8
+	partAttempts = 32
 )
 
 // Conn is one persistent nfnetlink socket. It serialises its callers.

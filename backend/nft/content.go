@@ -2,6 +2,8 @@
 
 package nft
 
+import "golang.org/x/sys/unix"
+
 // Content is what the kernel has under a table's name. The zero Content is
 // no table.
 type Content struct {
@@ -14,16 +16,35 @@ type Content struct {
 	Other    int                  // objects of kinds that weft does not make, and flowtables
 	Elements map[Element]struct{} // nil from DumpTo
 
-	// While it is read: sizes of sets as the kernel counts them, where it says
-	// so, how many elements came, and who takes them.
-	sizes, seen map[string]int
-	each        func(set string, key []byte) bool
+	flowtables int            // weft makes none
+	sizes      map[string]int // of sets, as the kernel counts them, where it says so
 }
 
-func newContent(each func(set string, key []byte) bool) Content {
+func newContent() Content {
 	return Content{
-		Chains: map[string]ChainContent{}, Sets: map[string]SetContent{}, Counters: map[string]Counts{},
-		sizes: map[string]int{}, seen: map[string]int{}, each: each,
+		Chains: map[string]ChainContent{}, Sets: map[string]SetContent{}, Counters: map[string]Counts{}, sizes: map[string]int{},
+	}
+}
+
+// forget drops what the answers to one kind of question told, because it is
+// asked again.
+func (c *Content) forget(typ uint16) {
+	switch typ {
+	case unix.NFT_MSG_GETCHAIN:
+		clear(c.Chains)
+	case unix.NFT_MSG_GETRULE:
+		for name, ch := range c.Chains {
+			ch.Rules = nil
+			c.Chains[name] = ch
+		}
+	case unix.NFT_MSG_GETSET:
+		clear(c.Sets)
+		clear(c.sizes)
+	case unix.NFT_MSG_GETOBJ:
+		clear(c.Counters)
+		c.Other = 0
+	case unix.NFT_MSG_GETFLOWTABLE:
+		c.flowtables = 0
 	}
 }
 

@@ -183,23 +183,10 @@ func (c *Content) readSet(t Table, msg []byte) error {
 	return nil
 }
 
-// short returns the name of a set of which fewer elements were read than the
-// kernel said it has. A set that grows has its hash table resized after the
-// transaction, and a dump that this meets passes over elements without
-// NLM_F_DUMP_INTR.
-func (c *Content) short() (set string, ok bool) {
-	for set, n := range c.sizes {
-		if c.seen[set] < n {
-			return set, true
-		}
-	}
-	return "", false
-}
-
 func (c *Content) readFlowtable(t Table, msg []byte) error {
 	_, ok, err := fields(t, msg)
 	if ok {
-		c.Other++
+		c.flowtables++
 	}
 	return err
 }
@@ -231,14 +218,13 @@ func (c *Content) readObject(t Table, msg []byte) error {
 	return err
 }
 
-func (c *Content) readElements(t Table, msg []byte) error {
+// readElements adds the keys of one message to a list.
+func readElements(t Table, msg []byte, keys *keyList) error {
 	f, ok, err := fields(t, msg)
 	if !ok {
 		return err
 	}
-	set := text(f[unix.NFTA_SET_ELEM_LIST_SET])
-	read := 0
-	err = eachAttr(f[unix.NFTA_SET_ELEM_LIST_ELEMENTS], func(_ uint16, elem []byte) error {
+	return eachAttr(f[unix.NFTA_SET_ELEM_LIST_ELEMENTS], func(_ uint16, elem []byte) error {
 		var key []byte
 		err := eachAttr(elem, func(typ uint16, v []byte) error {
 			if typ != unix.NFTA_SET_ELEM_KEY {
@@ -251,11 +237,7 @@ func (c *Content) readElements(t Table, msg []byte) error {
 				return nil
 			})
 		})
-		if c.each(set, key) {
-			read++
-		}
+		keys.add(key)
 		return err
 	})
-	c.seen[set] += read
-	return err
 }

@@ -92,8 +92,8 @@ func compare(want, have Content) []string {
 	if want.Userdata != have.Userdata {
 		why = append(why, "table's user data altered")
 	}
-	if have.Other > 0 {
-		why = append(why, fmt.Sprintf("%d objects of other kinds", have.Other))
+	if n := have.Other + have.flowtables; n > 0 {
+		why = append(why, fmt.Sprintf("%d objects of other kinds", n))
 	}
 	why = append(why, keys("counter", want.Counters, have.Counters, func(string, Counts, Counts) []string { return nil })...)
 	why = append(why, keys("set", want.Sets, have.Sets, func(name string, w, h SetContent) []string {

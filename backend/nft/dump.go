@@ -59,7 +59,7 @@ func collect(all map[Element]struct{}) func(set string, key []byte) bool {
 // them. begin is called before the first of them, and once more each time that
 // a change makes everything be read again; what it returns is called with each
 // element, whose key is valid during the call, and reports whether it is new:
-// the kernel may list one twice.
+// the kernel may list one twice. It must not use c.
 func (c *Conn) DumpTo(ctx context.Context, t Table, begin func() func(set string, key []byte) bool) (Content, error) {
 	for range dumpAttempts - 1 {
 		have, err := c.dumpOnce(ctx, t, begin())
@@ -72,7 +72,7 @@ func (c *Conn) DumpTo(ctx context.Context, t Table, begin func() func(set string
 }
 
 func (c *Conn) dumpOnce(ctx context.Context, t Table, each func(set string, key []byte) bool) (Content, error) {
-	have := newContent(each)
+	have := newContent()
 	fail := func(what string, err error) (Content, error) {
 		return Content{}, fmt.Errorf("nftables: dump %s of table %s %s: %w", what, t.Family, t.Name, err)
 	}
@@ -95,22 +95,76 @@ func (c *Conn) dumpOnce(ctx context.Context, t Table, each func(set string, key 
 		{unix.NFT_MSG_GETOBJ, "objects", have.readObject},
 		{unix.NFT_MSG_GETFLOWTABLE, "flowtables", have.readFlowtable},
 	} {
-		if err := c.ask(ctx, part.typ, unix.NLM_F_DUMP, name, func(m []byte) error { return part.read(t, m) }); err != nil {
+		err := c.whole(ctx, part.typ, name, func() { have.forget(part.typ) }, func(m []byte) error { return part.read(t, m) })
+		if err != nil {
 			return fail(part.what, err)
 		}
 	}
+	var keys keyList
 	for set := range have.Sets {
-		req := body(t.Family, 0)
-		req.text(unix.NFTA_SET_ELEM_LIST_TABLE, t.Name)
-		req.text(unix.NFTA_SET_ELEM_LIST_SET, set)
-		if err := c.ask(ctx, unix.NFT_MSG_GETSETELEM, unix.NLM_F_DUMP, req, func(m []byte) error { return have.readElements(t, m) }); err != nil {
+		if err := c.dumpElements(ctx, t, &have, set, &keys, each); err != nil {
 			return fail("set "+set, err)
 		}
 	}
-	if set, ok := have.short(); ok {
-		return fail("set "+set, fmt.Errorf("it was resized meanwhile: %w", unix.EINTR))
-	}
 	return have, nil
+}
+
+// dumpElements hands out a set's elements when it has them all.
+func (c *Conn) dumpElements(ctx context.Context, t Table, have *Content, set string, keys *keyList, each func(set string, key []byte) bool) error {
+	req := body(t.Family, 0)
+	req.text(unix.NFTA_SET_ELEM_LIST_TABLE, t.Name)
+	req.text(unix.NFTA_SET_ELEM_LIST_SET, set)
+	err := c.whole(ctx, unix.NFT_MSG_GETSETELEM, req, keys.reset, func(m []byte) error { return readElements(t, m, keys) })
+	if err != nil {
+		return err
+	}
+	read := 0
+	keys.each(func(key []byte) {
+		if each(set, key) {
+			read++
+		}
+	})
+	// A set that grows has its hash table resized after the transaction, and a
+	// dump that this meets passes over elements without NLM_F_DUMP_INTR.
+	if read < have.sizes[set] {
+		return fmt.Errorf("it was resized meanwhile: %w", unix.EINTR)
+	}
+	return nil
+}
+
+// whole asks for a list until no change has interrupted it. reset is called
+// before each attempt.
+func (c *Conn) whole(ctx context.Context, typ uint16, req []byte, reset func(), read func([]byte) error) error {
+	var err error
+	for range partAttempts {
+		reset()
+		if err = c.ask(ctx, typ, unix.NLM_F_DUMP, req, read); !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	return err
+}
+
+// keyList keeps keys one behind the other.
+type keyList struct {
+	bytes []byte
+	ends  []int // of each key in bytes
+}
+
+func (l *keyList) reset() { l.bytes, l.ends = l.bytes[:0], l.ends[:0] }
+
+func (l *keyList) add(key []byte) {
+	l.bytes = append(l.bytes, key...)
+	l.ends = append(l.ends, len(l.bytes))
+}
+
+// each calls f with every key, which is valid until the next reset.
+func (l *keyList) each(f func(key []byte)) {
+	at := 0
+	for _, end := range l.ends {
+		f(l.bytes[at:end])
+		at = end
+	}
 }
 
 // SetNames returns the names of the table's sets; none where there is no table.
@@ -143,16 +197,10 @@ func (c *Conn) list(ctx context.Context, t Table, typ uint16, filter attrs, read
 	req := body(t.Family, 0)
 	req.text(unix.NFTA_TABLE_NAME, t.Name) // attribute 1 in every kind of message
 	req = append(req, filter...)
-	var err error
-	for range dumpAttempts {
-		have := newContent(nil)
-		err = c.ask(ctx, typ, unix.NLM_F_DUMP, req, func(m []byte) error { return read(&have, m) })
-		if err == nil || errors.Is(err, unix.ENOENT) {
-			return have, nil
-		}
-		if !errors.Is(err, unix.EINTR) {
-			break
-		}
+	var have Content
+	err := c.whole(ctx, typ, req, func() { have = newContent() }, func(m []byte) error { return read(&have, m) })
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return Content{}, explain(err)
 	}
-	return Content{}, explain(err)
+	return have, nil
 }

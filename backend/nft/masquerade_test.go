@@ -12,8 +12,8 @@ import (
 // pod uses: a peer's answer to it would be taken for VXLAN and not be tracked.
 // The range shows, where a single port among 64,512 would hardly.
 func TestMasqueradeLeavesTheVXLANPortAlone(t *testing.T) {
-	const flows = 2000
-	for _, vxlanPort := range []uint16{8472, 60000} {
+	const flows = 1000
+	for vxlanPort, allowed := range map[uint16][2]int{8472: {8473, 65535}, 60000: {1024, 59999}} {
 		for _, c := range []struct{ to, pod, want string }{
 			{"203.0.113.5", "10.42.1.2", "10.0.0.1"},
 			{"2001:db8:1::5", "fd42:0:0:1::2", "fd00::1"},
@@ -32,15 +32,14 @@ func TestMasqueradeLeavesTheVXLANPortAlone(t *testing.T) {
 					}
 					l.pod.talk(from, port(c.to, 2000+i), 1, []byte("x"))
 				}
-				allowed := besides(vxlanPort)
 				ports := map[int]bool{}
 				for _, s := range wire(flows) {
-					if s.src != addr(c.want) || s.sport < int(allowed[0]) || s.sport > int(allowed[1]) {
+					if s.src != addr(c.want) || s.sport < allowed[0] || s.sport > allowed[1] {
 						t.Fatalf("a flow comes from %v port %d, want %s and a port of %v", s.src, s.sport, c.want, allowed)
 					}
 					ports[s.sport] = true
 				}
-				if len(ports) < flows*9/10 { // 35 pairs meet by chance
+				if len(ports) < flows*9/10 { // some meet by chance
 					t.Errorf("%d ports for %d flows: they should be random", len(ports), flows)
 				}
 			})

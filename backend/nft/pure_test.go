@@ -38,13 +38,13 @@ func TestGolden(t *testing.T) {
 // messages feeds a batch to the readers of dumps, which see the same
 // attributes.
 func messages(t Table, batch []message) (Content, error) {
-	all := map[Element]struct{}{}
-	have := newContent(collect(all))
+	have := newContent()
+	have.Elements = map[Element]struct{}{}
 	var errs []error
 	for _, m := range batch {
 		errs = append(errs, have.read(t, m.typ, m.body))
 	}
-	have.Elements, have.each, have.sizes, have.seen = all, nil, nil, nil
+	have.sizes = nil
 	return have, errors.Join(errs...)
 }
 
@@ -64,7 +64,13 @@ func (c *Content) read(t Table, typ uint16, body []byte) error {
 	case unix.NFT_MSG_NEWFLOWTABLE:
 		return c.readFlowtable(t, body)
 	case unix.NFT_MSG_NEWSETELEM:
-		return c.readElements(t, body)
+		var keys keyList
+		err := readElements(t, body, &keys)
+		f, _, _ := fields(t, body)
+		keys.each(func(key []byte) {
+			c.Elements[Element{Set: text(f[unix.NFTA_SET_ELEM_LIST_SET]), Key: string(key)}] = struct{}{}
+		})
+		return err
 	}
 	return nil
 }
@@ -180,15 +186,15 @@ func FuzzDump(f *testing.F) {
 		if err != nil {
 			return
 		}
-		elements := map[Element]struct{}{}
-		have := newContent(collect(elements))
+		have := newContent()
+		have.Elements = map[Element]struct{}{}
 		for _, r := range all {
 			_ = r.err()
 			r.typ, r.flags = unix.NLMSG_ERROR, unix.NLM_F_ACK_TLVS
 			_ = r.err()
 			_ = have.read(want.Table, typ, r.body)
 		}
-		have.Present, have.Elements = true, elements
+		have.Present = true
 		// Whatever it was, there is a plan, and it can be sent and shown.
 		plan := Diff(want, have)
 		for _, m := range plan.batch() {
