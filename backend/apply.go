@@ -54,8 +54,11 @@ func (k *Kernel) Apply(ctx context.Context, changes overlay.Changes) error {
 // title names a change in an error, e.g. "add fdb 0a:58:0a:00:00:02 dev weft.1
 // dst 10.0.0.2 self permanent".
 func title(c overlay.Change) string {
-	if l, ok := c.Entry.(overlay.Link); ok {
-		return fmt.Sprintf("%s link %s", c.Op, l.Name)
+	switch e := c.Entry.(type) {
+	case overlay.Link:
+		return fmt.Sprintf("%s link %s", c.Op, e.Name)
+	case overlay.Filter:
+		return fmt.Sprintf("%s table inet weft", c.Op)
 	}
 	return fmt.Sprintf("%s %s %s", c.Op, c.Kind(), c.Entry)
 }

@@ -10,9 +10,12 @@
 // of a change. Only elements change in the ordinary course; a table whose
 // chains, rules or sets are not as desired is replaced whole.
 //
-// Ruleset and Elements are table inet weft: the VXLAN ingress guard, scoped
-// notrack, the refusal of router advertisements, the drop of VXLAN that pods
-// send, and masquerading.
+// Ruleset is table inet weft: the VXLAN ingress guard, scoped notrack, the
+// refusal of router advertisements, the drop of VXLAN that pods send, and
+// masquerading. The table carries the Params it was made from, so that
+// Content.Params and Structure tell, with no memory of it, what it is and
+// whether somebody altered it. NodeElement and SourceElement make what its
+// sets hold, Members reads it.
 //
 // The wire format is linux/netfilter/nf_tables.h as of Linux 5.10; nothing
 // newer is sent.
