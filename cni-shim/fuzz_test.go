@@ -144,3 +144,48 @@ func FuzzAgentAnswer(f *testing.F) {
 		}
 	})
 }
+
+// FuzzValid: whatever list a runtime passes to GC, it is read in full or
+// refused with code 6 or 7, never taken for a shorter one.
+func FuzzValid(f *testing.F) {
+	for _, seed := range []string{`{}`, `{"cni.dev/valid-attachments":null}`, `{"cni.dev/valid-attachments":[{"containerID":"c1","ifname":"eth0"}]}`,
+		`{"cni.dev/valid-attachments":[5]}`, `{"CNI.dev/valid-attachments":[]}`, `[]`, `null`} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		valid, err := parseValid(data)
+		if err != nil {
+			if e := asError(t, err); e.Code != types.ErrDecodingFailure && e.Code != types.ErrInvalidNetworkConfig {
+				t.Errorf("code %d: %s", e.Code, e.Msg)
+			}
+			return
+		}
+		var conf map[string]json.RawMessage
+		if err := json.Unmarshal(data, &conf); err != nil || conf[validKey] == nil {
+			t.Fatalf("a list is read from %s", data)
+		}
+		var list []map[string]any
+		if err := json.Unmarshal(conf[validKey], &list); err != nil {
+			t.Fatalf("a list is read from %s", data)
+		}
+		ids := map[string]bool{}
+		for k := range valid {
+			ids[k.ContainerID] = true
+		}
+		if len(list) > 0 && len(ids) == 0 {
+			t.Errorf("%s is read as empty", data)
+		}
+	})
+}
+
+// FuzzNSID: whatever the kernel answers, it is an id or an error.
+func FuzzNSID(f *testing.F) {
+	f.Add([]byte{28, 0, 0, 0, 88, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0, 1, 0, 5, 0, 0, 0})
+	f.Add([]byte{20, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xef, 0xff, 0xff, 0xff})
+	f.Add([]byte{28, 0, 0, 0, 88, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 1, 0, 5, 0, 0, 0})
+	f.Fuzz(func(t *testing.T, answer []byte) {
+		if id, err := parseNSID(answer); err != nil && id != -1 {
+			t.Errorf("id %d with error %v", id, err)
+		}
+	})
+}

@@ -28,42 +28,60 @@ import (
 type netns struct {
 	path string // under /proc, valid for every process
 	work chan func()
+	gone chan struct{}
 	once sync.Once
 }
 
 // newNetns makes a network namespace that goes away when the test ends.
 func newNetns(t testing.TB) *netns {
 	t.Helper()
-	n := &netns{work: make(chan func())}
-	made := make(chan error)
-	go func() {
-		// Never unlocked: the thread must not return to the pool.
-		runtime.LockOSThread()
-		err := syscall.Unshare(syscall.CLONE_NEWNET)
-		n.path = fmt.Sprintf("/proc/%d/task/%d/ns/net", os.Getpid(), syscall.Gettid())
-		made <- err
-		for f := range n.work {
-			f()
-		}
-	}()
-	if err := <-made; err != nil {
+	n, err := startThread(func() error { return syscall.Unshare(syscall.CLONE_NEWNET) })
+	if err != nil {
 		t.Fatalf("make a network namespace: %v (the tests need root)", err)
 	}
 	t.Cleanup(n.end)
 	return n
 }
 
+// startThread starts a thread that goes into a namespace and works there.
+func startThread(into func() error) (*netns, error) {
+	n := &netns{work: make(chan func()), gone: make(chan struct{})}
+	in := make(chan error)
+	go func() {
+		// Never unlocked: the thread must not return to the pool.
+		runtime.LockOSThread()
+		err := into()
+		n.path = fmt.Sprintf("/proc/%d/task/%d/ns/net", os.Getpid(), syscall.Gettid())
+		in <- err
+		for err == nil {
+			select {
+			case f := <-n.work:
+				f()
+			case <-n.gone:
+				return
+			}
+		}
+	}()
+	return n, <-in
+}
+
 // end makes the namespace go away, as when the last process of a pod ends.
 // The kernel takes its devices down a little later.
 func (n *netns) end() {
-	n.once.Do(func() { close(n.work) })
+	n.once.Do(func() { close(n.gone) })
 }
 
-// do runs f inside; processes that f starts live there too.
-func (n *netns) do(f func()) {
+// do runs f inside; processes that f starts live there too. It reports false
+// when the namespace has gone.
+func (n *netns) do(f func()) bool {
 	done := make(chan struct{})
-	n.work <- func() { defer close(done); f() }
-	<-done
+	select {
+	case n.work <- func() { defer close(done); f() }:
+		<-done
+		return true
+	case <-n.gone:
+		return false
+	}
 }
 
 // run runs a command inside.

@@ -20,7 +20,7 @@ type judgement struct {
 	veths   []Veth
 	now     time.Time
 
-	byPort  map[string]*record       // of this boot
+	byPort  map[string][]*record     // of this boot
 	byAddr  map[netip.Addr][]*record // by host-local's files
 	byNetns map[int][]*record        // of this boot
 	doomed  map[*record][]Veth       // veths that go with an attachment that was begun or being undone
@@ -55,7 +55,7 @@ const (
 func (l *Ledger) judge(records []*record, veths []Veth, now time.Time) *judgement {
 	j := &judgement{
 		l: l, records: records, veths: veths, now: now,
-		byPort: map[string]*record{}, byAddr: map[netip.Addr][]*record{},
+		byPort: map[string][]*record{}, byAddr: map[netip.Addr][]*record{},
 		byNetns: map[int][]*record{}, doomed: map[*record][]Veth{},
 	}
 	for _, r := range records {
@@ -66,7 +66,7 @@ func (l *Ledger) judge(records []*record, veths []Veth, now time.Time) *judgemen
 			continue
 		}
 		for _, p := range r.Stamp.Ports {
-			j.byPort[p] = r
+			j.byPort[p] = append(j.byPort[p], r)
 		}
 		if id := r.Stamp.NetnsID; id != nil {
 			j.byNetns[*id] = append(j.byNetns[*id], r)
@@ -101,13 +101,13 @@ func (j *judgement) doomVeths() {
 	}
 }
 
-// owners returns the attachments that v may belong to: the one that names it,
+// owners returns the attachments that v may belong to: those that name it,
 // else those whose addresses its pod has, else those whose pod it leads to. In
 // the last case v must look like what the bridge plugin makes; without a
 // bridge it must have no address either, as other plugins make such veths.
 func (j *judgement) owners(v Veth) []*record {
-	if r := j.byPort[v.Name]; r != nil {
-		return []*record{r}
+	if named := j.byPort[v.Name]; named != nil {
+		return named
 	}
 	var owners []*record
 	addressed := false
@@ -124,10 +124,24 @@ func (j *judgement) owners(v Veth) []*record {
 	if v.Unreadable || v.Netns == nil || !bridgeVeth.MatchString(v.Name) {
 		return nil
 	}
-	if v.Port || v.Bare && !addressed {
-		return j.byNetns[*v.Netns]
+	if !v.Port && (!v.Bare || addressed) {
+		return nil
 	}
-	return nil
+	// The id of a namespace is given again when that is gone, so it may be
+	// in the stamp of a pod that has died since, too.
+	for _, r := range j.byNetns[*v.Netns] {
+		if r.Busy || r.Stamp.Phase != Added || j.there(r) {
+			owners = append(owners, r)
+		}
+	}
+	return owners
+}
+
+// there reports whether a veth of r, which has been added, is there; a stamp
+// that names none cannot tell and counts as one whose veth is.
+func (j *judgement) there(r *record) bool {
+	return len(r.Stamp.Ports) == 0 ||
+		slices.ContainsFunc(j.veths, func(v Veth) bool { return slices.Contains(r.Stamp.Ports, v.Name) })
 }
 
 // seen reports whether a pod has one of r's addresses, beyond the veths that
@@ -165,8 +179,7 @@ func (j *judgement) verdict(r *record) (verdict, Reason) {
 		}
 		return leaked, DelKilled
 	case Added:
-		there := func(v Veth) bool { return slices.Contains(r.Stamp.Ports, v.Name) }
-		if len(r.Stamp.Ports) > 0 && !slices.ContainsFunc(j.veths, there) && !j.seen(r) {
+		if !j.there(r) && !j.seen(r) {
 			return leaked, VethGone
 		}
 	}
