@@ -182,7 +182,7 @@ func TestLinkDrift(t *testing.T) {
 	}
 }
 
-func ifindex(t *testing.T, name string) int {
+func ifindex(t testing.TB, name string) int {
 	t.Helper()
 	out := run(t, "ip -o link show "+name)
 	n, err := strconv.Atoi(out[:strings.Index(out, ":")])
