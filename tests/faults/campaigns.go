@@ -9,7 +9,7 @@ import (
 
 // campaigns lists all there is, in the order of the report.
 func campaigns() []campaign {
-	return append([]campaign{drift(), host(), store(), junk(), suspended(), race(), crowd()}, holds()...)
+	return append([]campaign{drift(), host(), store(), junk(), suspended(), race(), crowd(), guard()}, holds()...)
 }
 
 func campaignNamed(name string) (campaign, error) {

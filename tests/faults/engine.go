@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"weft.dev/weft/tests/netlab"
@@ -61,16 +62,37 @@ func (q request) run(ctx context.Context, log io.Writer) ([]result, error) {
 		}
 	}
 	if !c.Still {
-		if err := r.lab.Up(ctx, c.Pods); err != nil {
+		if err := r.up(ctx); err != nil {
 			r.lab.Dump(ctx, log)
-			return nil, err
-		}
-		if r.traffic, err = startTraffic(ctx, r.lab.Nodes()); err != nil {
 			return nil, err
 		}
 	}
 	r.rounds(ctx)
 	return r.done, nil
+}
+
+// up starts agents, attaches pods, and starts the traffic.
+func (r *runner) up(ctx context.Context) (err error) {
+	nodes := r.lab.Nodes()
+	if len(r.Agents) > 0 {
+		nodes = slices.DeleteFunc(nodes, func(n *netlab.Node) bool { return !slices.Contains(r.Agents, n.Name()) })
+	}
+	if err := r.lab.StartAgents(ctx, nodes...); err != nil {
+		return err
+	}
+	for _, n := range nodes {
+		for i := range r.Pods {
+			if _, err := n.AddPod(ctx, fmt.Sprintf("%s-p%d", n, i+1)); err != nil {
+				return err
+			}
+		}
+	}
+	if err := r.lab.Settle(ctx); err != nil {
+		return err
+	}
+	r.lab.Progress("%d agents know each other and have %d pods", len(nodes), len(r.lab.Pods()))
+	r.traffic, err = startTraffic(ctx, nodes)
+	return err
 }
 
 // rounds injects every fault once a round, then those of them that are drift
@@ -125,7 +147,7 @@ func (r *runner) injection(ctx context.Context, f fault, deaf bool, res *result)
 	defer cancel()
 	s := &scene{
 		Lab: r.lab, rng: rand.New(rand.NewPCG(res.Seed, hash(f.ID+f.Name))), seed: res.Seed,
-		deaf: deaf, full: r.Full, traffic: r.traffic, patient: max(patience, 2*f.Limit),
+		deaf: deaf, full: r.Full, traffic: r.traffic, patient: max(patience, 2*f.Limit), withAgent: r.Agents,
 	}
 	if err := r.ready(ctx, s); err != nil {
 		res.Failure = "the lab is not well before the fault: " + err.Error()
@@ -178,6 +200,9 @@ func (r *runner) ready(ctx context.Context, s *scene) error {
 	}
 	s.before = map[string]state{}
 	for _, n := range r.lab.Nodes() {
+		if !s.has(n) {
+			continue
+		}
 		is, err := stateOf(ctx, n)
 		if err != nil {
 			return err
@@ -208,6 +233,9 @@ func (r *runner) repair(ctx context.Context, s *scene) error {
 		return errors.New("a lab of this kind is not repaired")
 	}
 	for _, n := range r.lab.Nodes() {
+		if !s.has(n) {
+			continue
+		}
 		if n.AgentPID() != 0 {
 			if err := n.KillAgent(); err != nil {
 				return err

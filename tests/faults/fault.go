@@ -39,6 +39,7 @@ type campaign struct {
 	Pods   int      // on each node
 	Args   []string // of every weftd
 	Conf   string   // net-conf.json; empty for the lab's default
+	Agents []string // names of the nodes with an agent and pods; empty for all
 	Still  bool     // no agents and no traffic before the first fault: it brings its own
 	Faults []fault
 	// Prepare is called before the agents start; nil for nothing.

@@ -22,13 +22,14 @@ const patience = 20 * time.Second
 // A scene is one injection: the lab, a source of chance, and the clock.
 type scene struct {
 	*netlab.Lab
-	rng     *rand.Rand
-	seed    uint64
-	deaf    bool // the agents do not hear of changes in the kernel
-	full    bool // at full length; the sample is shorter
-	patient time.Duration
-	traffic *traffic
-	before  map[string]state // of each node, when the lab was well
+	rng       *rand.Rand
+	seed      uint64
+	deaf      bool // the agents do not hear of changes in the kernel
+	full      bool // at full length; the sample is shorter
+	patient   time.Duration
+	withAgent []string // nodes; empty for all
+	traffic   *traffic
+	before    map[string]state // of each node, when the lab was well
 
 	broke    time.Time // when the damage began: pings count from here
 	injected time.Time // when it was done: recovery counts from here
@@ -40,6 +41,11 @@ type scene struct {
 
 // node picks a node by chance.
 func (s *scene) node() *netlab.Node { return pick(s, s.Nodes()) }
+
+// has reports whether the node is one with an agent.
+func (s *scene) has(n *netlab.Node) bool {
+	return len(s.withAgent) == 0 || slices.Contains(s.withAgent, n.Name())
+}
 
 // others returns the nodes without n.
 func (s *scene) others(n *netlab.Node) []*netlab.Node {
@@ -192,6 +198,9 @@ func (s *scene) retell(ctx context.Context) error {
 func (s *scene) agents(ctx context.Context) error {
 	var all error
 	for _, n := range s.Nodes() {
+		if !s.has(n) {
+			continue
+		}
 		if n.AgentPID() == 0 {
 			all = errors.Join(all, fmt.Errorf("weftd on %s does not run", n))
 			continue
