@@ -10,9 +10,9 @@ GO      ?= go
 # Release builds are static and carry no paths of the machine that built them.
 BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=$$(git status >/dev/null 2>&1 && echo auto || echo false) -ldflags '-s -w'
 # Debian packages that the lab and the tests use; the product needs none.
-DEPS    := iproute2 iputils-ping iperf3 etcd-server procps
+DEPS    := iproute2 iputils-ping iperf3 etcd-server nftables procps
 # Programs that must be there before a target starts.
-TOOLS   := ip bridge ping iperf3 etcd
+TOOLS   := ip bridge ping iperf3 etcd nft
 
 .PHONY: help
 help: ## list the targets
@@ -59,6 +59,11 @@ test: need-root need-tools build ## every test that needs no Kubernetes
 .PHONY: test-full
 test-full: need-root need-tools build ## the same with full counts: outages of 60 s, 20 rounds of races
 	WEFT_FULL=1 $(GO) -C tests test -count=1 -timeout 60m -p 1 -v ./...
+
+.PHONY: faults
+faults: need-root need-tools build ## break labs in every way of the table, under traffic; writes docs/faults.md (about 25 minutes)
+	$(GO) -C tests build -trimpath -buildvcs=false -o ../bin/weft-faults ./faults
+	bin/weft-faults --markdown docs/faults.md --json bin/faults.json $(FAULTS)
 
 .PHONY: fuzz
 fuzz: ## fuzz every codec for FUZZTIME (default 30s) each

@@ -33,15 +33,16 @@ type fault struct {
 
 // A campaign is a lab and the faults that are injected into it in turn.
 type campaign struct {
-	Name   string
-	What   string
-	Nodes  int
-	Pods   int      // on each node
-	Args   []string // of every weftd
-	Conf   string   // net-conf.json; empty for the lab's default
-	Agents []string // names of the nodes with an agent and pods; empty for all
-	Still  bool     // no agents and no traffic before the first fault: it brings its own
-	Faults []fault
+	Name    string
+	What    string
+	Nodes   int
+	Pods    int      // on each node
+	Args    []string // of every weftd
+	Conf    string   // net-conf.json; empty for the lab's default
+	Agents  []string // names of the nodes with an agent and pods; empty for all
+	Counted bool     // the report shows what scripts counted, not how long they took
+	Still   bool     // no agents and no traffic before the first fault: it brings its own
+	Faults  []fault
 	// Prepare is called before the agents start; nil for nothing.
 	Prepare func(ctx context.Context, l *netlab.Lab) error
 }

@@ -22,7 +22,7 @@ const stranger = "n4" // a host on the fabric without an agent
 // delivered with the guard off before it is shown to be refused.
 func guard() campaign {
 	return campaign{
-		Name: "guard", What: "forged VXLAN packets, and those that must not be refused", Nodes: 4, Pods: 2, Conf: roomForOthers,
+		Name: "guard", Counted: true, What: "forged VXLAN packets, and those that must not be refused", Nodes: 4, Pods: 2, Conf: roomForOthers,
 		Agents: []string{"n1", "n2", "n3"},
 		Faults: append(attacks(), legitimate()...),
 	}
@@ -39,6 +39,7 @@ type attack struct {
 	toNode   bool   // to a socket of the node itself, with the broadcast MAC
 	socket   bool   // through an ordinary UDP socket: what the sender may do without privilege
 	pod      bool   // it is the sender's own node, n2, that has to stop it
+	bare     bool   // nothing on the node uses conntrack, which would reassemble IPv6 before the guard
 }
 
 func attacks() []fault {
@@ -53,6 +54,7 @@ func attacks() []fault {
 		{id: "A6", name: "a stranger to the node itself, by broadcast MAC", from: stranger, inner: "n2-p1", toNode: true, flannel: delivered},
 		{id: "A1", name: "a stranger, first fragment of 8 bytes", from: stranger, inner: "n2-p1", cut: 8, flannel: delivered},
 		{id: "A1", name: "a stranger, first fragment of 16 bytes", from: stranger, inner: "n2-p1", cut: 16, flannel: delivered},
+		{id: "A1", name: "a stranger, first fragment of 8 bytes, no conntrack", from: stranger, inner: "n2-p1", cut: 8, bare: true, flannel: delivered},
 		{id: "A5", name: "a stranger with a peer's address as another's pod, first fragment of 8 bytes", from: stranger, outer: "n2", inner: "n3-p1", cut: 8, flannel: delivered},
 	} {
 		out = append(out, fault{ID: a.id, Name: a.name, Flannel: a.flannel, Seeds: 1, Tells: true, Run: a.run})
@@ -77,7 +79,7 @@ func (a attack) run(ctx context.Context, s *scene) error {
 	if a.pod {
 		guarded = s.Node("n2")
 	}
-	if err := s.open(ctx, guarded); err != nil {
+	if err := s.open(ctx, guarded, a.bare); err != nil {
 		return err
 	}
 	mixes, off, err := a.everyMix(ctx, s, victim)
@@ -89,7 +91,7 @@ func (a attack) run(ctx context.Context, s *scene) error {
 			return fmt.Errorf("%s: %d of %d delivered with the guard off: the attack does not work", mixes[i], n, s.count())
 		}
 	}
-	if err := s.shut(ctx, guarded); err != nil {
+	if err := s.shut(ctx, guarded, a.bare); err != nil {
 		return err
 	}
 	before, _, err := refused(ctx, guarded)
@@ -116,24 +118,35 @@ func (a attack) run(ctx context.Context, s *scene) error {
 	if after-before < want {
 		return fmt.Errorf("%d of %d packets were refused by the guard: the others came to nothing for another reason", after-before, want)
 	}
+	if a.bare {
+		if err := s.restart(ctx, guarded); err != nil {
+			return err
+		}
+	}
 	s.injected = time.Now()
 	return s.heals(ctx)
 }
 
 // open makes a node what it is without weft's table: no guard, and pods
-// masqueraded by somebody else's rules.
-func (s *scene) open(ctx context.Context, n *netlab.Node) error {
+// masqueraded by somebody else's rules unless it is to be bare.
+func (s *scene) open(ctx context.Context, n *netlab.Node, bare bool) error {
 	if err := s.restart(ctx, n, "--ingress-guard=off", "--ip-masq=false"); err != nil {
 		return err
+	}
+	if bare {
+		return s.nft(ctx, n.Place, "table inet others { }")
 	}
 	return s.nft(ctx, n.Place, "table inet others { chain post { type nat hook postrouting priority srcnat; "+
 		"ip saddr 10.42.0.0/16 ip daddr != 10.42.0.0/16 masquerade; ip6 saddr fd42::/48 ip6 daddr != fd42::/48 masquerade; } ; }")
 }
 
-// shut is the opposite of open.
-func (s *scene) shut(ctx context.Context, n *netlab.Node) error {
+// shut is the opposite of open; bare leaves masquerading out.
+func (s *scene) shut(ctx context.Context, n *netlab.Node, bare bool) error {
 	if err := s.nft(ctx, n.Place, "delete table inet others"); err != nil {
 		return err
+	}
+	if bare {
+		return s.restart(ctx, n, "--ip-masq=false")
 	}
 	return s.restart(ctx, n)
 }
