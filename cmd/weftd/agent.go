@@ -71,7 +71,7 @@ func (a *agent) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer a.store.Close() // nothing is lost by closing late
+	defer func() { _ = a.store.Close() }() // nothing is lost by closing late
 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -16,6 +16,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"weft.dev/weft/backend"
+	"weft.dev/weft/cni-shim/ledger"
 	"weft.dev/weft/overlay"
 	"weft.dev/weft/subnet"
 )
@@ -30,6 +31,8 @@ type cleaner struct {
 	log logrus.FieldLogger
 	out io.Writer
 	l   locks
+	// addresses is where host-local keeps those it has given out.
+	addresses string
 }
 
 // cleanup removes what weftd has made on this node and says what it removed
@@ -39,7 +42,8 @@ func cleanup(ctx context.Context, o *options, log logrus.FieldLogger, out io.Wri
 	if err != nil {
 		return err
 	}
-	return (&cleaner{o, log, out, l}).run(ctx)
+	addresses := filepath.Join(ledger.DefaultAllocDir, presetFor(o.FlannelCompat).cniNetwork)
+	return (&cleaner{o, log, out, l, addresses}).run(ctx)
 }
 
 // run does one thing after the other; what fails does not keep the rest from
@@ -209,7 +213,7 @@ func (c *cleaner) remove(what, path string) error {
 
 // pods lists what pods on this node still use, or, with --force, removes it.
 func (c *cleaner) pods(ctx context.Context) error {
-	pods, err := attachments(ctx, bridge)
+	pods, err := backend.Attachments(ctx, bridge)
 	if err != nil {
 		return fmt.Errorf("list the pods on bridge %s: %w", bridge, err)
 	}
@@ -219,16 +223,20 @@ func (c *cleaner) pods(ctx context.Context) error {
 	}
 	var errs []error
 	for _, p := range pods {
-		if err := deleteVeth(ctx, p.Host, p.Index); err != nil {
+		if err := backend.DeleteVeth(ctx, p.Host, p.Index); err != nil {
 			errs = append(errs, fmt.Errorf("remove pod interface %s: %w", p.Host, err))
 			continue
 		}
 		c.say("removed pod interface %s", podText(p))
 	}
-	return errors.Join(append(errs, c.bridge(), c.ledger())...)
+	found, err := backend.DeleteBridge(ctx, bridge)
+	if found && err == nil {
+		c.say("removed bridge %s", bridge)
+	}
+	return errors.Join(append(errs, err, c.ledger())...)
 }
 
-func (c *cleaner) listPods(pods []attachment) {
+func (c *cleaner) listPods(pods []backend.Attachment) {
 	if _, err := net.InterfaceByName(bridge); err != nil && len(pods) == 0 {
 		return
 	}
@@ -238,7 +246,7 @@ func (c *cleaner) listPods(pods []attachment) {
 	}
 }
 
-func podText(p attachment) string {
+func podText(p backend.Attachment) string {
 	var addrs []string
 	for _, a := range p.Addrs {
 		addrs = append(addrs, a.String())

@@ -44,6 +44,8 @@ func install(t *testing.T, args ...string) *installed {
 	n.o = parse(t, nil, append([]string{"--socket=" + dir + "/run/weftd.sock", "--subnet-file=" + dir + "/run/subnet.env",
 		"--cni-conf=" + dir + "/net.d/05-weft.conflist", "--cni-data-dir=" + dir + "/cni", "--state-dir=" + dir + "/state"}, args...)...)
 	sh(t, `ip link add eth0 type veth peer name wire0
+		ip link set eth0 addrgenmode none
+		ip link set wire0 addrgenmode none
 		ip link set eth0 up
 		ip link set wire0 up
 		ip addr add 10.0.0.1/24 dev eth0
@@ -109,7 +111,7 @@ func (n *installed) write(t *testing.T) {
 }
 
 func (n *installed) cleanup() error {
-	return (&cleaner{o: n.o, log: newLogger(n.o, &n.out), out: &n.out, l: n.l}).run(context.Background())
+	return (&cleaner{o: n.o, log: newLogger(n.o, &n.out), out: &n.out, l: n.l, addresses: filepath.Join(n.l.dir, "networks", "weft")}).run(context.Background())
 }
 
 // leftFiles lists what is left of the files that write made.
@@ -202,6 +204,76 @@ func TestCleanupSparesFlannelsDevices(t *testing.T) {
 		links := sh(t, "ip -o link show")
 		if strings.Contains(links, "flannel.1:") || !strings.Contains(links, "flannel.77:") || !strings.Contains(n.out.String(), "left: flannel.77") {
 			t.Errorf("%s\n%s", n.out.String(), links)
+		}
+	})
+}
+
+// attach makes what the CNI plugins make for a pod, on cni0 and on disk.
+func (n *installed) attach(t *testing.T) {
+	t.Helper()
+	pid := podNamespace(t)
+	sh(t, fmt.Sprintf(`ip link add cni0 type bridge
+		ip addr add 10.42.1.1/24 dev cni0
+		ip link set cni0 up
+		ip link add veth0a1b2c3d type veth peer name pod0
+		ip link set veth0a1b2c3d master cni0 up
+		ip link set pod0 netns %d
+		nsenter --net=/proc/%[1]d/ns/net ip addr add 10.42.1.5/24 dev pod0`, pid))
+	for _, f := range []string{"networks/weft/10.42.1.5", "networks/weft/last_reserved_ip.0", "networks/weft/lock", "networks/weft/mine.txt",
+		"networks/other/10.9.0.1", "cni/0123abc:eth0", "cni/.flight/0123abc:eth0.lock", "cni/README"} {
+		path := filepath.Join(n.l.dir, f)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, nil, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// there lists what is left of the files that attach made.
+func (n *installed) there(t *testing.T) string {
+	t.Helper()
+	var out []string
+	for _, dir := range []string{"networks", "cni"} {
+		err := filepath.WalkDir(filepath.Join(n.l.dir, dir), func(path string, d os.DirEntry, err error) error {
+			if err == nil && !d.IsDir() {
+				out = append(out, strings.TrimPrefix(path, n.l.dir+"/"))
+			}
+			return err
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	return strings.Join(out, " ")
+}
+
+// What running pods use stays and is named, or goes with --force: their
+// interfaces, the bridge, their addresses, and nothing else in those places.
+func TestCleanupOfPods(t *testing.T) {
+	inNetns(t, func() {
+		n := install(t)
+		n.attach(t)
+		files := n.there(t)
+		if err := n.cleanup(); err != nil {
+			t.Errorf("%v\n%s", err, n.out.String())
+		}
+		for _, want := range []string{"left: bridge cni0 with 1 pods", "--force", "veth0a1b2c3d 10.42.1.5"} {
+			if !strings.Contains(n.out.String(), want) {
+				t.Errorf("does not say %q:\n%s", want, n.out.String())
+			}
+		}
+		if links := sh(t, "ip -o link show"); !strings.Contains(links, "cni0:") || !strings.Contains(links, "veth0a1b2c3d") || strings.Contains(links, "weft.1:") || n.there(t) != files {
+			t.Errorf("without --force:\n%s%s", links, n.there(t))
+		}
+		n.o.Force = true
+		n.out.Reset()
+		if err := n.cleanup(); err != nil {
+			t.Errorf("%v\n%s", err, n.out.String())
+		}
+		if after := dumpHost(t); after != n.before {
+			t.Errorf("before:\n%s\nafter:\n%s", n.before, after)
+		}
+		if left := n.there(t); left != "networks/other/10.9.0.1 networks/weft/mine.txt cni/README" {
+			t.Errorf("left %s\n%s", left, n.out.String())
 		}
 	})
 }

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"weft.dev/weft/backend"
 	"weft.dev/weft/subnet"
 )
 
@@ -114,7 +115,7 @@ func narrowed(cfg subnet.Config, had subnet.Lease) subnet.Config {
 // havePods reports whether pods are attached to this node. It says yes when it
 // cannot tell.
 func havePods(ctx context.Context) bool {
-	pods, err := attachments(ctx, bridge)
+	pods, err := backend.Attachments(ctx, bridge)
 	return err != nil || len(pods) > 0
 }
 

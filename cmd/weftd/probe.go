@@ -6,6 +6,7 @@ import (
 	"context"
 	"time"
 
+	"weft.dev/weft/backend"
 	"weft.dev/weft/subnet"
 )
 
@@ -20,7 +21,7 @@ const (
 
 // probe looks once at the host: what an operator can mend is a Problem.
 func (a *agent) probe(ctx context.Context) error {
-	problems, err := probeHost(ctx, a.probeSpec())
+	problems, err := backend.Probe(ctx, a.probeSpec())
 	if err != nil {
 		return err
 	}
@@ -29,8 +30,8 @@ func (a *agent) probe(ctx context.Context) error {
 }
 
 // probeSpec is what the host is to serve, as far as it is known yet.
-func (a *agent) probeSpec() hostSpec {
-	spec := hostSpec{Bridge: bridge}
+func (a *agent) probeSpec() backend.ProbeSpec {
+	spec := backend.ProbeSpec{Bridge: bridge}
 	cfg, self := a.network.Load(), a.self.Load()
 	if cfg == nil {
 		return spec

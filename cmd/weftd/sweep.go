@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"time"
 
+	"weft.dev/weft/backend"
 	"weft.dev/weft/cni-shim/ledger"
 	"weft.dev/weft/subnet"
 )
@@ -89,18 +90,21 @@ var _ ledger.Kernel = veths{}
 
 // Veths implements ledger.Kernel.
 func (veths) Veths(ctx context.Context) ([]ledger.Veth, error) {
-	all, err := attachments(ctx, bridge)
+	all, err := backend.Veths(ctx, bridge)
 	if err != nil {
 		return nil, err
 	}
 	var out []ledger.Veth
 	for _, v := range all {
-		out = append(out, ledger.Veth{Name: v.Host, Index: v.Index, Port: true, Addrs: v.Addrs, Unreadable: v.Unreadable != nil})
+		out = append(out, ledger.Veth{
+			Name: v.Host, Index: v.Index, Netns: v.Netns, Port: v.Port, Bare: v.Bare,
+			Addrs: v.Addrs, Unreadable: v.Unreadable != nil,
+		})
 	}
 	return out, nil
 }
 
 // DeleteVeth implements ledger.Kernel.
 func (veths) DeleteVeth(ctx context.Context, name string, index int) error {
-	return deleteVeth(ctx, name, index)
+	return backend.DeleteVeth(ctx, name, index)
 }
