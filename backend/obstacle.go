@@ -76,21 +76,23 @@ func forwardProblem(ch nft.ChainInfo, spec ProbeSpec) (subnet.Problem, bool) {
 }
 
 // passing returns the matches of an nft rule that pods' packets pass chains of
-// a family by: what comes from or goes to a pod network, and between the ports
-// of the pods' bridge.
+// a family by: what comes from or goes to a pod network, and on a bridge the
+// frames that carry it, and look for neighbours. (Not "meta ibrname": not
+// every kernel has it.)
 func passing(f nft.Family, spec ProbeSpec) []string {
 	var out []string
 	for _, n := range spec.Networks {
-		proto := "ip"
+		proto, family, neighbours := "ip", nft.IP, "ether type arp"
 		if n.Addr().Is6() {
-			proto = "ip6"
+			proto, family, neighbours = "ip6", nft.IP6, "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert }"
 		}
-		if f == nft.Inet || f == nft.IP && n.Addr().Is4() || f == nft.IP6 && n.Addr().Is6() {
-			out = append(out, fmt.Sprintf("%s saddr %s", proto, n.Masked()), fmt.Sprintf("%s daddr %s", proto, n.Masked()))
+		from, to := fmt.Sprintf("%s saddr %s", proto, n.Masked()), fmt.Sprintf("%s daddr %s", proto, n.Masked())
+		switch {
+		case f == nft.Inet, f == family:
+			out = append(out, from, to)
+		case f == nft.Bridge && spec.Bridge != "":
+			out = append(out, from, neighbours)
 		}
-	}
-	if f == nft.Bridge && spec.Bridge != "" {
-		out = append(out, "meta ibrname "+nftName(spec.Bridge))
 	}
 	return out
 }
