@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"weft.dev/weft/subnet"
 	"weft.dev/weft/tests/netlab"
 )
@@ -253,6 +255,11 @@ func hostSockets(ctx context.Context, s *scene) error {
 func flows(ctx context.Context, s *scene) error {
 	const count = 2000
 	n1, n2 := s.Node("n1"), s.Node("n2")
+	for _, n := range []*netlab.Node{n1, n2} { // of what scripts before this one have left
+		if err := n.Do(func() error { return netlink.ConntrackTableFlush(netlink.ConntrackTable) }); err != nil {
+			return fmt.Errorf("flush conntrack on %s: %w", n, err)
+		}
+	}
 	from, to := n1.Pods()[0], n2.Pods()[0]
 	r, err := listen(ctx, to.Place)
 	if err != nil {

@@ -52,7 +52,8 @@ func elementDeleted(ctx context.Context, s *scene) error {
 	}
 	i := s.rng.IntN(2) // the family; IPv4 comes first in both
 	set := []string{"bind4_inner4_24", "bind6_inner6_64"}[i]
-	command := fmt.Sprintf("delete element inet weft %s { %s . %s }", set, o.Underlay()[i], subnets[i].Addr())
+	// The inner source is raw bytes to nft(8): it takes a number for it.
+	command := fmt.Sprintf("delete element inet weft %s { %s . 0x%x }", set, o.Underlay()[i], subnets[i].Addr().AsSlice())
 	s.notef("%s: %s", n, command)
 	if err := s.inject(func() error { return s.nft(ctx, n.Place, command) }); err != nil {
 		return err
