@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"time"
 )
 
 // fakeKernel is the model kernel behind the Kernel interface, with faults.
@@ -20,7 +21,8 @@ type fakeKernel struct {
 	tried    Changes // all of them
 	failDump error
 	fail     func(c Change) error // nil: nothing fails
-	during   func()               // called in the middle of Apply
+	during   func()               // called in the middle of Apply, with the lock held
+	slow     time.Duration        // what each change takes
 }
 
 func newFakeKernel() *fakeKernel { return &fakeKernel{state: NewState()} }
@@ -57,6 +59,11 @@ func (k *fakeKernel) Apply(ctx context.Context, changes Changes) error {
 		if k.during != nil {
 			k.during()
 		}
+		if k.slow > 0 { // without the lock: who waits for one does not sleep in a bubble's eyes
+			k.mu.Unlock()
+			time.Sleep(k.slow)
+			k.mu.Lock()
+		}
 	}
 	return errors.Join(errs...)
 }
@@ -72,6 +79,13 @@ func (k *fakeKernel) counts() (dumps, writes int) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.dumps, k.writes
+}
+
+// applies returns how often Apply was called.
+func (k *fakeKernel) applies() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return len(k.passes)
 }
 
 func (k *fakeKernel) content() State {

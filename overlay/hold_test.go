@@ -616,35 +616,41 @@ func holdWalk(t *testing.T, seed uint64) {
 	n, holds := 0, 0
 	for range 40 {
 		n = rng.IntN(12)
+		wanted := destinations(b.want(n).Routes)
+		b.k.edit(func(s State) { // those that are back are their lease's again
+			maps.DeleteFunc(heldNow, func(p netip.Prefix, _ struct{}) bool { return wanted.Has(p) })
+		})
 		b.deliver(n)
 		if rng.IntN(3) == 0 {
 			b.k.edit(func(s State) { vandalise(rng, s) })
 			b.Poke()
 		}
 		if rng.IntN(8) == 0 {
-			heldNow = Set[netip.Prefix]{}
+			b.k.edit(func(State) { clear(heldNow) })
 			b.Release()
 		}
-		for p := range heldNow { // those that are back are their lease's again
-			if destinations(b.want(n).Routes).Has(p) {
-				delete(heldNow, p)
-			}
-		}
 		b.sleep(time.Second)
-		if h := b.Status().Hold; h != nil {
+		h := b.Status().Hold
+		if h == nil {
+			b.expect(n)
+		} else {
 			holds++
+		}
+		b.k.edit(func(s State) {
+			clear(heldNow)
+			if h == nil {
+				return
+			}
 			until = h.Until
-			heldNow = destinations(b.k.content().Routes)
-			for r := range b.want(n).Routes {
-				delete(heldNow, r.Dst)
+			for r := range s.Routes {
+				if !wanted.Has(r.Dst) {
+					heldNow.Add(r.Dst)
+				}
 			}
 			if len(heldNow) != h.Routes {
 				t.Errorf("seed %d: %d routes that are not wanted, status says %d", seed, len(heldNow), h.Routes)
 			}
-		} else {
-			heldNow = Set[netip.Prefix]{}
-			b.expect(n)
-		}
+		})
 		b.sleep(time.Duration(rng.IntN(100)) * time.Second)
 	}
 	if h := b.Status().Hold; h != nil {

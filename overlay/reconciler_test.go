@@ -195,7 +195,7 @@ func TestStormCoalesces(t *testing.T) {
 func TestCostlyPassesRest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := start(t)
-		b.k.during = func() { time.Sleep(10 * time.Millisecond) }
+		b.k.slow = 10 * time.Millisecond
 		b.SetSelf(b.self)
 		b.deliver(1) // two links, two addresses, two each of the others: 100 ms
 		b.sleep(100 * time.Millisecond)

@@ -333,8 +333,8 @@ func (p *program) deliver() {
 		}
 		p.leases = append(p.leases, l)
 	}
-	p.r.SetSnapshot(subnet.Snapshot{Leases: p.leases})
 	p.note("%d leases", len(p.leases))
+	p.wait(func() { p.r.SetSnapshot(subnet.Snapshot{Leases: p.leases}) })
 }
 
 func (p *program) start() {
@@ -351,7 +351,15 @@ func (p *program) start() {
 	ctx, p.cancel = context.WithCancel(context.Background())
 	p.done = make(chan error, 1)
 	go func() { p.done <- p.r.Run(ctx) }()
-	p.r.SetSelf(p.self)
+	p.wait(func() { p.r.SetSelf(p.self) })
+}
+
+// wait does something that Run hears of and waits until Run is idle: what two
+// goroutines do at one instant would not replay.
+func (p *program) wait(act func()) {
+	synctest.Wait()
+	act()
+	synctest.Wait()
 }
 
 func (p *program) stop() {
@@ -385,13 +393,13 @@ func (p *program) step() {
 		p.deliver()
 	case n < 19:
 		p.configure()
-		p.r.SetConfig(p.config)
 		p.note("config %+v", p.config.Backend)
+		p.wait(func() { p.r.SetConfig(p.config) })
 	default: // kill -9 and start
 		p.stop()
 		p.note("restart")
 		p.start()
-		p.r.SetSnapshot(subnet.Snapshot{Leases: p.leases})
+		p.wait(func() { p.r.SetSnapshot(subnet.Snapshot{Leases: p.leases}) })
 	}
 	if p.rng.IntN(4) > 0 { // else the event is lost, or there is none
 		p.r.Poke()
