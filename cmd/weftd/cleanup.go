@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,8 +13,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-
-	"github.com/sirupsen/logrus"
 
 	"weft.dev/weft/backend"
 	"weft.dev/weft/cni-shim/ledger"
@@ -28,7 +27,6 @@ const cleanupPasses = 3
 // weft's is seen on the thing itself.
 type cleaner struct {
 	o   *options
-	log logrus.FieldLogger
 	out io.Writer
 	l   locks
 	// addresses is where host-local keeps those it has given out.
@@ -37,13 +35,13 @@ type cleaner struct {
 
 // cleanup removes what weftd has made on this node and says what it removed
 // and what is left. It refuses while an agent runs here.
-func cleanup(ctx context.Context, o *options, log logrus.FieldLogger, out io.Writer) error {
+func cleanup(ctx context.Context, o *options, out io.Writer) error {
 	l, err := locksFor(o)
 	if err != nil {
 		return err
 	}
 	addresses := filepath.Join(ledger.DefaultAllocDir, presetFor(o.FlannelCompat).cniNetwork)
-	return (&cleaner{o, log, out, l, addresses}).run(ctx)
+	return (&cleaner{o, out, l, addresses}).run(ctx)
 }
 
 // run does one thing after the other; what fails does not keep the rest from
@@ -102,9 +100,9 @@ func (c *cleaner) lockOut(ctx context.Context) (paths []string, unlock func(), e
 func (c *cleaner) kernel(ctx context.Context) error {
 	devices, err := c.devices(ctx)
 	if err == nil {
-		err = c.clear(ctx, backend.Options{Devices: devices, Log: c.log})
+		err = c.clear(ctx, backend.Options{Devices: devices})
 	}
-	return errors.Join(err, c.clear(ctx, backend.Options{Filter: true, Log: c.log}))
+	return errors.Join(err, c.clear(ctx, backend.Options{Filter: true}))
 }
 
 // clear removes all that a kernel made with o finds: the difference between
@@ -115,25 +113,39 @@ func (c *cleaner) clear(ctx context.Context, o backend.Options) error {
 		return err
 	}
 	defer k.Close()
-	var applied error
-	for range cleanupPasses {
+	var tried overlay.Changes
+	var failed error
+	for pass := 0; ; pass++ {
 		have, err := k.Dump(ctx)
 		if err != nil {
 			return fmt.Errorf("read the kernel's state: %w", err)
 		}
-		changes := overlay.Diff(overlay.NewState(), have)
-		if changes.Empty() {
-			return nil
-		}
-		for _, ch := range changes {
-			switch ch.Entry.(type) {
-			case overlay.Link, overlay.Filter, overlay.Route:
-				c.say("%s", ch)
+		left := overlay.Diff(overlay.NewState(), have)
+		for _, ch := range tried {
+			if !slices.Contains(left, ch) {
+				c.sayRemoved(ch.Entry)
 			}
 		}
-		applied = k.Apply(ctx, changes)
+		if left.Empty() {
+			return nil
+		}
+		if pass == cleanupPasses {
+			return cmp.Or(failed, fmt.Errorf("%d entries did not go, the first: %s", len(left), left[0]))
+		}
+		tried, failed = left, k.Apply(ctx, left)
 	}
-	return applied
+}
+
+// sayRemoved names what is gone and does not go with something else.
+func (c *cleaner) sayRemoved(e overlay.Entry) {
+	switch e := e.(type) {
+	case overlay.Link:
+		c.say("removed device %s", e.Name)
+	case overlay.Route:
+		c.say("removed route %s", e)
+	case overlay.Filter:
+		c.say("removed nftables table inet weft")
+	}
 }
 
 // devices are weft's VXLAN devices, of whatever VNI. A device with flannel's
@@ -145,7 +157,7 @@ func (c *cleaner) devices(ctx context.Context) ([]string, error) {
 	if err != nil || !c.o.FlannelCompat {
 		return all, err
 	}
-	k, err := backend.New(backend.Options{Devices: all, Log: c.log})
+	k, err := backend.New(backend.Options{Devices: all})
 	if err != nil {
 		return nil, err
 	}
@@ -240,7 +252,7 @@ func (c *cleaner) listPods(pods []backend.Attachment) {
 	if _, err := net.InterfaceByName(bridge); err != nil && len(pods) == 0 {
 		return
 	}
-	c.say("left: bridge %s with %d pods, which reach each other but no other node; --cleanup --force removes it and cuts them off", bridge, len(pods))
+	c.say("left: bridge %s and the interfaces of %d pods on it, which reach each other but no other node; --cleanup --force removes it and cuts them off", bridge, len(pods))
 	for _, p := range pods {
 		c.say("  %s", podText(p))
 	}

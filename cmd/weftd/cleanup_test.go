@@ -111,7 +111,7 @@ func (n *installed) write(t *testing.T) {
 }
 
 func (n *installed) cleanup() error {
-	return (&cleaner{o: n.o, log: newLogger(n.o, &n.out), out: &n.out, l: n.l, addresses: filepath.Join(n.l.dir, "networks", "weft")}).run(context.Background())
+	return (&cleaner{o: n.o, out: &n.out, l: n.l, addresses: filepath.Join(n.l.dir, "networks", "weft")}).run(context.Background())
 }
 
 // leftFiles lists what is left of the files that write made.
@@ -142,7 +142,7 @@ func TestCleanupLeavesNothingOfWeftAndAllOfOthers(t *testing.T) {
 		if left := n.leftFiles(); left != nil {
 			t.Errorf("left %q", left)
 		}
-		for _, want := range []string{"weft.1", "weft.77", "table inet weft", "10.42.2.0/24", "removed subnet file", "removed CNI configuration", "removed socket", "removed lock", "kept: " + n.o.StateDir} {
+		for _, want := range []string{"removed device weft.1", "removed device weft.77", "removed nftables table inet weft", "removed route 10.42.2.0/24 via 10.0.0.2 dev eth0", "removed subnet file", "removed CNI configuration", "removed socket", "removed lock", "kept: " + n.o.StateDir} {
 			if !strings.Contains(n.out.String(), want) {
 				t.Errorf("does not say %q:\n%s", want, n.out.String())
 			}
@@ -256,7 +256,7 @@ func TestCleanupOfPods(t *testing.T) {
 		if err := n.cleanup(); err != nil {
 			t.Errorf("%v\n%s", err, n.out.String())
 		}
-		for _, want := range []string{"left: bridge cni0 with 1 pods", "--force", "veth0a1b2c3d 10.42.1.5"} {
+		for _, want := range []string{"left: bridge cni0 and the interfaces of 1 pods", "--force", "veth0a1b2c3d 10.42.1.5"} {
 			if !strings.Contains(n.out.String(), want) {
 				t.Errorf("does not say %q:\n%s", want, n.out.String())
 			}

@@ -217,8 +217,12 @@ func (a *agent) fenceText(had, rival subnet.Lease) string {
 		return fmt.Sprintf("another node, at %s, goes by this node's name %s: give one of them another --node-name (if the other one is gone: etcdctl del '%s')",
 			at, had.Node, a.leaseKey(rival))
 	}
-	return fmt.Sprintf("%s, at %s, has leased %s, which was this node's %s, and other nodes send to it; this node takes its subnet back when that is free (etcdctl del '%s' if it is not to have it), and another one once no pod runs here: drain it",
-		who, at, prefixText(rival), prefixText(had), a.leaseKey(rival))
+	what := prefixText(rival) + ", which was this node's"
+	if prefixText(rival) != prefixText(had) {
+		what += " " + prefixText(had)
+	}
+	return fmt.Sprintf("%s, at %s, has leased %s, and other nodes send to it; this node takes its subnet back when that is free (etcdctl del '%s' if %s is not to have it), and another one once no pod runs here: drain it",
+		who, at, what, a.leaseKey(rival), who)
 }
 
 // prefixText renders the subnets of l.

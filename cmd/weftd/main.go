@@ -44,7 +44,7 @@ func run(ctx context.Context, args, env []string, stdout, stderr io.Writer) int 
 	case o.CheckConfig:
 		err = checkConfig(o, stdout)
 	case o.Cleanup:
-		err = cleanup(ctx, o, newLogger(o, stderr), stdout)
+		err = cleanup(ctx, o, stdout)
 	default:
 		err = newAgent(o, newLogger(o, stderr)).run(ctx)
 	}
