@@ -20,13 +20,14 @@ type programmed struct {
 	neighs  Set[Neigh]
 	direct  Set[hop]        // of routes on devices that are not ours
 	tunnels func() Set[hop] // of neighbours, with the address that their MAC is at
+	sources Set[Source]
 }
 
 // hop is a subnet's base address and the peer's address at which it is reached.
 type hop struct{ base, at netip.Addr }
 
 func indexProgrammed(have State) programmed {
-	p := programmed{neighs: have.Neighs, direct: Set[hop]{}}
+	p := programmed{neighs: have.Neighs, direct: Set[hop]{}, sources: have.Sources}
 	for l := range have.Links {
 		p.devs = append(p.devs, l.Name)
 	}
@@ -69,6 +70,33 @@ func (p programmed) holds(c candidate) bool {
 	return slices.ContainsFunc(p.devs, func(dev string) bool {
 		return p.neighs.Has(Neigh{Dev: dev, IP: base, MAC: c.mac})
 	})
+}
+
+// admits returns from how many of the addresses of c's holder packets are let
+// in as c's subnet.
+func (p programmed) admits(c candidate) int {
+	if len(p.sources) == 0 {
+		return 0
+	}
+	var space [4]netip.Addr
+	seen := space[:0]
+	for i := range len(c.lease.Paths) + len(c.lease.Sources) {
+		var a netip.Addr
+		if i < len(c.lease.Paths) {
+			a = c.lease.Paths[i].Underlay.Unmap()
+		} else {
+			a = c.lease.Sources[i-len(c.lease.Paths)].Unmap()
+		}
+		if !slices.Contains(seen, a) && p.sources.Has(Source{Outer: a, Inner: c.subnet}) {
+			seen = append(seen, a)
+		}
+	}
+	return len(seen)
+}
+
+// knows reports whether packets from a are let in already as one of subnets.
+func (p programmed) knows(a netip.Addr, subnets []netip.Prefix) bool {
+	return slices.ContainsFunc(subnets, func(s netip.Prefix) bool { return p.sources.Has(Source{Outer: a, Inner: s}) })
 }
 
 // claims is what the accepted candidates occupy: names, MACs and subnets.

@@ -59,7 +59,7 @@ func (p *planner) filter(peers *accepted) {
 	}
 	shared := p.holders(peers)
 	for _, l := range peers.leases {
-		outer := p.outer(l, shared)
+		outer := p.outer(l, peers.subnets[l], shared)
 		for _, a := range outer {
 			p.state.Nodes.Add(Node{Addr: a})
 		}
@@ -121,8 +121,10 @@ func (p *planner) holders(peers *accepted) map[netip.Addr]*subnet.Lease {
 
 // outer returns the addresses that l's packets come from, each once: those it
 // announces and those it published beside them. An announced one that cannot
-// be right is reported where a path needs it, and passed over here.
-func (p *planner) outer(l *subnet.Lease, holders map[netip.Addr]*subnet.Lease) []netip.Addr {
+// be right is reported where a path needs it, and passed over here. A
+// published one must be nobody else's, unless it was let in before the other
+// came: that one must not cut l off.
+func (p *planner) outer(l *subnet.Lease, subnets []netip.Prefix, holders map[netip.Addr]*subnet.Lease) []netip.Addr {
 	out := make([]netip.Addr, 0, len(l.Paths)+len(l.Sources))
 	for _, path := range l.Paths {
 		if a := path.Underlay.Unmap(); unicast(a) && !p.isOurs(a) && !slices.Contains(out, a) {
@@ -138,7 +140,7 @@ func (p *planner) outer(l *subnet.Lease, holders map[netip.Addr]*subnet.Lease) [
 			p.problem("PeerSource", peerName(l), "source address %s is not a unicast address: it is left out", s)
 		case p.isOurs(a):
 			p.problem("PeerSource", peerName(l), "source address %s is this node's own: it is left out", s)
-		case taken && other != l:
+		case taken && other != l && !p.have.knows(a, subnets):
 			p.problem("PeerSource", peerName(l), "source address %s is announced by another peer: it is left out", s)
 		default:
 			out = append(out, a)

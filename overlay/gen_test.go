@@ -24,6 +24,15 @@ func host(f subnet.Family, n int) netip.Addr {
 	return addr(fmt.Sprintf("fd01::%x", n))
 }
 
+// link returns the prefix of the link that the first 255 underlay addresses of
+// a family are on.
+func link(f subnet.Family) netip.Prefix {
+	if f == subnet.IPv4 {
+		return prefix("10.0.0.0/24")
+	}
+	return prefix("fd01::/120")
+}
+
 // pods returns the n-th pod subnet of a family.
 func pods(f subnet.Family, n int) netip.Prefix {
 	if f == subnet.IPv4 {
@@ -54,6 +63,9 @@ func drawLink(t *rapid.T, name string, up bool) Link {
 // each prefix and metric, and our mark on every route.
 func drawState(t *rapid.T, wanted bool) State {
 	s := NewState()
+	if rapid.IntRange(0, 2).Draw(t, "has a filter") > 0 {
+		s.Filters.Add(drawFilter(t, wanted))
+	}
 	for _, name := range []string{"weft.1", "weft6.1", "flannel.1"} {
 		if rapid.IntRange(0, 3).Draw(t, "has "+name) > 0 {
 			l := drawLink(t, name, wanted)
@@ -69,7 +81,7 @@ func drawState(t *rapid.T, wanted bool) State {
 			s.FDB.Add(f)
 			continue
 		}
-		if r, ok := e.(Route); ok && !wanted && s.dev(r.Dev) != nil && s.dev(r.Dev).Up && (!r.Src.IsValid() || s.hasAddr(r.Src)) {
+		if r, ok := e.(Route); ok && !wanted && s.anyDev(r.Dev) != nil && s.anyDev(r.Dev).Up && (!r.Src.IsValid() || s.hasAddr(r.Src)) {
 			s.Routes.Add(r)
 			continue
 		}
@@ -78,20 +90,40 @@ func drawState(t *rapid.T, wanted bool) State {
 	return s
 }
 
+// drawFilter draws a table with a set for the prefixes of drawEntry, or
+// without.
+func drawFilter(t *rapid.T, wanted bool) Filter {
+	f := Filter{Guard: rapid.SampledFrom([]Guard{GuardBind, GuardBind, GuardPeers, GuardOff}).Draw(t, "guard"), VNI: 1, Port: 8472}
+	if f.Guard == GuardBind && rapid.Bool().Draw(t, "with lengths") {
+		f.Lengths = Lengths{}.WithLength(4, 24).WithLength(6, 64)
+	}
+	if !wanted {
+		f.Foreign = rapid.SampledFrom([]string{"", "", "chain input: no rule 2"}).Draw(t, "tampered")
+	}
+	return f
+}
+
 func drawEntry(t *rapid.T, wanted bool) Entry {
 	dev := rapid.SampledFrom([]string{"weft.1", "weft.1", "weft6.1", "flannel.1"}).Draw(t, "dev")
 	f := rapid.SampledFrom([]subnet.Family{subnet.IPv4, subnet.IPv6}).Draw(t, "family")
 	i := rapid.IntRange(1, 3).Draw(t, "i")
 	base := pods(f, i).Addr()
-	switch rapid.IntRange(0, 3).Draw(t, "kind") {
+	switch rapid.IntRange(0, 6).Draw(t, "kind") {
 	case 0:
 		return Addr{Dev: dev, Prefix: netip.PrefixFrom(base, base.BitLen())}
 	case 1:
 		return FDB{Dev: dev, MAC: mac(i), Dst: host(subnet.IPv4, rapid.IntRange(1, 3).Draw(t, "dst"))}
 	case 2:
 		return Neigh{Dev: dev, IP: base, MAC: mac(rapid.IntRange(1, 3).Draw(t, "mac"))}
+	case 3:
+		return Node{Addr: host(f, i), Own: rapid.Bool().Draw(t, "own")}
+	case 4:
+		return Source{Outer: host(f, i), Inner: rapid.SampledFrom([]netip.Prefix{pods(f, i), pods(f.Other(), i), single(base)}).Draw(t, "inner")}
 	}
 	r := Route{Dev: dev, Dst: pods(f, i), Via: base, Metric: 1024, Onlink: true, Proto: RouteProtocol}
+	if rapid.IntRange(0, 2).Draw(t, "direct") == 0 {
+		r.Dev, r.Via = underlayDev, host(f, rapid.IntRange(1, 2).Draw(t, "via"))
+	}
 	if rapid.Bool().Draw(t, "with src") {
 		r.Src = pods(f, rapid.IntRange(1, 3).Draw(t, "src")).Addr()
 	}
@@ -117,6 +149,9 @@ func drift(t *rapid.T, s State) State {
 	for _, l := range sorted(other.Links) {
 		_ = applyModel(out, Change{Op: Add, Entry: l})
 	}
+	merge(t, out, sorted(s.Filters), sorted(other.Filters), lose)
+	merge(t, out, sorted(s.Nodes), sorted(other.Nodes), lose)
+	merge(t, out, sorted(s.Sources), sorted(other.Sources), lose)
 	merge(t, out, sorted(s.Addrs), sorted(other.Addrs), lose)
 	merge(t, out, sorted(s.FDB), sorted(other.FDB), lose)
 	merge(t, out, sorted(s.Neighs), sorted(other.Neighs), lose)
@@ -170,6 +205,9 @@ func drawJunk(t *rapid.T, n int) subnet.Lease {
 	underlays := []netip.Addr{host(4, 1), host(4, 99), host(4, 210), host(4, 211), host(6, 1), host(6, 210), addr("224.0.0.1"),
 		addr("127.0.0.1"), addr("255.255.255.255"), addr("fe80::1"), addr("fe80::1%eth0"), addr("::ffff:10.0.0.2"), addr("10.5.200.7"), {}}
 	macs := []subnet.MAC{mac(210), mac(211), mac(2), mac(3), mac(999), {1}, {}}
+	for range rapid.IntRange(0, 2).Draw(t, "sources") {
+		l.Sources = append(l.Sources, rapid.SampledFrom(append(underlays, host(4, 2), host(4, 3), addr("192.0.2.1"), host(4, 152))).Draw(t, "source"))
+	}
 	for range rapid.IntRange(0, 3).Draw(t, "paths") {
 		l.Paths = append(l.Paths, subnet.Path{
 			Subnet: rapid.SampledFrom(subnets).Draw(t, "subnet"), Underlay: rapid.SampledFrom(underlays).Draw(t, "underlay"),

@@ -5,6 +5,7 @@ package overlay
 import (
 	"flag"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -69,7 +70,10 @@ func (s scenario) render() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "# %s\n\n-- self --\n%s", s.name, renderLease(s.self.Lease))
 	for _, u := range s.self.Underlays {
-		fmt.Fprintf(&b, "underlay %s dev %s mtu %d\n", u.Addr, u.Dev, u.MTU)
+		fmt.Fprintf(&b, "underlay %s dev %s net %s mtu %d\n", u.Addr, u.Dev, u.Net, u.MTU)
+	}
+	if c := s.config().Backend; c.Type != subnet.BackendVXLAN || c.DirectRouting {
+		fmt.Fprintf(&b, "backend %s, direct routing %t\n", c.Type, c.DirectRouting)
 	}
 	b.WriteString("\n-- leases --\n")
 	for _, l := range s.leases {
@@ -89,6 +93,9 @@ func renderLease(l subnet.Lease) string {
 	var b strings.Builder
 	for _, p := range l.Paths {
 		fmt.Fprintf(&b, "%s/%s %s %s via %s mac %s vni %d\n", l.Node, l.Instance, l.Backend, p.Subnet, p.Underlay, p.MAC, p.VNI)
+	}
+	if len(l.Sources) > 0 {
+		fmt.Fprintf(&b, "%s/%s sources %v\n", l.Node, l.Instance, l.Sources)
 	}
 	return b.String()
 }
@@ -135,8 +142,10 @@ func wrongPeers(self Self) []subnet.Lease {
 	set := func(n int, f func(*subnet.Path)) subnet.Lease { return edit(lease(n, v4), f) }
 	clone := lease(30, dual...)
 	clone.Node, clone.Instance = self.Lease.Node, "another"
-	hostGW := lease(31, v4)
-	hostGW.Backend = subnet.BackendHostGW
+	wireguard := lease(31, v4)
+	wireguard.Backend = subnet.BackendWireGuard
+	sources := lease(35, v4)
+	sources.Sources = []netip.Addr{addr("10.0.0.1"), addr("10.0.0.35"), addr("10.0.0.2"), addr("192.168.0.35"), addr("10.5.1.9"), addr("224.0.0.9"), addr("192.0.2.1")}
 	twice := lease(33, v4)
 	twice.Node = "node-32"
 	half := lease(34, dual...)
@@ -157,7 +166,7 @@ func wrongPeers(self Self) []subnet.Lease {
 		set(20, func(p *subnet.Path) { p.VNI = 7 }),
 		set(21, func(p *subnet.Path) { p.Underlay = subnet.Path{}.Underlay }),
 		edit(lease(22, [2]subnet.Family{6, 6}), func(p *subnet.Path) { p.Underlay = addr("fe80::22") }),
-		clone, hostGW, lease(32, v4), twice, half,
+		clone, wireguard, lease(32, v4), twice, half, sources, edit(hostGW(lease(37, v4)), func(p *subnet.Path) { p.Underlay = host(4, 300) }), hostGW(lease(36, [2]subnet.Family{4, 6})),
 	}
 }
 
@@ -175,6 +184,7 @@ func flannelState(s *scenario) State {
 		r.Proto, r.Metric = protoBoot, 0
 		have.Routes.Add(r)
 	}
+	have.Filters, have.Nodes, have.Sources = Set[Filter]{}, Set[Node]{}, Set[Source]{}
 	stale := lease(9, [2]subnet.Family{4, 4}).Paths[0]
 	have.FDB.Add(FDB{"flannel.1", stale.MAC, stale.Underlay})
 	have.Neighs.Add(Neigh{"flannel.1", stale.Subnet.Addr(), stale.MAC})
@@ -184,22 +194,22 @@ func flannelState(s *scenario) State {
 
 func scenarios() []scenario {
 	v4, v6 := [2]subnet.Family{4, 4}, [2]subnet.Family{6, 6}
-	dual, six, four := testSelf(v4, v6), testSelf([2]subnet.Family{6, 4}), testSelf([2]subnet.Family{4, 6})
-	low := testSelf(v4, v6)
+	dual, six, four := guardedSelf(v4, v6), guardedSelf([2]subnet.Family{6, 4}), guardedSelf([2]subnet.Family{4, 6})
+	low := guardedSelf(v4, v6)
 	low.Underlays = slices.Clone(low.Underlays)
 	low.Underlays[1].MTU = 1340
 	incumbent := lease(40, v4) // loses to node-3 unless it is there first
 	rival := edit(lease(3, v4), func(p *subnet.Path) { p.Subnet = prefix("10.5.40.0/23") })
-	return []scenario{
-		{name: "ipv4", self: testSelf(v4), leases: []subnet.Lease{lease(2, v4), lease(3, v4)}},
-		{name: "ipv6", self: testSelf(v6), leases: []subnet.Lease{lease(2, v6), lease(3, v6)}},
+	return append(switches(dual), []scenario{
+		{name: "ipv4", self: guardedSelf(v4), leases: []subnet.Lease{lease(2, v4), lease(3, v4)}},
+		{name: "ipv6", self: guardedSelf(v6), leases: []subnet.Lease{lease(2, v6), lease(3, v6)}},
 		{name: "dual stack", self: dual, leases: []subnet.Lease{lease(2, v4, v6), lease(3, v4, v6)}},
 		{name: "ipv6 pods over an ipv4 underlay", self: six, leases: []subnet.Lease{
 			lease(2, [2]subnet.Family{6, 4}), lease(3, v4, v6), lease(4, v6)}},
 		{name: "ipv4 pods over an ipv6 underlay", self: four, leases: []subnet.Lease{
 			lease(2, [2]subnet.Family{4, 6}), lease(3, v4, v6), lease(4, v4)}},
 		{name: "mixed cluster", self: dual, leases: mixedCluster()},
-		{name: "mixed cluster seen from ipv4", self: testSelf(v4), leases: mixedCluster()},
+		{name: "mixed cluster seen from ipv4", self: guardedSelf(v4), leases: mixedCluster()},
 		{name: "flannel names", self: flannelNames(dual), leases: []subnet.Lease{lease(2, v4, v6)}},
 		{name: "taken over from flannel", self: flannelNames(dual), leases: []subnet.Lease{lease(2, v4, v6)}, before: flannelState},
 		{name: "peers with problems", self: dual, leases: wrongPeers(dual)},
@@ -230,7 +240,7 @@ func scenarios() []scenario {
 			have, _ := Desired(dual, s.config(), []subnet.Lease{lease(2, v4, v6)}, NewState())
 			return have
 		}},
-	}
+	}...)
 }
 
 func TestGolden(t *testing.T) {

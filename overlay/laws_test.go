@@ -3,7 +3,9 @@
 package overlay
 
 import (
+	"errors"
 	"fmt"
+	"maps"
 	"math/rand"
 	"net/netip"
 	"reflect"
@@ -36,8 +38,19 @@ func testSelf(paths ...[2]subnet.Family) Self {
 		under := host(p[1], 1)
 		s.Lease.Paths = append(s.Lease.Paths, subnet.Path{Subnet: pods(p[0], 1), Underlay: under, MAC: mac(int(p[1]) / 6), VNI: 1})
 		if !slices.ContainsFunc(s.Underlays, func(u Underlay) bool { return u.Addr == under }) {
-			s.Underlays = append(s.Underlays, Underlay{Dev: "eth0", Addr: under, MTU: 1500})
+			s.Underlays = append(s.Underlays, Underlay{Dev: underlayDev, Addr: under, MTU: 1500})
 		}
+	}
+	return s
+}
+
+// guardedSelf is the same node with a guard, masquerading, an address more,
+// and a link that it shares with the first 255 nodes.
+func guardedSelf(paths ...[2]subnet.Family) Self {
+	s := testSelf(paths...)
+	s.Guard, s.Masquerade, s.Addresses = GuardBind, true, []netip.Addr{addr("192.0.2.1"), addr("fe80::1"), s.Underlays[0].Addr}
+	for i, u := range s.Underlays {
+		s.Underlays[i].Net = link(subnet.FamilyOf(u.Addr))
 	}
 	return s
 }
@@ -73,15 +86,68 @@ func drawJunkList(t *rapid.T) []subnet.Lease {
 	return out
 }
 
+// node is one as Desired sees it.
+type node struct {
+	self Self
+	cfg  subnet.Config
+}
+
+func (n node) desired(leases []subnet.Lease, have State) (State, []subnet.Problem) {
+	return Desired(n.self, n.cfg, leases, have)
+}
+
+func drawNode(t *rapid.T) node {
+	all := shapes()
+	n := node{guardedSelf(all[rapid.SampledFrom(sortedKeys(all)).Draw(t, "shape")]...), testConfig()}
+	return n.redraw(t)
+}
+
+// redraw returns the same node with another guard and another way to send.
+func (n node) redraw(t *rapid.T) node {
+	n.self.Guard = rapid.SampledFrom([]Guard{GuardBind, GuardBind, GuardBind, GuardPeers, GuardOff, ""}).Draw(t, "guard")
+	n.self.Masquerade = rapid.Bool().Draw(t, "masquerade")
+	n.self.Lease = n.self.Lease.Clone()
+	switch rapid.SampledFrom([]string{"vxlan", "vxlan", "direct", "host-gw"}).Draw(t, "backend") {
+	case "direct":
+		n.cfg.Backend.DirectRouting = true
+	case "host-gw":
+		n.cfg.Backend.Type, n.self.Lease.Backend = subnet.BackendHostGW, subnet.BackendHostGW
+		for i := range n.self.Lease.Paths {
+			n.self.Lease.Paths[i].MAC = subnet.MAC{}
+		}
+	}
+	return n
+}
+
+// drawMembers is drawPeers with host-gw nodes among them, some with further
+// sources of their own or shared by several.
+func drawMembers(t *rapid.T, fresh int) []subnet.Lease {
+	out := drawPeers(t, fresh)
+	for i, l := range out {
+		n := 150 + int(l.Paths[0].MAC[5])
+		out[i].Sources = rapid.SampledFrom([][]netip.Addr{nil, nil, {host(4, n)}, {host(4, 99), host(6, n)}}).Draw(t, "sources")
+		if rapid.IntRange(0, 4).Draw(t, "host-gw") == 0 {
+			out[i] = hostGW(out[i])
+		}
+	}
+	return out
+}
+
+// hostGW is l as a host-gw node publishes it.
+func hostGW(l subnet.Lease) subnet.Lease {
+	l.Backend = subnet.BackendHostGW
+	return edit(l, func(p *subnet.Path) { p.MAC, p.VNI = subnet.MAC{}, 0 })
+}
+
 func TestDesiredDoesNotDependOnTheOrderOfLeases(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		self := drawSelf(t)
-		leases := append(drawPeers(t, 0), drawJunkList(t)...)
-		have, _ := Desired(self, testConfig(), append(drawPeers(t, 1), drawJunkList(t)...), NewState())
-		want, problems := Desired(self, testConfig(), leases, have)
+		n := drawNode(t)
+		leases := append(drawMembers(t, 0), drawJunkList(t)...)
+		have, _ := n.redraw(t).desired(append(drawMembers(t, 1), drawJunkList(t)...), NewState())
+		want, problems := n.desired(leases, have)
 		shuffled := slices.Clone(leases)
 		rand.New(rand.NewSource(rapid.Int64().Draw(t, "seed"))).Shuffle(len(shuffled), reflect.Swapper(shuffled))
-		got, gotProblems := Desired(self, testConfig(), shuffled, have)
+		got, gotProblems := n.desired(shuffled, have)
 		if !got.Equal(want) || !slices.Equal(problems, gotProblems) {
 			t.Fatalf("leases %+v\n%s%v\nshuffled\n%s%v", leases, want, problems, got, gotProblems)
 		}
@@ -92,15 +158,16 @@ func TestDesiredDoesNotDependOnTheOrderOfLeases(t *testing.T) {
 // is ours on a peer's account, and nobody's packets go to two places.
 func TestDesiredIsConsistent(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		self := drawSelf(t)
-		leases := append(append(drawPeers(t, 0), drawJunkList(t)...), self.Lease)
-		s, problems := Desired(self, testConfig(), leases, NewState())
+		n := drawNode(t)
+		leases := append(append(drawMembers(t, 0), drawJunkList(t)...), n.self.Lease)
+		s, problems := n.desired(leases, NewState())
 		if err := applyAll(NewState(), Diff(s, NewState())); err != nil {
 			t.Fatalf("not something a kernel can hold: %v\n%s", err, s)
 		}
 		var seen []netip.Prefix
 		for r := range s.Routes {
-			if r.Proto != RouteProtocol || !r.Onlink || r.Metric != routeMetric(r.Dst) || r.Via != r.Dst.Addr() {
+			direct := r.Dev == underlayDev && r.Via != host(4, 1) && r.Via != host(6, 1) && link(subnet.FamilyOf(r.Via)).Contains(r.Via)
+			if r.Proto != RouteProtocol || !r.Onlink || r.Metric != routeMetric(r.Dst) || r.Via != r.Dst.Addr() && !direct {
 				t.Fatalf("route %s is not as it should be", r)
 			}
 			for _, o := range seen {
@@ -109,10 +176,11 @@ func TestDesiredIsConsistent(t *testing.T) {
 				}
 			}
 			seen = append(seen, r.Dst)
-			if _, ok := chain(s, r); !ok {
-				t.Fatalf("%s leads nowhere:\n%s", r, s)
+			outer, ok := leads(s, r)
+			if !ok || !admitted(s, outer, r.Dst) {
+				t.Fatalf("%s leads nowhere, or nothing may come back:\n%s", r, s)
 			}
-			for _, p := range self.Lease.Paths {
+			for _, p := range n.self.Lease.Paths {
 				if p.Subnet.Overlaps(r.Dst) {
 					t.Fatalf("%s overlaps our own %s", r, p.Subnet)
 				}
@@ -123,12 +191,64 @@ func TestDesiredIsConsistent(t *testing.T) {
 				t.Fatalf("FDB entry %s:\n%s", f, s)
 			}
 		}
+		if err := lawful(s, n.self, leases); err != nil {
+			t.Fatalf("%v:\n%s", err, s)
+		}
 		for i := 1; i < len(problems); i++ {
 			if problems[i-1] == problems[i] || problems[i-1].Kind > problems[i].Kind {
 				t.Fatalf("problems are not sorted: %v", problems)
 			}
 		}
 	})
+}
+
+// lawful reports an element that lets in what it must not: from or as
+// ourselves, or as one peer from another's address.
+func lawful(s State, self Self, leases []subnet.Lease) error {
+	ours := func(a netip.Addr) bool {
+		return slices.ContainsFunc(self.Underlays, func(u Underlay) bool { return u.Addr == a }) || slices.Contains(self.Addresses, a) ||
+			slices.ContainsFunc(self.Lease.Paths, func(p subnet.Path) bool { return p.Subnet.Contains(a) })
+	}
+	for n := range s.Nodes {
+		if n.Own != ours(n.Addr) || !unicast(n.Addr) {
+			return fmt.Errorf("node %s", n)
+		}
+	}
+	for e := range s.Sources {
+		if !s.Nodes.Has(Node{Addr: e.Outer}) || ours(e.Outer) || ours(e.Inner.Addr()) {
+			return fmt.Errorf("source %s", e)
+		}
+		if !slices.ContainsFunc(leases, func(l subnet.Lease) bool { return says(l, e) }) {
+			return fmt.Errorf("source %s is nobody's", e)
+		}
+		for _, p := range self.Lease.Paths {
+			if p.Subnet.Overlaps(e.Inner) {
+				return fmt.Errorf("source %s overlaps our own %s", e, p.Subnet)
+			}
+		}
+	}
+	return nil
+}
+
+// says reports whether one lease alone is reason enough for e.
+func says(l subnet.Lease, e Source) bool {
+	var outer []netip.Addr
+	var inner []netip.Prefix
+	for _, a := range l.Sources {
+		outer = append(outer, a.Unmap())
+	}
+	for _, p := range l.Paths {
+		if p.Underlay.IsValid() {
+			outer = append(outer, p.Underlay.Unmap())
+		}
+		if p.Subnet.IsValid() {
+			inner = append(inner, p.Subnet, single(p.Subnet.Addr()))
+		}
+	}
+	for _, a := range outer {
+		inner = append(inner, single(a))
+	}
+	return slices.Contains(outer, e.Outer) && slices.Contains(inner, e.Inner)
 }
 
 // chain follows r through its neighbour to the VTEP.
@@ -145,6 +265,28 @@ func chain(s State, r Route) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
+// leads returns the peer's address that r leads to, directly or through VXLAN.
+func leads(s State, r Route) (netip.Addr, bool) {
+	if r.Dev == underlayDev {
+		return r.Via, true
+	}
+	return chain(s, r)
+}
+
+// admitted reports whether the guard, if there is one, lets in what a peer
+// sends from outer, as itself and from its subnet.
+func admitted(s State, outer netip.Addr, dst netip.Prefix) bool {
+	for f := range s.Filters {
+		if !s.Nodes.Has(Node{Addr: outer}) {
+			return false
+		}
+		if f.Guard == GuardBind && !(s.Sources.Has(Source{outer, dst}) && s.Sources.Has(Source{outer, single(dst.Addr())}) && s.Sources.Has(Source{outer, single(outer)})) {
+			return false
+		}
+	}
+	return true
+}
+
 // entriesOf returns what one lease alone gives.
 func entriesOf(self Self, l subnet.Lease) State {
 	s, _ := Desired(self, testConfig(), []subnet.Lease{l}, NewState())
@@ -158,7 +300,7 @@ func collides(a, b subnet.Lease) bool {
 	}
 	for _, p := range a.Paths {
 		for _, q := range b.Paths {
-			if p.MAC == q.MAC || p.Subnet.IsValid() && q.Subnet.IsValid() && p.Subnet.Overlaps(q.Subnet) {
+			if p.MAC == q.MAC || p.Subnet.IsValid() && q.Subnet.IsValid() && p.Subnet.Overlaps(q.Subnet) || slices.Contains(a.Sources, q.Underlay.Unmap()) {
 				return true
 			}
 		}
@@ -170,19 +312,24 @@ func collides(a, b subnet.Lease) bool {
 // with, nor for those that are programmed already.
 func TestJunkAffectsNobodyElse(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		self := drawSelf(t)
-		peers, junk := drawPeers(t, 0), drawJunkList(t)
+		n := drawNode(t)
+		peers, junk := drawMembers(t, 0), drawJunkList(t)
 		have := NewState()
 		incumbent := rapid.Bool().Draw(t, "programmed")
 		if incumbent {
-			have, _ = Desired(self, testConfig(), peers, NewState())
+			have, _ = n.desired(peers, NewState())
 		}
-		got, _ := Desired(self, testConfig(), append(slices.Clone(peers), junk...), have)
+		got, _ := n.desired(append(slices.Clone(peers), junk...), have)
 		for _, p := range peers {
 			if !incumbent && slices.ContainsFunc(junk, func(j subnet.Lease) bool { return collides(p, j) }) {
 				continue
 			}
-			for _, c := range Diff(entriesOf(self, p), got) {
+			alone, _ := n.desired([]subnet.Lease{p}, NewState())
+			if err := filterCovers(got, alone); err != nil {
+				t.Fatalf("junk %+v: %v", junk, err)
+			}
+			alone.Filters = got.Filters
+			for _, c := range Diff(alone, got) {
 				if c.Op != Delete {
 					t.Fatalf("junk %+v\ntook from %+v:\n%s", junk, p, c)
 				}
@@ -191,63 +338,169 @@ func TestJunkAffectsNobodyElse(t *testing.T) {
 	})
 }
 
-// The same leases twice: what was resolved one way stays so.
+// filterCovers reports whether got's table is alone's, which may have fewer
+// prefix lengths.
+func filterCovers(got, alone State) error {
+	a, b := sorted(got.Filters), sorted(alone.Filters)
+	if len(a) != len(b) {
+		return fmt.Errorf("filters %v, not %v", a, b)
+	}
+	for i, f := range b {
+		for family, n := range a[i].Lengths.All() {
+			f.Lengths = f.Lengths.WithLength(family, n)
+		}
+		if f != a[i] {
+			return fmt.Errorf("filter %s, not %s", a[i], f)
+		}
+	}
+	return nil
+}
+
+// The same leases twice: what was resolved one way stays so, also when the
+// node has begun to send another way.
 func TestDesiredIsStable(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		self := drawSelf(t)
-		leases := append(drawPeers(t, 0), drawJunkList(t)...)
-		first, _ := Desired(self, testConfig(), leases, NewState())
-		second, _ := Desired(self, testConfig(), leases, first)
+		n := drawNode(t)
+		leases := append(drawMembers(t, 0), drawJunkList(t)...)
+		first, _ := n.desired(leases, NewState())
+		second, _ := n.desired(leases, first)
 		if c := Diff(second, first); !c.Empty() {
 			t.Fatalf("the second pass would\n%s", c)
 		}
 	})
 }
 
-// While one set of leases becomes another, no route is ever without its
-// neighbour and FDB entry, and a peer in both is reached at every step, at its
-// old or its new address.
-func TestChangesKeepPeersReachable(t *testing.T) {
+// Who is there stays whichever way the node sends from now on.
+func TestASwitchKeepsIncumbents(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		self := drawSelf(t)
-		have, _ := Desired(self, testConfig(), drawPeers(t, 0), NewState())
-		want, _ := Desired(self, testConfig(), drawPeers(t, 1), have)
-		var stay []Route
-		for r := range have.Routes {
-			for w := range want.Routes {
-				if w.Dst == r.Dst {
-					stay = append(stay, r, w)
-				}
+		n := drawNode(t)
+		peers, junk := drawMembers(t, 0), drawJunkList(t)
+		have, _ := n.desired(peers, NewState())
+		next := n.redraw(t)
+		want, _ := next.desired(peers, have)
+		got, _ := next.desired(append(junk, peers...), have)
+		for r := range want.Routes {
+			if destinations(have.Routes).Has(r.Dst) && !got.Routes.Has(r) {
+				t.Fatalf("junk %+v took %s; left\n%s", junk, r, got)
 			}
 		}
+	})
+}
+
+// While one set of leases becomes another, and one way to send another, no
+// route is ever without its neighbour and FDB entry, or without what lets the
+// answers in; a peer in both is reached at every step, at its old or its new
+// address; and no VXLAN device is there without the guard that goes with it.
+func TestChangesKeepPeersReachable(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		n := drawNode(t)
+		have, _ := n.desired(drawMembers(t, 0), NewState())
+		if rapid.Bool().Draw(t, "switched") {
+			n = n.redraw(t)
+		}
+		want, _ := n.desired(drawMembers(t, 1), have)
 		changes := Diff(want, have)
 		s := have.Clone()
 		for i, c := range changes {
 			if err := applyModel(s, c); err != nil {
 				t.Fatal(err)
 			}
-			if err := reachable(s, have, want, stay); err != nil {
+			if i+1 < len(changes) && ofTable(c) && ofTable(changes[i+1]) {
+				continue // one transaction
+			}
+			if err := errors.Join(reachable(s, have, want, staying(have, want)), guardFirst(s, want), welcome(s, have, want)); err != nil {
 				t.Fatalf("after step %d (%s): %v\nof\n%s", i, c, err, changes)
 			}
 		}
 	})
 }
 
-func reachable(s, have, want State, stay []Route) error {
-	at := map[netip.Prefix]netip.Addr{}
+// ofTable reports whether c concerns table inet weft.
+func ofTable(c Change) bool {
+	switch c.Entry.(type) {
+	case Filter, Node, Source:
+		return true
+	}
+	return false
+}
+
+// staying returns the prefixes that both have routes to.
+func staying(have, want State) []netip.Prefix {
+	var out []netip.Prefix
+	for dst := range destinations(have.Routes) {
+		if destinations(want.Routes).Has(dst) {
+			out = append(out, dst)
+		}
+	}
+	return out
+}
+
+// reachable reports a route of s that leads nowhere, and one of stay that does
+// not lead where it did before or will afterwards.
+func reachable(s, have, want State, stay []netip.Prefix) error {
+	before, after, at := ways(have), ways(want), ways(s)
 	for r := range s.Routes {
-		dst, ok := chain(s, r)
-		if !ok {
+		if _, ok := leads(s, r); !ok {
 			return fmt.Errorf("%s leads nowhere", r)
 		}
-		at[r.Dst] = dst
 	}
-	for i := 0; i < len(stay); i += 2 {
-		before, _ := chain(have, stay[i])
-		after, _ := chain(want, stay[i+1])
-		if dst, ok := at[stay[i].Dst]; !ok || dst != before && dst != after {
-			return fmt.Errorf("%s goes to %v, which is neither %s nor %s", stay[i].Dst, dst, before, after)
+	for _, dst := range stay {
+		if !at[dst].IsValid() || at[dst] != before[dst] && at[dst] != after[dst] {
+			return fmt.Errorf("%s goes to %v, which is neither %s nor %s", dst, at[dst], before[dst], after[dst])
 		}
 	}
 	return nil
+}
+
+// ways returns where s sends each prefix.
+func ways(s State) map[netip.Prefix]netip.Addr {
+	out := map[netip.Prefix]netip.Addr{}
+	for r := range s.Routes {
+		if a, ok := leads(s, r); ok {
+			out[r.Dst] = a
+		}
+	}
+	return out
+}
+
+// guardFirst reports a VXLAN device without the filter that is wanted.
+func guardFirst(s, want State) error {
+	if len(s.Links) > 0 && len(want.Filters) > 0 && !maps.Equal(s.Filters, want.Filters) {
+		return fmt.Errorf("devices %v without their guard", sorted(s.Links))
+	}
+	return nil
+}
+
+// welcome reports a route whose peer's packets are refused. A table that is
+// made anew admits only who is wanted, and one that goes nobody new.
+func welcome(s, have, want State) error {
+	after := ways(want)
+	if len(want.Filters) == 0 {
+		after = nil
+	}
+	for dst, outer := range ways(s) {
+		renewed := !maps.Equal(have.Filters, want.Filters)
+		if !admitted(s, outer, dst) && !(renewed && after[dst] != outer) {
+			return fmt.Errorf("what %s sends from %s is refused", outer, dst)
+		}
+	}
+	return nil
+}
+
+// To uninstall is to want nothing: everything goes, the filter last.
+func TestUninstallLeavesNothing(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		n := drawNode(t)
+		have, _ := n.desired(drawMembers(t, 0), NewState())
+		changes := Diff(NewState(), have)
+		s := have.Clone()
+		if err := applyAll(s, changes); err != nil || s.Counts().Total() != 0 {
+			t.Fatalf("%v; left\n%s", err, s)
+		}
+		for i, c := range changes {
+			if ofTable(c) && i != len(changes)-1 {
+				t.Fatalf("the filter is not last:\n%s", changes)
+			}
+		}
+	})
 }

@@ -21,13 +21,15 @@ type candidate struct {
 	dev       string     // our VXLAN device on dst's family; empty when VXLAN is no way there
 	via       netip.Addr // gateway of a direct route; zero when the route goes through dev
 	incumbent bool       // programmed already
+	admitted  int        // of the lease's addresses, those from which the subnet is let in already
 }
 
-// compare orders candidates by who keeps what two of them claim. Names and
-// other paths come last, where they decide nothing but which of two equals is
-// reported.
+// compare orders candidates by who keeps what two of them claim. Of two that
+// claim one subnet at one VTEP, the one whose other addresses are let in keeps
+// it. Names and other paths come last, where they decide nothing but which of
+// two equals is reported.
 func (c candidate) compare(o candidate) int {
-	if n := cmp.Or(compareBool(o.incumbent, c.incumbent), c.dst.Compare(o.dst), compareMAC(c.mac, o.mac), c.subnet.Compare(o.subnet)); n != 0 {
+	if n := cmp.Or(compareBool(o.incumbent, c.incumbent), c.dst.Compare(o.dst), compareMAC(c.mac, o.mac), c.subnet.Compare(o.subnet), cmp.Compare(o.admitted, c.admitted)); n != 0 {
 		return n
 	}
 	return cmp.Or(
@@ -117,7 +119,9 @@ func (p *planner) candidates(list []candidate, l *subnet.Lease) []candidate {
 			continue
 		}
 		if c, ok := p.candidate(l, path); ok {
-			c.incumbent = p.have.holds(c)
+			if c.incumbent = p.have.holds(c); c.incumbent {
+				c.admitted = p.have.admits(c)
+			}
 			list = append(list, c)
 		}
 	}
@@ -137,7 +141,7 @@ func (p *planner) candidate(l *subnet.Lease, path subnet.Path) (candidate, bool)
 		p.offLink(l, path)
 		return c, false
 	}
-	if onLink && (mustRoute || p.cfg.Backend.DirectRouting) {
+	if onLink && (mustRoute || p.cfg.Backend.DirectRouting && p.usable(c.subnet, gateway.Underlay)) {
 		c.dst, c.via, c.mac = gateway.Underlay, gateway.Underlay, gateway.MAC
 	}
 	if mustRoute {
@@ -274,6 +278,11 @@ func (p *planner) validOuter(l *subnet.Lease, s netip.Prefix, a netip.Addr) bool
 		return true
 	}
 	return false
+}
+
+// usable is validOuter without words.
+func (p *planner) usable(s netip.Prefix, a netip.Addr) bool {
+	return unicast(a) && !s.Contains(a) && !p.isOurs(a)
 }
 
 // unicast reports whether outer packets can be sent to a. IPv6 link-local

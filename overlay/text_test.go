@@ -4,6 +4,7 @@ package overlay
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/netip"
 	"os/exec"
 	"reflect"
@@ -178,6 +179,18 @@ func TestChangeAsJSON(t *testing.T) {
 	}
 }
 
+// A shell must not mistake what stands in a Filter for a command, nor a line
+// of it for another line.
+func TestFilterIsAComment(t *testing.T) {
+	f := samples()[0].(Filter)
+	f.Foreign = "rule 1:\nreboot"
+	for _, op := range []Op{Add, Replace, Delete} {
+		if got := (Change{Op: op, Entry: f}).String(); !strings.HasPrefix(got, "# "+op.String()+" filter inet weft guard bind ") || strings.Contains(got, "\n") {
+			t.Errorf("%q", got)
+		}
+	}
+}
+
 func TestModifyOfAnUnknownLinkSetsEverything(t *testing.T) {
 	got := Change{Op: Modify, Entry: samples()[3]}.String()
 	want := "sysctl -qw net.ipv4.conf.weft/1.rp_filter=2 && ip link set weft.1 addrgenmode none && " +
@@ -189,7 +202,7 @@ func TestModifyOfAnUnknownLinkSetsEverything(t *testing.T) {
 
 // What we print is what an operator can run: the changes of every scenario, in
 // a network namespace of its own, lead to what Desired says, and those of an
-// uninstallation leave nothing.
+// uninstallation leave nothing. The table itself is made here.
 func TestChangesRunInAShell(t *testing.T) {
 	for _, s := range scenarios() {
 		if len(s.self.Underlays) == 0 {
@@ -201,17 +214,54 @@ func TestChangesRunInAShell(t *testing.T) {
 				have = s.before(&s)
 			}
 			want, _ := Desired(s.self, s.config(), s.leases, have)
-			out := runShell(t, Diff(have, NewState()).String()+Diff(want, have).String()+showScript)
+			out := runShell(t, script(Diff(have, NewState()))+script(Diff(want, have))+showScript)
 			expect := want.Clone()
-			expect.Links = nil // the entries show that they are there
+			expect.Links, expect.Filters = nil, nil // the entries show that they are there
 			if got := sortLines(out); got != sortLines(expect.String()) {
 				t.Errorf("the kernel shows\n%s\nwant\n%s", got, sortLines(expect.String()))
 			}
-			if out := runShell(t, Diff(want, NewState()).String()+Diff(NewState(), want).String()+showScript); out != "" {
+			if out := runShell(t, script(Diff(want, NewState()))+script(Diff(NewState(), want))+showScript); out != "" {
 				t.Errorf("left after the uninstallation:\n%s", out)
 			}
 		})
 	}
+}
+
+// script is what c prints, with a table that has the sets of a Filter where
+// that is only told.
+func script(c Changes) string {
+	var b strings.Builder
+	for _, ch := range c {
+		b.WriteString(ch.String() + "\n")
+		f, ok := ch.Entry.(Filter)
+		if !ok {
+			continue
+		}
+		if ch.Op != Add {
+			b.WriteString("nft delete table inet weft\n")
+		}
+		if ch.Op != Delete {
+			b.WriteString("nft -f - <<EOF\n" + table(f) + "EOF\n")
+		}
+	}
+	return b.String()
+}
+
+func table(f Filter) string {
+	kind := map[subnet.Family]string{4: "ipv4_addr", 6: "ipv6_addr"}
+	var b strings.Builder
+	b.WriteString("table inet weft {\n")
+	for _, outer := range subnet.Families() {
+		fmt.Fprintf(&b, "set peers%d { type %s; }\nset own%d { type %s; }\n", outer, kind[outer], outer, kind[outer])
+		if f.Guard != GuardBind {
+			continue
+		}
+		for inner, n := range f.Lengths.WithLength(4, 32).WithLength(6, 128).All() {
+			fmt.Fprintf(&b, "set bind%d_inner%d_%d { type %s . %s; }\n", outer, inner, n, kind[outer], kind[inner])
+		}
+	}
+	b.WriteString("}\n")
+	return b.String()
 }
 
 // showScript prints what is there the way State does.
@@ -221,6 +271,8 @@ ip neigh show nud permanent | awk '{ print "neigh", $1, "lladdr", $5, "dev", $3,
 (ip route show; ip -6 route show) | grep 'proto 87' | sed 's/ pref medium//; s/^/route /'
 ip -o addr show | awk '$2 ~ /weft|flannel/ { print "addr", $4, "dev", $2 }'
 ip -o link show type vxlan | awk '$9 != "UNKNOWN"'
+nft list ruleset | tr -d '\n\t' | sed 's/set /\n/g' | sed -n 's/^\([a-z0-9_]*\) {.*elements = { \([^}]*\) }.*/\1,\2/p' |
+	awk -F ', *' '{ for (i = 2; i <= NF; i++) print ($1 ~ /bind/ ? "source" : "node"), "inet weft", $1, "{", $i, "}" }'
 `
 
 func runShell(t *testing.T, script string) string {
