@@ -13,7 +13,7 @@ import (
 )
 
 // mutants is how many entries junkLeases writes in one injection.
-const mutants = 500
+const mutants = 2500
 
 // junkLeases fills the store with mutated copies of live leases, and with
 // what somebody would write who means harm. No entry of a live peer may
