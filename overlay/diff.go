@@ -44,10 +44,11 @@ func Diff(want, have State) Changes {
 	routes := diffSet(want.Routes, now.Routes, Route.key, func(r Route) bool {
 		return !links.dying[r.Dev] && known().ours(r)
 	})
+	stones := steppingStones(routes.put, now.Routes)
 	return slices.Concat(
 		guard.put, links.first, links.put,
-		addrs.put, early, fdb.put, neighs.put, routes.put,
-		routes.del, neighs.del, fdb.del, addrs.del, links.last, guard.del,
+		addrs.put, early, fdb.put, neighs.put, stones.put, routes.put,
+		stones.del, routes.del, neighs.del, fdb.del, addrs.del, links.last, guard.del,
 	)
 }
 

@@ -251,10 +251,15 @@ func says(l subnet.Lease, e Source) bool {
 	return slices.Contains(outer, e.Outer) && slices.Contains(inner, e.Inner)
 }
 
-// chain follows r through its neighbour to the VTEP.
+// chain follows r through its neighbour to the VTEP. A stepping stone has no
+// gateway.
 func chain(s State, r Route) (netip.Addr, bool) {
+	via := r.Via
+	if !via.IsValid() {
+		via = r.Dst.Addr()
+	}
 	for n := range s.Neighs {
-		if n.Dev == r.Dev && n.IP == r.Via {
+		if n.Dev == r.Dev && n.IP == via {
 			for f := range s.FDB {
 				if f.Dev == r.Dev && f.MAC == n.MAC {
 					return f.Dst, true
@@ -479,6 +484,9 @@ func welcome(s, have, want State) error {
 		after = nil
 	}
 	for dst, outer := range ways(s) {
+		if dst.IsSingleIP() { // a stepping stone
+			continue
+		}
 		renewed := !maps.Equal(have.Filters, want.Filters)
 		if !admitted(s, outer, dst) && !(renewed && after[dst] != outer) {
 			return fmt.Errorf("what %s sends from %s is refused", outer, dst)

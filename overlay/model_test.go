@@ -33,6 +33,9 @@ func applyModel(s State, c Change) error {
 		if c.Op != Delete && e.Src.IsValid() && !s.hasAddr(e.Src) {
 			return fmt.Errorf("source %s is nobody's address", e.Src)
 		}
+		if c.Op != Delete && s.misled(e) {
+			return errors.New("nexthop has invalid gateway or device mismatch")
+		}
 		return modelEntry(s.Routes, c, e, func(o Route) bool { return o.Dst == e.Dst && o.Metric == e.Metric }, s.anyDev(e.Dev))
 	}
 	return errors.New("unknown entry")
@@ -194,6 +197,20 @@ func (s State) dev(name string) *Link {
 		}
 	}
 	return nil
+}
+
+// misled reports whether the table leads r's IPv6 gateway over another device.
+func (s State) misled(r Route) bool {
+	if !r.Via.Is6() || r.Dev == underlayDev {
+		return false
+	}
+	var best Route
+	for o := range s.Routes {
+		if o.Dst.Bits() > 0 && o.Dst.Contains(r.Via) && (o.Dst.Bits() > best.Dst.Bits() || o.Dst == best.Dst && o.Metric < best.Metric) {
+			best = o
+		}
+	}
+	return best.Dev != "" && best.Dev != r.Dev
 }
 
 func (s State) hasAddr(a netip.Addr) bool {

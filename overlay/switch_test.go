@@ -44,6 +44,7 @@ func switches(dual Self) []scenario {
 		{name: "one host-gw peer becomes vxlan", self: gwSelf, cfg: gw, leases: near, before: as(gwSelf, gw, hostGW(near[0]), near[1])},
 		{name: "direct peer leaves the link", self: dual, cfg: direct, leases: []subnet.Lease{
 			edit(lease(2, v4), func(p *subnet.Path) { p.Underlay = host(4, 302) })}, before: as(dual, direct, lease(2, v4))},
+		{name: "peer moves to the other underlay", self: dual, leases: []subnet.Lease{lease(2, [2]subnet.Family{4, 6}, [2]subnet.Family{6, 4})}, before: as(dual, nil, lease(2, v4, v6))},
 		{name: "taken over from flannel host-gw", self: gwSelf, cfg: gw, leases: near, before: flannelHostGW},
 		{name: "guard by peers", self: guard(GuardPeers, true), leases: near},
 		{name: "guard off", self: guard(GuardOff, true), leases: near},

@@ -209,6 +209,7 @@ func TestChangesRunInAShell(t *testing.T) {
 			continue // nothing to put on
 		}
 		t.Run(s.name, func(t *testing.T) {
+			t.Parallel() // most of it is waiting for the kernel
 			have := NewState()
 			if s.before != nil {
 				have = s.before(&s)
