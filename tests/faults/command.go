@@ -3,7 +3,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -32,16 +31,13 @@ type options struct {
 	markdown  string
 }
 
-// buffer is what a lab prints, which more than one goroutine may write.
-type buffer = bytes.Buffer
-
-// lines passes writers' lines on whole.
-type lines struct {
+// oneAtATime keeps what several labs write from being mixed within a line.
+type oneAtATime struct {
 	mu sync.Mutex
 	to io.Writer
 }
 
-func (l *lines) Write(b []byte) (int, error) {
+func (l *oneAtATime) Write(b []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.to.Write(b)
@@ -65,7 +61,7 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err := f.Parse(args); err != nil {
 		return 2
 	}
-	err := o.all(ctx, stdout, &lines{to: stderr})
+	err := o.all(ctx, stdout, &oneAtATime{to: stderr})
 	if err != nil {
 		fmt.Fprintf(stderr, "weft-faults: %v\n", err)
 		return 1

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -94,29 +95,8 @@ func (a attack) run(ctx context.Context, s *scene) error {
 	if err := s.shut(ctx, guarded, a.bare); err != nil {
 		return err
 	}
-	before, _, err := refused(ctx, guarded)
-	if err != nil {
+	if err := a.none(ctx, s, victim, guarded); err != nil {
 		return err
-	}
-	_, on, err := a.everyMix(ctx, s, victim)
-	if err != nil {
-		return err
-	}
-	after, reasons, err := refused(ctx, guarded)
-	if err != nil {
-		return err
-	}
-	sum := 0
-	for _, n := range on {
-		sum += n
-	}
-	want := s.count() * len(mixes)
-	s.notef("guard off: %d of %d delivered; on: %d of %d (%v; %s)", want, want, sum, want, mixes, reasons)
-	if sum != 0 {
-		return fmt.Errorf("%d of %d packets were delivered with the guard on", sum, want)
-	}
-	if after-before < want {
-		return fmt.Errorf("%d of %d packets were refused by the guard: the others came to nothing for another reason", after-before, want)
 	}
 	if a.bare {
 		if err := s.restart(ctx, guarded); err != nil {
@@ -125,6 +105,36 @@ func (a attack) run(ctx context.Context, s *scene) error {
 	}
 	s.injected = time.Now()
 	return s.heals(ctx)
+}
+
+// none sends the attack with the guard on. Nothing may be delivered, and the
+// guard must have refused all of it: what came to nothing for another reason
+// proves nothing.
+func (a attack) none(ctx context.Context, s *scene, victim, guarded *netlab.Node) error {
+	before, _, err := refused(ctx, guarded)
+	if err != nil {
+		return err
+	}
+	mixes, on, err := a.everyMix(ctx, s, victim)
+	if err != nil {
+		return err
+	}
+	after, reasons, err := refused(ctx, guarded)
+	if err != nil {
+		return err
+	}
+	delivered, sent := 0, s.count()*len(mixes)
+	for _, n := range on {
+		delivered += n
+	}
+	s.notef("guard off: %d of %d delivered; on: %d of %d (%s; refused for: %s)", sent, sent, delivered, sent, strings.Join(mixes, ", "), reasons)
+	if delivered != 0 {
+		return fmt.Errorf("%d of %d packets were delivered with the guard on", delivered, sent)
+	}
+	if after-before < sent {
+		return fmt.Errorf("%d of %d packets were refused by the guard: the others came to nothing for another reason", after-before, sent)
+	}
+	return nil
 }
 
 // open makes a node what it is without weft's table: no guard, and pods

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -77,34 +78,13 @@ func (s *scene) pings(ctx context.Context, from *netlab.Place, to netip.Addr, ar
 }
 
 // translated puts n3 behind one-to-one address translation in the fabric: it
-// announces addresses that it does not have, and what it sends arrives from
-// them. What it sends is translated on the way, like in a cloud.
+// announces addresses that it does not have, what is sent there reaches it,
+// and what it sends is translated on the way, as in a cloud.
 func translated(ctx context.Context, s *scene) error {
 	n3 := s.Node("n3")
-	mac, err := hardware(n3.Place, "eth0")
+	args, undo, err := s.translate(ctx, n3)
 	if err != nil {
 		return err
-	}
-	var rules, neighs, undo strings.Builder
-	args := []string{}
-	for _, a := range n3.Underlay() {
-		public, kind, flag := "192.168.77.133", "ip", "--public-ip="
-		if a.Is6() {
-			public, kind, flag = "fd77::133", "ip6", "--public-ipv6="
-		}
-		args = append(args, flag+public)
-		fmt.Fprintf(&rules, "iifname n3 %[1]s saddr %[2]s udp dport 8472 %[1]s saddr set %[3]s; %[1]s daddr %[3]s %[1]s daddr set %[2]s; ", kind, a, public)
-		fmt.Fprintf(&neighs, "ip neigh replace %s lladdr %s dev eth0 nud permanent\n", public, mac)
-		fmt.Fprintf(&undo, "ip neigh del %s dev eth0\n", public)
-	}
-	err = s.nft(ctx, s.Fabric(), "table bridge translate { chain c { type filter hook prerouting priority -300; "+rules.String()+"} ; }")
-	if err != nil {
-		return err
-	}
-	for _, n := range s.others(n3) {
-		if err := s.do(ctx, n.Place, neighs.String()); err != nil {
-			return err
-		}
 	}
 	if err := s.restart(ctx, n3, args...); err != nil {
 		return err
@@ -112,7 +92,7 @@ func translated(ctx context.Context, s *scene) error {
 	sees := func() error {
 		is, err := stateOf(ctx, s.Node("n1"))
 		if err == nil && !(is.has("fdb", "dst 192.168.77.133") && is.has("fdb", "dst fd77::133")) {
-			err = fmt.Errorf("n1 does not send to the announced addresses")
+			err = errors.New("n1 does not send to the announced addresses")
 		}
 		return err
 	}
@@ -126,18 +106,47 @@ func translated(ctx context.Context, s *scene) error {
 		return err
 	}
 	s.injected = time.Now()
-	if err := s.nft(ctx, s.Fabric(), "delete table bridge translate"); err != nil {
+	if err := undo(); err != nil {
 		return err
-	}
-	for _, n := range s.others(n3) {
-		if err := s.do(ctx, n.Place, undo.String()); err != nil {
-			return err
-		}
 	}
 	if err := s.restart(ctx, n3); err != nil {
 		return err
 	}
 	return s.heals(ctx)
+}
+
+// translate makes the fabric translate the node's addresses in packets to our
+// port, and returns what its agent has to be told. The others find the way to
+// an address that nobody has by a permanent neighbour.
+func (s *scene) translate(ctx context.Context, n *netlab.Node) (args []string, undo func() error, err error) {
+	mac, err := hardware(n.Place, "eth0")
+	if err != nil {
+		return nil, nil, err
+	}
+	var rules, add, del strings.Builder
+	for _, a := range n.Underlay() {
+		public, kind, flag := "192.168.77.133", "ip", "--public-ip="
+		if a.Is6() {
+			public, kind, flag = "fd77::133", "ip6", "--public-ipv6="
+		}
+		args = append(args, flag+public)
+		fmt.Fprintf(&rules, "iifname %[1]s %[2]s saddr %[3]s udp dport 8472 %[2]s saddr set %[4]s; %[2]s daddr %[4]s %[2]s daddr set %[3]s; ", n, kind, a, public)
+		fmt.Fprintf(&add, "ip neigh replace %s lladdr %s dev eth0 nud permanent\n", public, mac)
+		fmt.Fprintf(&del, "ip neigh del %s dev eth0\n", public)
+	}
+	everywhere := func(script string) error {
+		for _, o := range s.others(n) {
+			if err := s.do(ctx, o.Place, script); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	undo = func() error {
+		return errors.Join(s.nft(ctx, s.Fabric(), "delete table bridge translate"), everywhere(del.String()))
+	}
+	err = s.nft(ctx, s.Fabric(), "table bridge translate { chain c { type filter hook prerouting priority -300; "+rules.String()+"} ; }")
+	return args, undo, errors.Join(err, everywhere(add.String()))
 }
 
 // everyPair pings between the pods of a node and all others, both ways.

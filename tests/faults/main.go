@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -30,8 +31,8 @@ func main() {
 // requestEnv carries the request from the launcher to the control process.
 const requestEnv = "WEFT_FAULTS_REQUEST"
 
-// resultsFD is where the control process writes its results: the lab's
-// standard output, which nothing else is written to.
+// control is the process inside the lab. It writes its results, as JSON, to
+// the lab's standard output, which nothing else is written to.
 func control(ctx context.Context) int {
 	var q request
 	err := json.Unmarshal([]byte(os.Getenv(requestEnv)), &q)
@@ -54,7 +55,7 @@ func (q request) launch(ctx context.Context, log io.Writer) ([]result, error) {
 	if err != nil {
 		return nil, err
 	}
-	var out buffer
+	var out bytes.Buffer
 	code, err := netlab.Launch{Env: []string{requestEnv + "=" + string(b)}, Stdout: &out, Stderr: log}.Run(ctx)
 	if err == nil && code != 0 {
 		err = fmt.Errorf("its lab ended with status %d", code)

@@ -69,12 +69,6 @@ func (r *receiver) count() int {
 	return len(r.got)
 }
 
-func (r *receiver) reset() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	clear(r.got)
-}
-
 // rawSocket opens a packet socket (packet(7)) on the place's eth0.
 func rawSocket(p *netlab.Place) (fd int, err error) {
 	err = p.Do(func() error {
