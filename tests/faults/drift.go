@@ -200,7 +200,8 @@ func canaries(ctx context.Context, s *scene) error {
 		fmt.Fprintf(&batch, "route add 198.18.%d.0/24 via 192.168.77.254 dev eth0 proto static\n", i)
 		fmt.Fprintf(&batch, "neigh add 198.19.1.%d lladdr 0a:ca:0a:ca:00:01 dev eth0 nud permanent\n", i)
 	}
-	cmds := "ip link add weird type bridge\nip addr add 198.19.0.1/32 dev weird\nip link set weird up\n"
+	// Without an address: those of the node are weft's business too.
+	cmds := "ip link add weird type bridge\nip link set weird alias canary\nip link set weird up\n"
 	if err := s.do(ctx, n.Place, cmds); err != nil {
 		return err
 	}
@@ -216,7 +217,7 @@ func canaries(ctx context.Context, s *scene) error {
 	}
 	foreign := func() (string, error) {
 		var all []string
-		for _, cmd := range []string{"ip -4 route show proto static", "ip neigh show dev eth0 nud permanent", "ip -br addr show dev weird", "nft list table ip canary"} {
+		for _, cmd := range []string{"ip -4 route show proto static", "ip neigh show dev eth0 nud permanent", "ip link show dev weird", "nft list table ip canary"} {
 			out, err := n.Run(ctx, strings.Fields(cmd)...)
 			if err != nil {
 				return "", err

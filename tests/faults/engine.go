@@ -143,10 +143,12 @@ func (r *runner) injection(ctx context.Context, f fault, deaf bool, res *result)
 	if r.Full {
 		limit = 10 * time.Minute
 	}
+	campaign := ctx
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	s := &scene{
-		Lab: r.lab, rng: rand.New(rand.NewPCG(res.Seed, hash(f.ID+f.Name))), seed: res.Seed,
+		newTraffic: func() (*traffic, error) { return startTraffic(campaign, r.lab.Nodes()) },
+		Lab:        r.lab, rng: rand.New(rand.NewPCG(res.Seed, hash(f.ID+f.Name))), seed: res.Seed,
 		deaf: deaf, full: r.Full, traffic: r.traffic, patient: max(patience, 2*f.Limit), withAgent: r.Agents,
 	}
 	if err := r.ready(ctx, s); err != nil {

@@ -349,5 +349,5 @@ func reboot(ctx context.Context, s *scene) error {
 	if err := s.Settle(ctx); err != nil {
 		return err
 	}
-	return s.retell(ctx)
+	return s.retell()
 }

@@ -22,14 +22,15 @@ const patience = 20 * time.Second
 // A scene is one injection: the lab, a source of chance, and the clock.
 type scene struct {
 	*netlab.Lab
-	rng       *rand.Rand
-	seed      uint64
-	deaf      bool // the agents do not hear of changes in the kernel
-	full      bool // at full length; the sample is shorter
-	patient   time.Duration
-	withAgent []string // nodes; empty for all
-	traffic   *traffic
-	before    map[string]state // of each node, when the lab was well
+	rng        *rand.Rand
+	seed       uint64
+	deaf       bool // the agents do not hear of changes in the kernel
+	full       bool // at full length; the sample is shorter
+	patient    time.Duration
+	withAgent  []string // nodes; empty for all
+	traffic    *traffic
+	newTraffic func() (*traffic, error) // that outlives the injection
+	before     map[string]state         // of each node, when the lab was well
 
 	broke    time.Time // when the damage began: pings count from here
 	injected time.Time // when it was done: recovery counts from here
@@ -183,10 +184,9 @@ func (s *scene) settle(ctx context.Context) {
 }
 
 // retell starts other traffic, for pods that have come and gone.
-func (s *scene) retell(ctx context.Context) error {
-	s.settle(ctx)
+func (s *scene) retell() error {
 	s.traffic.stop()
-	t, err := startTraffic(ctx, s.Nodes())
+	t, err := s.newTraffic()
 	if err != nil {
 		return err
 	}
