@@ -320,6 +320,21 @@ func (p *program) configure() {
 	b.GBP = p.rng.IntN(4) == 0
 }
 
+// move gives this node another underlay address of one family, or another MTU.
+func (p *program) move() {
+	p.self.Lease = p.self.Lease.Clone()
+	p.self.Underlays = slices.Clone(p.self.Underlays)
+	u := &p.self.Underlays[p.rng.IntN(len(p.self.Underlays))]
+	was := u.Addr
+	u.Addr = host(subnet.FamilyOf(was), 1+230*p.rng.IntN(2))
+	u.MTU = []int{1500, 1500, 1400}[p.rng.IntN(3)]
+	for i, path := range p.self.Lease.Paths {
+		if path.Underlay == was {
+			p.self.Lease.Paths[i].Underlay = u.Addr
+		}
+	}
+}
+
 // deliver draws the leases that the store has now.
 func (p *program) deliver() {
 	p.leases = nil
@@ -391,6 +406,10 @@ func (p *program) step() {
 		k.mu.Unlock()
 	case n < 18:
 		p.deliver()
+	case n < 19 && p.rng.IntN(2) == 0:
+		p.move()
+		p.note("self %+v", p.self.Underlays)
+		p.wait(func() { p.r.SetSelf(p.self) })
 	case n < 19:
 		p.configure()
 		p.note("config %+v", p.config.Backend)
