@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"syscall"
 	"testing"
+	"time"
 
 	"weft.dev/weft/subnet"
 )
@@ -244,6 +246,141 @@ func TestNestedOverlaps(t *testing.T) {
 	}
 }
 
+// The rules follow from the configuration as far as they can: from the first
+// peer on they stay the same, whoever comes and goes.
+func TestFilterDependsOnPeersByLengthOnly(t *testing.T) {
+	v4, v6 := [2]subnet.Family{4, 4}, [2]subnet.Family{6, 6}
+	self := guardedSelf(v4, v6)
+	filter := func(leases ...subnet.Lease) Filter {
+		s, _ := Desired(self, testConfig(), leases, NewState())
+		return sorted(s.Filters)[0]
+	}
+	none := filter()
+	single := edit(lease(3, v4), func(p *subnet.Path) { p.Subnet = prefix("10.5.3.0/32") })
+	if got := filter(lease(2, v4, v6), single); got != none {
+		t.Errorf("got  %s\nwant %s", got, none)
+	}
+	wide := edit(lease(4, v4), func(p *subnet.Path) { p.Subnet = prefix("10.5.4.0/22") })
+	want := none
+	want.Lengths = want.Lengths.WithLength(subnet.IPv4, 22)
+	if got := filter(wide); got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	refused := edit(wide, func(p *subnet.Path) { p.MAC = subnet.MAC{} })
+	if got := filter(refused); got != none {
+		t.Errorf("a refused peer's length: %s", got)
+	}
+	// Only mode bind has sets by length; what is read back must not differ.
+	self.Guard = GuardPeers
+	if got := filter(wide).Lengths; got != (Lengths{}) {
+		t.Errorf("lengths %s in mode %s", got, self.Guard)
+	}
+}
+
+// A host-gw node has the same table, so that a switch leaves the guard alone.
+func TestFilterIsTheSameInHostGW(t *testing.T) {
+	v4, v6 := [2]subnet.Family{4, 4}, [2]subnet.Family{6, 6}
+	self, cfg := guardedSelf(v4, v6), testConfig()
+	leases := []subnet.Lease{lease(2, v4, v6), hostGW(lease(3, v4, v6))}
+	vxlan, _ := Desired(self, cfg, leases, NewState())
+	cfg.Backend.Type, self.Lease = subnet.BackendHostGW, hostGW(self.Lease)
+	gw, problems := Desired(self, cfg, leases, NewState())
+	if len(problems) != 0 || len(vxlan.Sources) != 24 {
+		t.Errorf("problems %v, state\n%s", problems, gw)
+	}
+	gw.Links, gw.Addrs, gw.FDB, gw.Neighs, gw.Routes = vxlan.Links, vxlan.Addrs, vxlan.FDB, vxlan.Neighs, vxlan.Routes
+	if !gw.Equal(vxlan) {
+		t.Errorf("got\n%swant\n%s", gw, vxlan)
+	}
+}
+
+// Status.MTU: of the smallest device or, without devices, of the underlay.
+func TestPodMTU(t *testing.T) {
+	v4, v6 := [2]subnet.Family{4, 4}, [2]subnet.Family{6, 6}
+	for _, tt := range []struct {
+		name  string
+		self  Self
+		cfg   func(*subnet.Config)
+		want  int
+		kinds string
+	}{
+		{"VXLAN over IPv4", guardedSelf(v4), nil, 1450, "[]"},
+		{"VXLAN over both", guardedSelf(v4, v6), nil, 1430, "[]"},
+		{"VXLAN, configured", guardedSelf(v4), func(c *subnet.Config) { c.Backend.MTU = 9000 }, 8950, "[]"},
+		{"direct routing goes back and forth", guardedSelf(v4), func(c *subnet.Config) { c.Backend.DirectRouting = true }, 1450, "[]"},
+		{"host-gw", guardedSelf(v4, v6), func(c *subnet.Config) { c.Backend.Type = subnet.BackendHostGW }, 1500, "[]"},
+		{"host-gw, too small for IPv6", guardedSelf(v4, v6), func(c *subnet.Config) { c.Backend.Type, c.Backend.MTU = subnet.BackendHostGW, 1000 }, 1000,
+			"[MTUTooSmall eth0: MTU 1000 is below 1280, so pods cannot use IPv6: Backend.MTU in the network configuration needs a value of at least 1280]"},
+		{"host-gw without an underlay of the pods' family", guardedSelf([2]subnet.Family{4, 6}), func(c *subnet.Config) { c.Backend.Type = subnet.BackendHostGW }, 0,
+			`[UnderlayMissing 10.5.1.0/24: this node has no IPv4 underlay, and backend "host-gw" needs one of the subnet's family]`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			cfg := testConfig()
+			if tt.cfg != nil {
+				tt.cfg(&cfg)
+			}
+			p := newPlanner(tt.self, cfg, NewState())
+			p.run(nil)
+			if got := fmt.Sprint(p.with(nil)); p.mtu != tt.want || got != tt.kinds {
+				t.Errorf("MTU %d, want %d; problems %s, want %s", p.mtu, tt.want, got, tt.kinds)
+			}
+		})
+	}
+}
+
+// Who was reached first keeps the subnet although no neighbour says so: a
+// direct route does, weft's or flannel's; and a peer that has given up its VTEP
+// is known by its address.
+func TestIncumbentWithoutNeighbour(t *testing.T) {
+	v4 := [2]subnet.Family{4, 4}
+	gw, vxlan := testConfig(), testConfig()
+	gw.Backend.Type = subnet.BackendHostGW
+	self, holder := guardedSelf(v4), lease(40, v4)
+	rival := edit(lease(3, v4), func(p *subnet.Path) { p.Subnet = holder.Paths[0].Subnet }) // a lower address
+	routed, _ := Desired(self, gw, []subnet.Lease{holder}, NewState())
+	flannel := NewState()
+	flannel.Add(Route{Dev: underlayDev, Dst: pods(4, 40), Via: host(4, 40), Proto: protoBoot})
+	tunnelled, _ := Desired(self, vxlan, []subnet.Lease{holder}, NewState())
+	for _, tt := range []struct {
+		name   string
+		cfg    subnet.Config
+		have   State
+		leases []subnet.Lease
+	}{
+		{"direct route", gw, routed, []subnet.Lease{holder, rival}},
+		{"flannel's direct route", gw, flannel, []subnet.Lease{hostGW(holder), rival}},
+		{"direct route, now through VXLAN", vxlan, routed, []subnet.Lease{rival, holder}},
+		{"VXLAN, now direct", gw, tunnelled, []subnet.Lease{rival, holder}},
+		{"VXLAN, and the peer is host-gw now", vxlan, tunnelled, []subnet.Lease{rival, hostGW(holder)}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s, problems := Desired(self, tt.cfg, tt.leases, tt.have)
+			if at := ways(s)[pods(4, 40)]; at != host(4, 40) || len(problems) != 1 || problems[0].Object != "node-3" {
+				t.Errorf("reached at %s, problems %v", at, problems)
+			}
+		})
+	}
+}
+
+// A further source is not taken from the peer that has it by another that
+// announces it later; who comes second does without.
+func TestSourceOfTwoPeers(t *testing.T) {
+	v4 := [2]subnet.Family{4, 4}
+	self, first := guardedSelf(v4), lease(2, v4)
+	first.Sources = []netip.Addr{host(4, 3)}
+	leases := []subnet.Lease{lease(3, v4), first}
+	shared := Source{host(4, 3), pods(4, 2)}
+	s, problems := Desired(self, testConfig(), leases, NewState())
+	if len(problems) != 1 || problems[0].Kind != "PeerSource" || problems[0].Object != "node-2" || s.Sources.Has(shared) || len(s.Routes) != 2 {
+		t.Errorf("problems %v, state\n%s", problems, s)
+	}
+	have, _ := Desired(self, testConfig(), leases[1:], NewState())
+	s, problems = Desired(self, testConfig(), leases, have)
+	if len(problems) != 0 || !s.Sources.Has(shared) {
+		t.Errorf("problems %v, state\n%s", problems, s)
+	}
+}
+
 // peersLike returns n dual-stack peers in distinct /24s and /64s.
 func peersLike(n int) []subnet.Lease {
 	out := make([]subnet.Lease, n)
@@ -257,42 +394,66 @@ func peersLike(n int) []subnet.Lease {
 	return out
 }
 
-// BenchmarkPass is the pure part of a pass over a dual-stack cluster: of the
-// first, with all to do, of one after a change of the leases, and of an audit
-// with the same inputs, which is a comparison.
+// BenchmarkPass is the pure part of a pass over a dual-stack cluster, without
+// the guard and with it: of the first, with all to do, of one after a change
+// of the leases, and of an audit with the same inputs, which is a comparison.
+// The CPU time of the process is reported too: it does not depend on who else
+// uses the machine.
 func BenchmarkPass(b *testing.B) {
-	self, cfg := testSelf([2]subnet.Family{4, 4}, [2]subnet.Family{6, 6}), testConfig()
-	cfg.Networks[0].Prefix = prefix("10.0.0.0/8")
+	v4, v6 := [2]subnet.Family{4, 4}, [2]subnet.Family{6, 6}
 	for _, n := range []int{1000, 5000, 10000, 20000} {
-		leases := peersLike(n)
-		full, problems := Desired(self, cfg, leases, NewState())
-		if len(full.Routes) != 2*n || len(problems) != 0 {
-			b.Fatalf("%d routes, problems %v", len(full.Routes), problems)
-		}
-		same := full.Clone()
-		for _, bm := range []struct {
-			name    string
-			changes int
-			pass    func() Changes
-		}{
-			{"first", 2 + 2 + 6*n, func() Changes {
-				want, _ := Desired(self, cfg, leases, NewState())
-				return Diff(want, NewState())
-			}},
-			{"change", 6, func() Changes {
-				want, _ := Desired(self, cfg, leases[1:], full)
-				return Diff(want, full)
-			}},
-			{"audit", 0, func() Changes { return Diff(full, same) }},
-		} {
-			b.Run(fmt.Sprintf("%s/%d", bm.name, n), func(b *testing.B) {
-				b.ReportAllocs()
-				for b.Loop() {
-					if c := bm.pass(); len(c) != bm.changes {
-						b.Fatalf("%d changes, want %d", len(c), bm.changes)
-					}
-				}
-			})
-		}
+		benchmarkPass(b, "bare", testSelf(v4, v6), n, 4+6*n, 6)
+		// One filter, three addresses of our own; of a peer two, and from each
+		// of them two subnets, two VTEPs and the two themselves.
+		benchmarkPass(b, "guarded", guardedSelf(v4, v6), n, 4+6*n+4+14*n, 6+14)
 	}
+}
+
+func benchmarkPass(b *testing.B, name string, self Self, n, first, change int) {
+	cfg, leases := testConfig(), peersLike(n)
+	cfg.Networks[0].Prefix = prefix("10.0.0.0/8")
+	full, problems := Desired(self, cfg, leases, NewState())
+	if len(full.Routes) != 2*n || len(problems) != 0 {
+		b.Fatalf("%d routes, problems %v", len(full.Routes), problems)
+	}
+	same := full.Clone()
+	for _, bm := range []struct {
+		name    string
+		changes int
+		pass    func() Changes
+	}{
+		{"first", first, func() Changes {
+			want, _ := Desired(self, cfg, leases, NewState())
+			return Diff(want, NewState())
+		}},
+		{"change", change, func() Changes {
+			want, _ := Desired(self, cfg, leases[1:], full)
+			return Diff(want, full)
+		}},
+		{"desired", 0, func() Changes {
+			Desired(self, cfg, leases, full)
+			return nil
+		}},
+		{"audit", 0, func() Changes { return Diff(full, same) }},
+	} {
+		b.Run(fmt.Sprintf("%s/%s/%d", name, bm.name, n), func(b *testing.B) {
+			b.ReportAllocs()
+			before := cpuTime(b)
+			for b.Loop() {
+				if c := bm.pass(); len(c) != bm.changes {
+					b.Fatalf("%d changes, want %d", len(c), bm.changes)
+				}
+			}
+			b.ReportMetric(float64((cpuTime(b)-before).Microseconds())/1000/float64(b.N), "cpu-ms/op")
+		})
+	}
+}
+
+// cpuTime returns what this process has used.
+func cpuTime(b *testing.B) time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

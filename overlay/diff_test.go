@@ -148,6 +148,14 @@ func TestDiffNamedCases(t *testing.T) {
 	second := Addr{"weft6.1", own.Prefix}
 	onLink := routeWith(func(r *Route) { r.Dst, r.Via, r.Src = pods(4, 3), pods(4, 3).Addr(), addr("10.5.1.0") })
 	foreign := routeWith(func(r *Route) { r.Dst, r.Onlink, r.Proto, r.Metric = pods(4, 9), false, 4, 0 })
+	direct := routeWith(func(r *Route) { r.Dev, r.Via = underlayDev, addr("10.0.0.2") })
+	directWith := func(f func(*Route)) Route { r := direct; f(&r); return r }
+	six := routeWith(func(r *Route) { r.Dst, r.Via = pods(6, 2), pods(6, 2).Addr() })
+	sixDirect := routeWith(func(r *Route) { r.Dev, r.Dst, r.Via = underlayDev, pods(6, 2), addr("fd01::2") })
+	filter := Filter{Guard: GuardBind, Port: 8472, VNI: 1, Lengths: Lengths{}.WithLength(4, 24)}
+	altered := filter
+	altered.Foreign = "chain input: rule 2 is missing"
+	node, source := Node{Addr: addr("10.0.0.2")}, Source{addr("10.0.0.2"), pods(4, 2)}
 	for _, tt := range []struct {
 		name       string
 		want, have State
@@ -169,6 +177,68 @@ ip route del 10.5.2.0/24 via 10.5.2.0 dev weft.1 proto 3 onlink
 			"any route to a wanted prefix with another metric shadows ours",
 			state(link, route), state(link, route, routeWith(func(r *Route) { r.Metric, r.Proto, r.Via = 5, 4, addr("10.5.2.9") })),
 			"ip route del 10.5.2.0/24 via 10.5.2.9 dev weft.1 proto 4 metric 5 onlink\n",
+		},
+		{
+			"flannel's direct route is taken over, others' on the underlay are left",
+			state(direct), state(directWith(func(r *Route) { r.Metric, r.Proto, r.Onlink = 0, protoBoot, false }),
+				directWith(func(r *Route) { r.Metric, r.Proto, r.Via = 1, protoBoot, addr("10.0.0.9") }), // to somebody else
+				directWith(func(r *Route) { r.Metric, r.Proto = 2, 4 }), directWith(func(r *Route) { r.Metric, r.Proto, r.Dst = 0, protoBoot, pods(4, 9) })),
+			`ip route add 10.5.2.0/24 via 10.0.0.2 dev eth0 proto 87 metric 1100 onlink
+ip route del 10.5.2.0/24 via 10.0.0.2 dev eth0 proto 3
+`,
+		},
+		{
+			"a stale direct route goes, and one with another metric",
+			state(direct), state(direct, directWith(func(r *Route) { r.Metric = 1 }), directWith(func(r *Route) { r.Dst = pods(4, 9) })),
+			`ip route del 10.5.2.0/24 via 10.0.0.2 dev eth0 proto 87 metric 1 onlink
+ip route del 10.5.9.0/24 via 10.0.0.2 dev eth0 proto 87 metric 1100 onlink
+`,
+		},
+		{
+			"from VXLAN to the underlay in one step",
+			state(link, fdb, neigh, direct), state(link, fdb, neigh, route),
+			"ip route replace 10.5.2.0/24 via 10.0.0.2 dev eth0 proto 87 metric 1100 onlink\n",
+		},
+		{
+			"an IPv6 route back from the underlay needs a way to its gateway first",
+			state(link, six), state(link, sixDirect),
+			`ip route add fd00:5:0:2::/128 dev weft.1 proto 87 metric 1847
+ip route replace fd00:5:0:2::/64 via fd00:5:0:2:: dev weft.1 proto 87 metric 1100 onlink
+ip route del fd00:5:0:2::/128 dev weft.1 proto 87 metric 1847
+`,
+		},
+		{
+			"a way to a gateway that is left goes",
+			state(link, six), state(link, sixDirect, Route{Dev: "weft.1", Dst: single(six.Via), Metric: 1847, Proto: RouteProtocol}),
+			`ip route replace fd00:5:0:2::/64 via fd00:5:0:2:: dev weft.1 proto 87 metric 1100 onlink
+ip route del fd00:5:0:2::/128 dev weft.1 proto 87 metric 1847
+`,
+		},
+		{
+			"a filter that was altered is made anew with its elements",
+			state(filter, node, source), state(altered, node, source, Node{Addr: addr("10.0.0.66")}),
+			`# replace filter inet weft guard bind masquerade false udp dport 8472 vni 1 networks , subnets , devices , lengths IPv4/24
+nft add element inet weft peers4 { 10.0.0.2 }
+nft add element inet weft bind4_inner4_24 { 10.0.0.2 . 10.5.2.0 }
+`,
+		},
+		{
+			"a filter comes before the link and its elements before the route, and go after them",
+			state(filter, link, Node{Addr: addr("10.0.0.3")}), state(filter, node, source, link, fdb, neigh, route),
+			`nft add element inet weft peers4 { 10.0.0.3 }
+ip route del 10.5.2.0/24 via 10.5.2.0 dev weft.1 proto 87 metric 1100 onlink
+ip neigh del 10.5.2.0 lladdr 0a:00:00:00:00:02 dev weft.1 nud permanent
+bridge fdb del 0a:00:00:00:00:02 dev weft.1 dst 10.0.0.2 self permanent
+nft delete element inet weft bind4_inner4_24 { 10.0.0.2 . 10.5.2.0 }
+nft delete element inet weft peers4 { 10.0.0.2 }
+`,
+		},
+		{
+			"a deleted filter takes its elements along, last of all",
+			NewState(), state(filter, node, source, link),
+			`ip link del weft.1
+# delete filter inet weft guard bind masquerade false udp dport 8472 vni 1 networks , subnets , devices , lengths IPv4/24
+`,
 		},
 		{
 			"a second destination of one MAC is deleted, not replaced",
