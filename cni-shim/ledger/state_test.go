@@ -182,6 +182,7 @@ func TestLock(t *testing.T) {
 			if err == nil {
 				select {
 				case inside <- struct{}{}:
+					time.Sleep(time.Millisecond) // for another one to come in
 					<-inside
 				default:
 					err = errors.New("two hold the lock")
@@ -199,6 +200,34 @@ func TestLock(t *testing.T) {
 	}
 	if got := files(t, dir); len(got) != 0 {
 		t.Errorf("left %v", got)
+	}
+}
+
+// TestLockIsOfTheFile: a waiter whose file was removed by the holder does not
+// take that for the lock, which the next one would not see.
+func TestLockIsOfTheFile(t *testing.T) {
+	dir, k := t.TempDir(), Key{"c1", "eth0"}
+	for range 20 {
+		first, err := LockAttachment(t.Context(), dir, k)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := make(chan *Lock)
+		go func() {
+			l, err := lockFile(t.Context(), first.path)
+			if err != nil {
+				t.Error(err)
+			}
+			got <- l
+		}()
+		time.Sleep(2 * time.Millisecond) // for it to wait
+		first.Unlock()
+		if l := <-got; l != nil { // it came late
+			if _, err := os.Stat(l.path); err != nil {
+				t.Fatalf("a lock that nobody else sees: %v", err)
+			}
+			l.Unlock()
+		}
 	}
 }
 

@@ -3,6 +3,7 @@
 package ledger
 
 import (
+	"errors"
 	"maps"
 	"net/netip"
 	"os"
@@ -250,8 +251,13 @@ func TestYoungWithoutState(t *testing.T) {
 // id now, at whatever stage that pod is.
 func TestNetnsIDReused(t *testing.T) {
 	for name, stage := range map[string]func(*pod) *pod{
-		"at work":   func(p *pod) *pod { return p.lock().stamp(Adding, p.w.boot).port() },
-		"bare":      func(p *pod) *pod { return p.lock().stamp(Adding, p.w.boot).bare() },
+		"at work": func(p *pod) *pod { return p.lock().stamp(Adding, p.w.boot).port() },
+		"bare":    func(p *pod) *pod { return p.lock().stamp(Adding, p.w.boot).bare() },
+		"at work again": func(p *pod) *pod {
+			p.lock().stamp(Added, p.w.boot).port()
+			p.w.veths[0].Name = "vethaabbccdd" // not yet in the stamp
+			return p
+		},
 		"finished":  func(p *pod) *pod { return p.stamp(Added, p.w.boot).alloc().port() },
 		"unstamped": func(p *pod) *pod { return p.alloc().port(p.addr) },
 	} {
@@ -317,6 +323,44 @@ func TestForeignVeths(t *testing.T) {
 	}
 }
 
+// TestAddressElsewhere: an address that a living pod has, whether or not it is
+// its own, is not free when the attachment that holds it is half done.
+func TestAddressElsewhere(t *testing.T) {
+	for _, ph := range []Phase{Adding, Deleting} {
+		w := newWorld(t, t.TempDir())
+		half := w.pod().stamp(ph, w.boot).alloc()
+		living := w.pod().stamp(Added, w.boot).alloc()
+		living.port(living.addr, half.addr)
+		if r := w.sweep(); r.Freed != nil || len(r.Undecided) != 1 || len(w.veths) != 1 {
+			t.Errorf("%s: %+v, veths %v", ph, r, w.veths)
+		}
+	}
+}
+
+// TestOtherVethsDoNotBlind: only a port of the bridge can be a pod's that
+// nobody knows.
+func TestOtherVethsDoNotBlind(t *testing.T) {
+	w := newWorld(t, t.TempDir())
+	w.pod().alloc()
+	w.veths = append(w.veths, Veth{Name: "veth0123456", Index: 7}, Veth{Name: "cali0", Index: 8, Bare: true})
+	if r := w.sweep(); len(r.Freed) != 1 {
+		t.Errorf("%+v", r)
+	}
+}
+
+// TestLooksTwice: what the kernel leaves out of one list is not gone.
+func TestLooksTwice(t *testing.T) {
+	w := newWorld(t, t.TempDir())
+	p := w.pod().stamp(Added, w.boot).alloc()
+	p.port(p.addr)
+	for skip := range 2 {
+		r, err := w.open().Sweep(t.Context(), &forgetful{world: w, forget: skip}, nil, later())
+		if err != nil || r.Freed != nil {
+			t.Errorf("list %d is empty: %+v, %v", skip, r, err)
+		}
+	}
+}
+
 // TestOutsideTheLease: living pods with an address of an earlier lease are
 // reported, with the addresses that are wrong.
 func TestOutsideTheLease(t *testing.T) {
@@ -377,6 +421,31 @@ func TestHostLocalAtWork(t *testing.T) {
 	}
 	if got, err := os.ReadFile(path); err != nil || string(got) != "c9\r\neth0" {
 		t.Errorf("the address is %q, %v", got, err)
+	}
+}
+
+// TestPluginAtWork: an attachment that another call has changed or is changing
+// since it was judged is left to that.
+func TestPluginAtWork(t *testing.T) {
+	w := newWorld(t, t.TempDir())
+	defer w.close()
+	p := w.pod().stamp(Adding, w.boot).alloc().port()
+	l := w.open()
+	j, err := l.look(t.Context(), w, later())
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaked := j.leaked()
+	p.stamp(Added, w.boot)
+	if err := l.settle(t.Context(), w, leaked[0]); !errors.Is(err, errMoved) {
+		t.Errorf("after ADD: %v", err)
+	}
+	p.stamp(Adding, w.boot).lock()
+	if err := l.settle(t.Context(), w, leaked[0]); !errors.Is(err, ErrBusy) {
+		t.Errorf("during ADD: %v", err)
+	}
+	if s, a, v := p.has(); !s || !a || !v {
+		t.Error("it lost something")
 	}
 }
 

@@ -165,6 +165,11 @@ func kinds() []kind {
 		{"alive", func(p *pod) *pod { return p.stamp(Added, p.w.boot).alloc().port(p.addr) }, alive, false, ""},
 		{"alive, removed its address", func(p *pod) *pod { return p.stamp(Added, p.w.boot).alloc().port() }, alive, false, ""},
 		{"alive, taken off the bridge", func(p *pod) *pod { return p.stamp(Added, p.w.boot).alloc().bare() }, alive, false, ""},
+		{"alive, its veth was renamed", func(p *pod) *pod {
+			p.stamp(Added, p.w.boot).alloc().port(p.addr)
+			p.w.veths[len(p.w.veths)-1].Name = fmt.Sprintf("pod%d", p.n)
+			return p
+		}, alive, false, ""},
 		{"alive, a call died before its lock's file went", func(p *pod) *pod {
 			put(p.w.t, filepath.Join(p.w.states(), flightDir, p.key.String()+lockSuffix), "")
 			return p.stamp(Added, p.w.boot).alloc().port(p.addr)
@@ -240,4 +245,19 @@ type brokenKernel struct{ *world }
 // Veths implements Kernel.
 func (brokenKernel) Veths(context.Context) ([]Veth, error) {
 	return nil, errors.New("netlink dump interrupted")
+}
+
+// forgetful leaves all veths out of one list.
+type forgetful struct {
+	*world
+	forget, n int
+}
+
+// Veths implements Kernel.
+func (f *forgetful) Veths(ctx context.Context) ([]Veth, error) {
+	f.n++
+	if f.n == f.forget+1 {
+		return nil, nil
+	}
+	return f.world.Veths(ctx)
 }
