@@ -228,9 +228,12 @@ func (k *vkernel) lacks(r Route) string {
 	if !k.own[r.Dev] {
 		return k.refuses(r.Via, r.Dst)
 	}
-	why := "a neighbour"
+	why, to := "a neighbour", r.Via
+	if !to.IsValid() {
+		to = r.Dst.Addr() // the way to a gateway alone
+	}
 	for n := range k.state.Neighs {
-		if n.Dev != r.Dev || n.IP != r.Via {
+		if n.Dev != r.Dev || n.IP != to {
 			continue
 		}
 		why = "an FDB entry"
