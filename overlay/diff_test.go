@@ -219,7 +219,7 @@ ip route del fd00:5:0:2::/128 dev weft.1 proto 87 metric 1847
 			state(filter, node, source), state(altered, node, source, Node{Addr: addr("10.0.0.66")}),
 			`# replace filter inet weft guard bind masquerade false udp dport 8472 vni 1 networks , subnets , devices , lengths IPv4/24
 nft add element inet weft peers4 { 10.0.0.2 }
-nft add element inet weft bind4_inner4_24 { 10.0.0.2 . 10.5.2.0 }
+nft add element inet weft bind4_inner4_24 { 10.0.0.2 . 0xa050200 } # 10.5.2.0/24
 `,
 		},
 		{
@@ -229,7 +229,7 @@ nft add element inet weft bind4_inner4_24 { 10.0.0.2 . 10.5.2.0 }
 ip route del 10.5.2.0/24 via 10.5.2.0 dev weft.1 proto 87 metric 1100 onlink
 ip neigh del 10.5.2.0 lladdr 0a:00:00:00:00:02 dev weft.1 nud permanent
 bridge fdb del 0a:00:00:00:00:02 dev weft.1 dst 10.0.0.2 self permanent
-nft delete element inet weft bind4_inner4_24 { 10.0.0.2 . 10.5.2.0 }
+nft delete element inet weft bind4_inner4_24 { 10.0.0.2 . 0xa050200 } # 10.5.2.0/24
 nft delete element inet weft peers4 { 10.0.0.2 }
 `,
 		},

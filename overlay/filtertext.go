@@ -3,6 +3,7 @@
 package overlay
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -45,10 +46,13 @@ func (n Node) String() string {
 }
 
 // String renders s as the arguments of `nft add element`:
-// "inet weft bind4_inner4_24 { 10.0.0.2 . 10.5.2.0 }". The name of the set
-// says the family of the outer address, and the family and length of the inner
-// prefix.
+// "inet weft bind4_inner4_24 { 10.0.0.2 . 0xa050200 } # 10.5.2.0/24". The name
+// of the set says the family of the outer address, and the family and length of
+// the inner prefix. To nft that is raw packet bytes, a number, which reads like
+// an address in the comment only.
 func (s Source) String() string {
 	in := s.Inner.Addr()
-	return fmt.Sprintf("%s bind%d_inner%d_%d { %s . %s }", tableName, subnet.FamilyOf(s.Outer), subnet.FamilyOf(in), s.Inner.Bits(), s.Outer, in)
+	number := strings.TrimLeft(fmt.Sprintf("%x", in.AsSlice()), "0")
+	return fmt.Sprintf("%s bind%d_inner%d_%d { %s . 0x%s } # %s",
+		tableName, subnet.FamilyOf(s.Outer), subnet.FamilyOf(in), s.Inner.Bits(), s.Outer, cmp.Or(number, "0"), s.Inner)
 }
