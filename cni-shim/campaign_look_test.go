@@ -17,13 +17,31 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weft.dev/weft/backend"
 	"weft.dev/weft/cni-shim/ledger"
 )
 
-// lister is the kernel for a sweep, by iproute2.
-type lister struct {
-	c *campaign
-	t *testing.T
+// lister is the kernel for a sweep, as weftd has it. What comes of the sweep
+// is then looked at by iproute2.
+type lister struct{ c *campaign }
+
+// Veths implements ledger.Kernel.
+func (l lister) Veths(ctx context.Context) (veths []ledger.Veth, err error) {
+	l.c.do(func() {
+		var all []backend.Veth
+		all, err = backend.Veths(ctx, "cni0")
+		for _, v := range all {
+			veths = append(veths, ledger.Veth{Name: v.Host, Index: v.Index, Netns: v.Netns,
+				Port: v.Port, Bare: v.Bare, Addrs: v.Addrs, Unreadable: v.Unreadable != nil})
+		}
+	})
+	return veths, err
+}
+
+// DeleteVeth implements ledger.Kernel.
+func (l lister) DeleteVeth(ctx context.Context, name string, index int) (err error) {
+	l.c.do(func() { err = backend.DeleteVeth(ctx, name, index) })
+	return err
 }
 
 // ipLink is a link as iproute2 prints it.
@@ -34,26 +52,6 @@ type ipLink struct {
 	NetnsID   *int `json:"link_netnsid"`
 	Master    string
 	AddrInfo  []struct{ Local netip.Addr } `json:"addr_info"`
-}
-
-// Veths implements ledger.Kernel.
-func (l lister) Veths(context.Context) ([]ledger.Veth, error) {
-	veths := l.c.veths(l.t)
-	inside := l.c.inside(l.t)
-	for i := range veths {
-		veths[i].Addrs = inside[veths[i].Index]
-	}
-	return veths, nil
-}
-
-// DeleteVeth implements ledger.Kernel.
-func (l lister) DeleteVeth(_ context.Context, name string, index int) error {
-	if !slices.ContainsFunc(l.c.veths(l.t), func(v ledger.Veth) bool { return v.Name == name && v.Index == index }) {
-		return nil
-	}
-	var err error
-	l.c.do(func() { err = exec.Command("ip", "link", "del", name).Run() })
-	return err
 }
 
 // veths lists the node's veths, without addresses.

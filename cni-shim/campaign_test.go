@@ -368,7 +368,7 @@ func (c *campaign) ledger(t *testing.T) *ledger.Ledger {
 // sweep is the agent's.
 func (c *campaign) sweep(t *testing.T) {
 	env := []netip.Prefix{netip.MustParsePrefix("10.42.16.0/20"), netip.MustParsePrefix("fd00:42:0:1::/64")}
-	r, err := c.ledger(t).Sweep(t.Context(), lister{c, t}, env, time.Now())
+	r, err := c.ledger(t).Sweep(t.Context(), lister{c}, env, time.Now())
 	if err != nil {
 		t.Errorf("sweep: %v", err)
 	}

@@ -24,9 +24,7 @@ const (
 // ErrBusy says that a process holds the lock.
 var ErrBusy = errors.New("another process holds the lock")
 
-// Lock is the lock of one attachment, held. Its descriptor is inherited by
-// every process that the holder starts, so that a delegate that outlives the
-// plugin keeps the lock.
+// Lock is the lock of one attachment, held.
 type Lock struct {
 	fd   int
 	path string
@@ -34,14 +32,31 @@ type Lock struct {
 
 // LockAttachment takes the lock of attachment k, and waits for it until ctx
 // ends; then the error is ErrBusy. It makes the directories it needs.
+//
+// The lock's descriptor is inherited by every process that the caller starts,
+// so that a delegate that outlives the plugin keeps the lock. The caller must
+// be one that starts processes for this attachment alone while it has it.
 func LockAttachment(ctx context.Context, stateDir string, k Key) (*Lock, error) {
+	return lockAttachment(ctx, stateDir, k, 0)
+}
+
+// tryLock takes the lock of attachment k if nobody holds it; else the error
+// is ErrBusy. Other processes do not inherit it: a sweep may be part of a
+// program that starts any.
+func tryLock(stateDir string, k Key) (*Lock, error) {
+	now, cancel := context.WithCancel(context.Background())
+	cancel()
+	return lockAttachment(now, stateDir, k, syscall.O_CLOEXEC)
+}
+
+func lockAttachment(ctx context.Context, stateDir string, k Key, flags int) (*Lock, error) {
 	dir := filepath.Join(stateDir, flightDir)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("create dataDir: %w", err)
 	}
 	path := filepath.Join(dir, k.String()+lockSuffix)
 	for {
-		l, err := lockFile(ctx, path)
+		l, err := lockFile(ctx, path, flags)
 		if err != nil || l != nil {
 			return l, err
 		}
@@ -51,9 +66,8 @@ func LockAttachment(ctx context.Context, stateDir string, k Key) (*Lock, error) 
 // lockFile opens and locks path. It returns nil when path was removed
 // meanwhile, which is how a holder ends: the lock is then that of a file that
 // nobody else will find.
-func lockFile(ctx context.Context, path string) (*Lock, error) {
-	// Not O_CLOEXEC: see Lock.
-	fd, err := syscall.Open(path, syscall.O_RDWR|syscall.O_CREAT, 0o600)
+func lockFile(ctx context.Context, path string, flags int) (*Lock, error) {
+	fd, err := syscall.Open(path, syscall.O_RDWR|syscall.O_CREAT|flags, 0o600)
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
@@ -94,14 +108,6 @@ func flock(ctx context.Context, fd int, path string) error {
 			timer.Stop()
 		}
 	}
-}
-
-// tryLock takes the lock of attachment k if nobody holds it; else the error
-// is ErrBusy.
-func tryLock(stateDir string, k Key) (*Lock, error) {
-	now, cancel := context.WithCancel(context.Background())
-	cancel()
-	return LockAttachment(now, stateDir, k)
 }
 
 // Unlock removes the lock's file and gives the lock back, in this order, so

@@ -214,7 +214,7 @@ func TestLockIsOfTheFile(t *testing.T) {
 		}
 		got := make(chan *Lock)
 		go func() {
-			l, err := lockFile(t.Context(), first.path)
+			l, err := lockFile(t.Context(), first.path, 0)
 			if err != nil {
 				t.Error(err)
 			}
@@ -270,6 +270,36 @@ func TestLockOutlivesPlugin(t *testing.T) {
 	} else {
 		l.Unlock()
 	}
+}
+
+// TestSweepsLockIsItsOwn: a process that a sweeping program starts meanwhile,
+// for whatever purpose, does not keep the lock. (Found by the campaign: a DEL
+// that waited for a lock which it had inherited.)
+func TestSweepsLockIsItsOwn(t *testing.T) {
+	dir, k := t.TempDir(), Key{"c1", "eth0"}
+	lock, err := tryLock(dir, k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("sh", "-c", "read x")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Close(lock.fd); err != nil { // the program is killed
+		t.Fatal(err)
+	}
+	again, err := tryLock(dir, k)
+	if err != nil {
+		t.Errorf("while an unrelated process runs: %v", err)
+	} else {
+		again.Unlock()
+	}
+	in.Close()
+	_ = cmd.Wait()
 }
 
 func stateAt(t testing.TB, dir string, k Key) State {
