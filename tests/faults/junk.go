@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -65,7 +66,8 @@ func junkLeases(ctx context.Context, s *scene) error {
 	return s.heals(ctx)
 }
 
-// clean deletes keys.
+// clean deletes keys and releases what the nodes hold back: many of the
+// mutants are valid leases, and that many peers do not go at once.
 func (s *scene) clean(ctx context.Context, keys []string) error {
 	slices.Sort(keys)
 	for part := range slices.Chunk(slices.Compact(keys), 100) {
@@ -77,7 +79,21 @@ func (s *scene) clean(ctx context.Context, keys []string) error {
 			return fmt.Errorf("remove the junk: %w", err)
 		}
 	}
-	return nil
+	return s.wait(ctx, "nodes that hold nothing back", func() error {
+		for _, n := range s.Nodes() {
+			if _, err := n.Run(ctx, filepath.Join(s.Config().BinDir, "weft"), "peers", "release"); err != nil {
+				return err
+			}
+			is, err := stateOf(ctx, n)
+			if err != nil {
+				return err
+			}
+			if len(is) > len(s.before[n.Name()]) {
+				return fmt.Errorf("%s has %d entries, had %d", n, len(is), len(s.before[n.Name()]))
+			}
+		}
+		return nil
+	})
 }
 
 // nothingMissing returns nil if every entry that was there still is.
@@ -89,7 +105,7 @@ func (s *scene) nothingMissing(ctx context.Context) error {
 		}
 		for _, l := range s.before[n.Name()] {
 			if _, found := slices.BinarySearch(is, l); !found {
-				return fmt.Errorf("junk in the store cost %s %q", n, l)
+				return fmt.Errorf("junk in the store cost %s %q; %s", n, l, state(s.before[n.Name()]).diff(is))
 			}
 		}
 	}
