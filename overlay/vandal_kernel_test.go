@@ -513,11 +513,24 @@ func (k *vkernel) changeRoute(c Change, r Route) error {
 	if l, ok := k.link(r.Dev); ok && !l.carries(subnet.FamilyOf(r.Dst.Addr())) {
 		return syscall.EACCES
 	}
+	if over, ok := k.leadsTo(r.Via); ok && r.Via.Is6() && k.own[r.Dev] && over.Dev != r.Dev {
+		return syscall.EINVAL // ip6_route_check_nh_onlink, net/ipv6/route.c
+	}
 	err := put(k, k.state.Routes, c, r, r.Dev, r.key(), Route.key)
 	if err == nil {
 		k.made.Add(r)
 	}
 	return err
+}
+
+// leadsTo returns the route that the table has for a.
+func (k *vkernel) leadsTo(a netip.Addr) (best Route, ok bool) {
+	for r := range k.state.Routes {
+		if r.Dst.Contains(a) && (!ok || r.Dst.Bits() > best.Dst.Bits() || r.Dst == best.Dst && r.Metric < best.Metric) {
+			best, ok = r, true
+		}
+	}
+	return best, ok
 }
 
 func (k *vkernel) hasAddr(a netip.Addr) bool {

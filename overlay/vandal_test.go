@@ -168,7 +168,7 @@ func (k *vkernel) breakRoutes() string {
 			r.Proto = RouteProtocol
 		}
 	case 5:
-		r.Dev = "eth0"
+		r.Dev, r.Proto = "eth0", RouteProtocol // else it is somebody else's
 		r.Via = host(subnet.FamilyOf(r.Dst.Addr()), 99)
 	case 6: // one more of the kind
 		r.Dst = pods(subnet.FamilyOf(r.Dst.Addr()), 100+k.rng.IntN(4))
@@ -233,7 +233,8 @@ func (k *vkernel) breakTable() string {
 }
 
 // addCanary adds somebody else's route: on one of our devices to a prefix that
-// is nobody's, or on another device to one that weft wants too.
+// is nobody's, or on another device to one that weft wants too. (Not with
+// IPv6: there the kernel would refuse weft's, which is for a Problem to tell.)
 func (k *vkernel) addCanary() string {
 	l, ok := anyOf(k.rng, k.state.Links)
 	f := subnet.Families()[k.rng.IntN(2)]
@@ -243,6 +244,9 @@ func (k *vkernel) addCanary() string {
 		r.Dev, r.Dst, r.Via = l.Name, pods(f, 200+k.rng.IntN(3)), netip.Addr{}
 	case n == 1:
 		r.Proto = protoBoot // as flannel's direct routes, but not to a peer
+	}
+	if f == subnet.IPv6 && r.Dev == "eth0" {
+		r.Dst = pods(f, 210+k.rng.IntN(3))
 	}
 	k.state.Routes.Add(r)
 	k.canaries.Add(r)
