@@ -67,7 +67,7 @@ faults: need-root need-tools build ## break labs in every way of the table, unde
 
 .PHONY: fuzz
 fuzz: ## fuzz every codec for FUZZTIME (default 30s) each
-	@for p in ./subnet ./cni-shim; do \
+	@for p in ./subnet ./cni-shim ./cni-shim/ledger ./backend/nft; do \
 	  for f in $$($(GO) test -list '^Fuzz' $$p | grep ^Fuzz); do \
 	    echo "== $$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $${FUZZTIME:-30s} $$p; \
 	  done; done
