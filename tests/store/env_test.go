@@ -324,6 +324,15 @@ func (w *watching) all() []subnet.Snapshot {
 	return slices.Clone(w.snaps)
 }
 
+// take returns the snapshots so far and forgets all but the last.
+func (w *watching) take() []subnet.Snapshot {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	taken := w.snaps
+	w.snaps = slices.Clone(taken[len(taken)-1:])
+	return taken
+}
+
 func (w *watching) last() subnet.Snapshot {
 	w.mu.Lock()
 	defer w.mu.Unlock()
