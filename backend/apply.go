@@ -18,8 +18,10 @@ import (
 
 // Apply implements overlay.Kernel. An entry that exists is brought to what is
 // wanted; deleting what is not there, or was on a device that is not there,
-// succeeds. A route to the same prefix with the same metric on a device that
-// is not ours is never replaced: that is an error which names the device.
+// succeeds. On devices that are not ours only routes with our mark are added,
+// and only those, or what flannel left, replaced or deleted. Another's route
+// to the same prefix with the same metric stays: that is an error which names
+// its device.
 //
 // Each contiguous run of changes of nftables is one transaction. When our
 // table cannot be put in place and its guard is on, links are not created.

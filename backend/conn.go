@@ -71,6 +71,11 @@ func request(msgType uint16, flags int, parts ...nl.NetlinkRequestData) *nl.Netl
 // their netlink headers. Kernel errors come back as a unix.Errno, wrapped
 // with the kernel's own explanation where it gives one.
 func (c *conn) do(ctx context.Context, r *nl.NetlinkRequest) ([][]byte, error) {
+	return c.doSome(ctx, r, nil)
+}
+
+// doSome does the same, and of the answer keeps what keep says, or all.
+func (c *conn) doSome(ctx context.Context, r *nl.NetlinkRequest, keep func(msg []byte) bool) ([][]byte, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	wait := callTimeout
@@ -83,7 +88,7 @@ func (c *conn) do(ctx context.Context, r *nl.NetlinkRequest) ([][]byte, error) {
 	tv := unix.NsecToTimeval(max(wait, time.Millisecond).Nanoseconds())
 	_ = c.sock.SetSendTimeout(&tv) // these two only store the value
 	_ = c.sock.SetReceiveTimeout(&tv)
-	msgs, err := c.exchange(r)
+	msgs, err := c.exchange(r, keep)
 	if errors.Is(err, unix.EAGAIN) { // how the socket reports the timeout
 		return nil, fmt.Errorf("no answer from the kernel in %v: %w", wait.Round(time.Millisecond), context.DeadlineExceeded)
 	}
@@ -101,10 +106,15 @@ func (c *conn) change(ctx context.Context, r *nl.NetlinkRequest) error {
 // dump sends a dump request, again when the kernel says that the table
 // changed under it. make builds the request anew for each attempt.
 func (c *conn) dump(ctx context.Context, build func() *nl.NetlinkRequest) ([][]byte, error) {
+	return c.dumpSome(ctx, build, nil)
+}
+
+// dumpSome does the same, and of the answer keeps what keep says, or all.
+func (c *conn) dumpSome(ctx context.Context, build func() *nl.NetlinkRequest, keep func(msg []byte) bool) ([][]byte, error) {
 	for range dumpAttempts {
 		r := build()
 		r.Flags |= unix.NLM_F_DUMP
-		msgs, err := c.do(ctx, r)
+		msgs, err := c.doSome(ctx, r, keep)
 		if !errors.Is(err, nl.ErrDumpInterrupted) {
 			return msgs, err
 		}

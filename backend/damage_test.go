@@ -135,7 +135,7 @@ func (v *vandal) underlay() string {
 		"ip link set u0 down", "ip link set u0 down | ip link set u0 up", "ip link set u0 mtu $1", "ip link set u0 mtu 1280", "ip link set u0 address 0a:00:00:00:00:$2",
 		"ip link set u0 down | ip link set u0 name ru0 | ip link set ru0 up", "ip link set ru0 down | ip link set ru0 name u0 | ip link set u0 up",
 		"ip link del u0", "ip link del u1", "ip link del ru0", "ip link set u1 down", "ip link set u1 up",
-		"ip addr del 10.0.0.1/24 dev u0", "ip addr del fd00::1/64 dev u0", "ip addr add 10.0.0.200/24 dev u0", "ip addr flush dev u0",
+		"ip addr del 10.0.0.1/24 dev u0", "ip addr del fd00::1/64 dev u0", "ip addr add 10.0.0.210/24 dev u0", "ip addr flush dev u0",
 		"ip link del w0", "ip link set w0 mtu 9000", "ip rule add from 10.42.9.0/24 table 7", "ip link add v8 type veth peer name v9",
 	), 1300+v.r.IntN(300), 10+v.r.IntN(80))
 }

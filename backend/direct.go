@@ -52,7 +52,7 @@ func (k *Kernel) dumpDirect(ctx context.Context, s overlay.Set[overlay.Route]) e
 // dumpProto adds the routes of one protocol. elsewhere names a device that is
 // not ours.
 func (k *Kernel) dumpProto(ctx context.Context, f subnet.Family, proto uint8, elsewhere func(int) (string, bool, error), s overlay.Set[overlay.Route]) error {
-	msgs, err := k.routeMessages(ctx, unix.RtMsg{Family: afOf(f), Table: unix.RT_TABLE_MAIN, Protocol: proto}, 0)
+	msgs, err := k.routeMessages(ctx, unix.RtMsg{Family: afOf(f), Table: unix.RT_TABLE_MAIN, Protocol: proto}, 0, nil)
 	if err != nil {
 		return err
 	}
@@ -163,17 +163,17 @@ func (a *applier) besideGateway(ctx context.Context, c overlay.Change, dev devic
 	return errors.Join(err, gone)
 }
 
-// routeMessages dumps the routes that match head, and use the device index
-// when it is not 0. The kernel filters where it can (strict checking, Linux
-// 4.20): the caller looks again.
-func (k *Kernel) routeMessages(ctx context.Context, head unix.RtMsg, index int) ([][]byte, error) {
-	msgs, err := k.conn.dump(ctx, func() *nl.NetlinkRequest {
+// routeMessages dumps the routes that match head, use the device index when it
+// is not 0, and are worth keeping if keep is not nil. The kernel filters where
+// it can (strict checking, Linux 4.20): the caller looks again.
+func (k *Kernel) routeMessages(ctx context.Context, head unix.RtMsg, index int, keep func([]byte) bool) ([][]byte, error) {
+	msgs, err := k.conn.dumpSome(ctx, func() *nl.NetlinkRequest {
 		r := request(unix.RTM_GETROUTE, 0, &nl.RtMsg{RtMsg: head})
 		if index != 0 {
 			r.AddData(nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(index))))
 		}
 		return r
-	})
+	}, keep)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) {
 		return nil, nil // no such table yet; or the device has just gone
 	}

@@ -3,7 +3,6 @@
 package backend
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -314,9 +313,9 @@ func TestFlannelsDirectRoutes(t *testing.T) {
 	}
 }
 
-// BenchmarkDumpBigTable: the cost of an audit on a node with 50,000 routes of
-// somebody else, and none of ours.
-func BenchmarkDumpBigTable(b *testing.B) {
+// bigTable makes a node with 50,000 routes of somebody else and none of ours.
+func bigTable(b *testing.B) *Kernel {
+	b.Helper()
 	enterNetns(b)
 	addUnderlay(b)
 	k, u0 := newKernel(b, "weft.1"), ifindex(b, "u0")
@@ -326,8 +325,24 @@ func BenchmarkDumpBigTable(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+	return k
+}
+
+// BenchmarkDumpBigTable is the cost of an audit there.
+func BenchmarkDumpBigTable(b *testing.B) {
+	k := bigTable(b)
 	for b.Loop() {
-		if _, err := k.Dump(context.Background()); err != nil {
+		if _, err := k.Dump(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkProbeBigTable is the cost of a probe there.
+func BenchmarkProbeBigTable(b *testing.B) {
+	bigTable(b)
+	for b.Loop() {
+		if _, err := Probe(b.Context(), probeSpec()); err != nil {
 			b.Fatal(err)
 		}
 	}

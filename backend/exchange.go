@@ -11,12 +11,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// exchange sends r and returns the payloads that answer it. It does what
+// exchange sends r and returns the payloads that answer it, or of them those
+// that keep says, if it is not nil. It does what
 // (*nl.NetlinkRequest).Execute does, which panics where a dump fails and the
 // kernel says why: such an NLMSG_DONE has no copy of the request between the
 // errno and its attributes (netlink_dump_done, net/netlink/af_netlink.c).
 // A dump that changes interrupted fails with nl.ErrDumpInterrupted.
-func (c *conn) exchange(r *nl.NetlinkRequest) ([][]byte, error) {
+func (c *conn) exchange(r *nl.NetlinkRequest, keep func([]byte) bool) ([][]byte, error) {
 	c.seq++
 	r.Seq = c.seq
 	if err := c.sock.Send(r); err != nil {
@@ -49,7 +50,9 @@ func (c *conn) exchange(r *nl.NetlinkRequest) ([][]byte, error) {
 					return nil, err
 				}
 			default:
-				out = append(out, m.Data)
+				if keep == nil || keep(m.Data) {
+					out = append(out, m.Data)
+				}
 			}
 			if done && interrupted {
 				return nil, nl.ErrDumpInterrupted

@@ -21,8 +21,9 @@ const maxDevName = 15
 // Options say what a Kernel looks after.
 type Options struct {
 	// Devices names the VXLAN devices that are ours, e.g. "weft.1" and
-	// "weft6.1". Everything on them is ours except foreign routes, and
-	// nothing on any other device is.
+	// "weft6.1". Everything on them is ours except foreign routes. On any
+	// other device only the routes that carry our mark
+	// (overlay.RouteProtocol) are.
 	Devices []string
 	// Filter lets the kernel's table inet weft be read and written. Without
 	// it nftables is never touched, and Dump returns nothing of it.
@@ -89,8 +90,11 @@ func (k *Kernel) Close() {
 //
 // It returns, of each own device: all addresses but IPv6 link-local ones;
 // permanent unicast neighbours; FDB entries with a destination; unicast routes
-// of the main table except those the kernel made itself (protocol 2). Some
-// things that overlay's types cannot say are made to differ from anything
+// of the main table except those the kernel made itself (protocol 2). Of other
+// devices it returns the main table's routes that carry our mark, and of
+// protocol 3 (boot) gateway routes of the kind that flannel's host-gw and
+// DirectRouting leave: whose those are only their prefix and gateway can tell.
+// Some things that overlay's types cannot say are made to differ from anything
 // wanted, so that Diff replaces or removes them:
 //
 //   - an FDB entry with a port, VNI, device or nexthop group of its own, or

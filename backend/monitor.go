@@ -216,7 +216,7 @@ func (m *Monitor) orient(ctx context.Context) {
 		}
 	}
 	for _, f := range subnet.Families() {
-		msgs, err := m.k.routeMessages(ctx, unix.RtMsg{Family: afOf(f), Table: unix.RT_TABLE_MAIN, Protocol: overlay.RouteProtocol}, 0)
+		msgs, err := m.k.routeMessages(ctx, unix.RtMsg{Family: afOf(f), Table: unix.RT_TABLE_MAIN, Protocol: overlay.RouteProtocol}, 0, nil)
 		if err != nil {
 			continue
 		}

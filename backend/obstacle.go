@@ -125,7 +125,7 @@ func routeProblems(ctx context.Context, spec ProbeSpec) ([]subnet.Problem, error
 	}
 	var out []subnet.Problem
 	for _, f := range subnet.Families() {
-		routes, err := k.routes(ctx, f, 0)
+		routes, err := k.routesInside(ctx, f, spec.Networks)
 		if err != nil {
 			return nil, fmt.Errorf("list %v routes: %w", f, err)
 		}
@@ -137,6 +137,26 @@ func routeProblems(ctx context.Context, spec ProbeSpec) ([]subnet.Problem, error
 		}
 	}
 	return out, nil
+}
+
+// routesInside returns the main table's routes into networks. There may be a
+// whole Internet of others beside them: those are dropped as they come.
+func (k *Kernel) routesInside(ctx context.Context, f subnet.Family, networks []netip.Prefix) ([]rawRoute, error) {
+	msgs, err := k.routeMessages(ctx, unix.RtMsg{Family: afOf(f), Table: unix.RT_TABLE_MAIN}, 0, func(msg []byte) bool {
+		if len(msg) < unix.SizeofRtMsg {
+			return false
+		}
+		b, _ := attr(msg[unix.SizeofRtMsg:], unix.RTA_DST)
+		dst, ok := netip.AddrFromSlice(b)
+		return ok && slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.Contains(dst) })
+	})
+	var out []rawRoute
+	for _, m := range msgs {
+		if r, ok := decodeRoute(m, f); ok {
+			out = append(out, r)
+		}
+	}
+	return out, err
 }
 
 // ourMetrics returns the lowest metric of weft's routes to each destination.

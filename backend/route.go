@@ -153,7 +153,7 @@ func (r rawRoute) on(dev device) []overlay.Route {
 // routes returns the main table's routes of family f, all or, when index is
 // not 0, those that use that device.
 func (k *Kernel) routes(ctx context.Context, f subnet.Family, index int) ([]rawRoute, error) {
-	msgs, err := k.routeMessages(ctx, unix.RtMsg{Family: afOf(f), Table: unix.RT_TABLE_MAIN}, index)
+	msgs, err := k.routeMessages(ctx, unix.RtMsg{Family: afOf(f), Table: unix.RT_TABLE_MAIN}, index, nil)
 	var out []rawRoute
 	for _, m := range msgs {
 		if r, ok := decodeRoute(m, f); ok {
