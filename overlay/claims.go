@@ -21,13 +21,15 @@ type programmed struct {
 	direct  Set[hop]        // of routes on devices that are not ours
 	tunnels func() Set[hop] // of neighbours, with the address that their MAC is at
 	sources Set[Source]
+	fdb     Set[FDB]
+	subnets func() Set[netip.Prefix] // that have a route
 }
 
 // hop is a subnet's base address and the peer's address at which it is reached.
 type hop struct{ base, at netip.Addr }
 
 func indexProgrammed(have State) programmed {
-	p := programmed{neighs: have.Neighs, direct: Set[hop]{}, sources: have.Sources}
+	p := programmed{neighs: have.Neighs, direct: Set[hop]{}, sources: have.Sources, fdb: have.FDB}
 	for l := range have.Links {
 		p.devs = append(p.devs, l.Name)
 	}
@@ -37,6 +39,13 @@ func indexProgrammed(have State) programmed {
 		}
 	}
 	p.tunnels = sync.OnceValue(func() Set[hop] { return tunnels(have) })
+	p.subnets = sync.OnceValue(func() Set[netip.Prefix] {
+		out := make(Set[netip.Prefix], len(have.Routes))
+		for r := range have.Routes {
+			out.Add(r.Dst)
+		}
+		return out
+	})
 	return p
 }
 
@@ -72,11 +81,25 @@ func (p programmed) holds(c candidate) bool {
 	})
 }
 
-// admits returns from how many of the addresses of c's holder packets are let
-// in as c's subnet.
-func (p programmed) admits(c candidate) int {
+// A fit says how well a path fits what is programmed. Of two that claim the
+// MAC and the base address of one subnet, the one that was there fits better:
+// the other has copied it.
+type fit struct {
+	strange  int  // addresses of its holder from which it is not let in yet
+	admitted int  // those from which it is
+	exact    bool // the length of its subnet, and the address at which it is reached
+}
+
+// compare orders the better fit first.
+func (f fit) compare(o fit) int {
+	return cmp.Or(cmp.Compare(f.strange, o.strange), cmp.Compare(o.admitted, f.admitted), compareBool(o.exact, f.exact))
+}
+
+// fits returns the fit of c, which is programmed.
+func (p programmed) fits(c candidate) fit {
+	f := fit{exact: p.exactly(c)}
 	if len(p.sources) == 0 {
-		return 0
+		return f
 	}
 	var space [4]netip.Addr
 	seen := space[:0]
@@ -87,11 +110,23 @@ func (p programmed) admits(c candidate) int {
 		} else {
 			a = c.lease.Sources[i-len(c.lease.Paths)].Unmap()
 		}
-		if !slices.Contains(seen, a) && p.sources.Has(Source{Outer: a, Inner: c.subnet}) {
-			seen = append(seen, a)
+		if slices.Contains(seen, a) {
+			continue
+		}
+		seen = append(seen, a)
+		if p.sources.Has(Source{Outer: a, Inner: c.subnet}) {
+			f.admitted++
+		} else {
+			f.strange++
 		}
 	}
-	return len(seen)
+	return f
+}
+
+// exactly reports whether c is programmed with its address and length.
+func (p programmed) exactly(c candidate) bool {
+	return p.subnets().Has(c.subnet) && (p.direct.Has(hop{c.subnet.Addr(), cmp.Or(c.via, c.dst)}) ||
+		slices.ContainsFunc(p.devs, func(dev string) bool { return p.fdb.Has(FDB{Dev: dev, MAC: c.mac, Dst: c.dst}) }))
 }
 
 // knows reports whether packets from a are let in already as one of subnets.
@@ -124,10 +159,6 @@ func newClaims(list []candidate) *claims {
 // "". One MAC at one address may serve several leases: they are one VTEP; and
 // where VXLAN is no way to c its MAC does not matter.
 func (k *claims) contested(c *candidate) (kind, detail string) {
-	if other, ok := k.nodes[c.lease.Node]; ok && other != c.lease {
-		return "PeerDuplicateNode", fmt.Sprintf("subnet %s: the name is also that of the holder of %s, which is kept",
-			c.subnet, other.Paths[0].Subnet)
-	}
 	if other, ok := k.macs[fdbKey{c.dev, c.mac}]; ok && c.dev != "" && other.dst != c.dst {
 		return "PeerMACDuplicate", fmt.Sprintf("subnet %s: VTEP MAC %s at %s is also announced by %s at %s, which is kept",
 			c.subnet, c.mac, c.dst, peerName(other.lease), other.dst)
@@ -136,6 +167,16 @@ func (k *claims) contested(c *candidate) (kind, detail string) {
 		return "PeerOverlap", fmt.Sprintf("subnet %s overlaps %s of %s, which is kept", c.subnet, other.subnet, peerName(other.lease))
 	}
 	return "", ""
+}
+
+// named returns what is wrong with the name of c, given who was accepted
+// before it, or "".
+func (k *claims) named(c *candidate) string {
+	other, ok := k.nodes[c.lease.Node]
+	if !ok || other == c.lease {
+		return ""
+	}
+	return fmt.Sprintf("subnet %s: the name is also that of the holder of %s, which is kept", c.subnet, other.Paths[0].Subnet)
 }
 
 // overlapping returns an accepted candidate whose subnet overlaps s.
@@ -153,7 +194,7 @@ func (k *claims) overlapping(s netip.Prefix) (*candidate, bool) {
 }
 
 func (k *claims) take(c *candidate) {
-	if c.lease.Node != "" {
+	if _, taken := k.nodes[c.lease.Node]; c.lease.Node != "" && !taken {
 		k.nodes[c.lease.Node] = c.lease
 	}
 	k.macs[fdbKey{c.dev, c.mac}] = c

@@ -47,7 +47,7 @@ func (p *planner) makeSpace(n int) {
 func (p *planner) filters() bool { return p.self.Guard != "" || p.self.Masquerade }
 
 // filter adds table inet weft and its elements.
-func (p *planner) filter(peers *accepted) {
+func (p *planner) filter(peers *accepted, claims *claims) {
 	if !p.filters() {
 		return
 	}
@@ -64,7 +64,7 @@ func (p *planner) filter(peers *accepted) {
 			p.state.Nodes.Add(Node{Addr: a})
 		}
 		if f.Guard == GuardBind {
-			inner := innerOf(peers.subnets[l], outer)
+			inner := innerOf(peers.subnets[l], outer, claims)
 			for _, in := range inner {
 				if !in.IsSingleIP() {
 					f.Lengths = f.Lengths.With(in)
@@ -151,14 +151,17 @@ func (p *planner) outer(l *subnet.Lease, subnets []netip.Prefix, holders map[net
 
 // innerOf returns what the packets of a peer can have as inner source: its
 // subnets, the base address of each, which is its VTEP's, and what the node
-// itself sends from its own addresses.
-func innerOf(subnets []netip.Prefix, outer []netip.Addr) []netip.Prefix {
+// itself sends from its own addresses. An address among a peer's pods is
+// nobody's own.
+func innerOf(subnets []netip.Prefix, outer []netip.Addr, claims *claims) []netip.Prefix {
 	out := make([]netip.Prefix, 0, 2*len(subnets)+len(outer))
 	for _, s := range subnets {
 		out = append(out, s, single(s.Addr()))
 	}
 	for _, a := range outer {
-		out = append(out, single(a))
+		if _, pods := claims.overlapping(single(a)); !pods {
+			out = append(out, single(a))
+		}
 	}
 	return out
 }

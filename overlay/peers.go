@@ -21,15 +21,14 @@ type candidate struct {
 	dev       string     // our VXLAN device on dst's family; empty when VXLAN is no way there
 	via       netip.Addr // gateway of a direct route; zero when the route goes through dev
 	incumbent bool       // programmed already
-	admitted  int        // of the lease's addresses, those from which the subnet is let in already
+	fit       fit        // how well; zero unless incumbent
 }
 
-// compare orders candidates by who keeps what two of them claim. Of two that
-// claim one subnet at one VTEP, the one whose other addresses are let in keeps
-// it. Names and other paths come last, where they decide nothing but which of
-// two equals is reported.
+// compare orders candidates by who keeps what two of them claim: of two that
+// are programmed, the one that fits better. Names and other paths come last,
+// where they decide nothing but which of two equals is reported.
 func (c candidate) compare(o candidate) int {
-	if n := cmp.Or(compareBool(o.incumbent, c.incumbent), c.dst.Compare(o.dst), compareMAC(c.mac, o.mac), c.subnet.Compare(o.subnet), cmp.Compare(o.admitted, c.admitted)); n != 0 {
+	if n := cmp.Or(compareBool(o.incumbent, c.incumbent), c.fit.compare(o.fit), c.dst.Compare(o.dst), compareMAC(c.mac, o.mac), c.subnet.Compare(o.subnet)); n != 0 {
 		return n
 	}
 	return cmp.Or(
@@ -64,6 +63,14 @@ func (p *planner) peers(leases []subnet.Lease) {
 	accepted := newAccepted(len(leases))
 	for i := range list {
 		c := &list[i]
+		// The kernel knows no names: one that is programmed is not cut off
+		// because another comes by its name.
+		if detail := claims.named(c); detail != "" {
+			p.problem("PeerDuplicateNode", peerName(c.lease), "%s", detail)
+			if !c.incumbent {
+				continue
+			}
+		}
 		if kind, detail := claims.contested(c); kind != "" {
 			p.problem(kind, peerName(c.lease), "%s", detail)
 			continue
@@ -73,7 +80,7 @@ func (p *planner) peers(leases []subnet.Lease) {
 		accepted.add(c)
 	}
 	p.reached = len(accepted.leases)
-	p.filter(accepted)
+	p.filter(accepted, claims)
 }
 
 // isOwn reports whether l is our own lease: our node and instance or, where
@@ -120,7 +127,7 @@ func (p *planner) candidates(list []candidate, l *subnet.Lease) []candidate {
 		}
 		if c, ok := p.candidate(l, path); ok {
 			if c.incumbent = p.have.holds(c); c.incumbent {
-				c.admitted = p.have.admits(c)
+				c.fit = p.have.fits(c)
 			}
 			list = append(list, c)
 		}

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package overlay
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+
+	"weft.dev/weft/subnet"
+)
+
+// Whoever copies what is published of a programmed peer, its MAC above all,
+// takes nothing of it, although the copy has the lower address.
+func TestCopiesTakeNothing(t *testing.T) {
+	both := [][2]subnet.Family{{4, 4}, {6, 6}}
+	n := node{guardedSelf(both...), testConfig()}
+	holder := lease(40, both...)
+	have, _ := n.desired([]subnet.Lease{holder}, NewState())
+	for name, copied := range map[string]func(*subnet.Lease){
+		"at another address": func(l *subnet.Lease) { l.Paths[0].Underlay = host(4, 3) },
+		"of a wider subnet": func(l *subnet.Lease) {
+			l.Paths[0].Subnet = netip.PrefixFrom(l.Paths[0].Subnet.Addr(), l.Paths[0].Subnet.Bits()-1).Masked()
+		},
+		"of a narrower subnet": func(l *subnet.Lease) {
+			l.Paths[0].Subnet = netip.PrefixFrom(l.Paths[0].Subnet.Addr(), l.Paths[0].Subnet.Bits()+1)
+		},
+		"under the same name":            func(l *subnet.Lease) { l.Node, l.Paths[1].Subnet = holder.Node, pods(6, 77) },
+		"with another subnet beside":     func(l *subnet.Lease) { l.Paths[1].Subnet = pods(6, 77) },
+		"with another address beside":    func(l *subnet.Lease) { l.Paths[1].Underlay = host(6, 3) },
+		"with a source":                  func(l *subnet.Lease) { l.Sources = append(l.Sources, host(4, 3)) },
+		"with its own address as source": func(l *subnet.Lease) { l.Sources = append(l.Sources, l.Paths[0].Underlay, l.Paths[0].Underlay) },
+		"without VXLAN": func(l *subnet.Lease) {
+			l.Backend = subnet.BackendHostGW
+			for i := range l.Paths {
+				l.Paths[i].MAC, l.Paths[i].VNI = subnet.MAC{}, 0
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := holder.Clone()
+			c.Node, c.Instance = "copy", "copy"
+			copied(&c)
+			before := have
+			for range 3 { // what the copy has by then must not help it either
+				for _, order := range [][]subnet.Lease{{holder, c}, {c, holder}} {
+					s, problems := n.desired(order, before)
+					for _, e := range slices.Concat(entries(have.FDB), entries(have.Neighs), entries(have.Routes), entries(have.Sources), entries(have.Nodes)) {
+						if !slices.Contains(slices.Concat(entries(s.FDB), entries(s.Neighs), entries(s.Routes), entries(s.Sources), entries(s.Nodes)), e) {
+							t.Fatalf("gone: %s; problems %v", e, problems)
+						}
+					}
+					before = s
+				}
+			}
+		})
+	}
+}
+
+func entries[E interface {
+	comparable
+	Entry
+}](s Set[E]) []Entry {
+	var out []Entry
+	for e := range s {
+		out = append(out, e)
+	}
+	return out
+}
