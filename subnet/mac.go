@@ -50,8 +50,9 @@ func (m *MAC) UnmarshalText(b []byte) (err error) {
 
 // DeriveMAC returns the VTEP MAC of a node on an underlay of family f: a
 // locally administered unicast address that is the same after a reboot or a
-// re-creation of the device. network names the overlay (the etcd prefix, or
-// "kubernetes"), node is the node's name. See docs/adr/0002.
+// re-creation of the device. network names the overlay, which must not be a
+// setting that a restart can change by mistake; node is the node's name. See
+// docs/adr/0002.
 func DeriveMAC(network string, vni uint32, f Family, node string) MAC {
 	h := sha256.New()
 	var n [5]byte

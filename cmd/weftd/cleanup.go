@@ -186,7 +186,7 @@ func (c *cleaner) marked(have overlay.State, d string) bool {
 		}
 	}
 	for l := range have.Links {
-		if l.Name == d && l.MAC == subnet.DeriveMAC(c.o.EtcdPrefix, l.VNI, subnet.FamilyOf(l.Local), c.o.NodeName) {
+		if l.Name == d && l.MAC == subnet.DeriveMAC(macNetwork, l.VNI, subnet.FamilyOf(l.Local), c.o.NodeName) {
 			return true
 		}
 	}

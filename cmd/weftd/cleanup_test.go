@@ -62,7 +62,7 @@ func install(t *testing.T, args ...string) *installed {
 	names := presetFor(n.o.FlannelCompat).names
 	u := overlay.Underlay{Dev: "eth0", Addr: netip.MustParseAddr("10.0.0.1"), Net: netip.MustParsePrefix("10.0.0.0/24"), MTU: 1500}
 	own := leaseOf("n1", "id", "10.0.0.1", "10.42.1.0/24")
-	own.Paths[0].MAC = subnet.DeriveMAC(n.o.EtcdPrefix, 1, subnet.IPv4, "n1")
+	own.Paths[0].MAC = subnet.DeriveMAC(macNetwork, 1, subnet.IPv4, "n1")
 	self := overlay.Self{Lease: own, Underlays: []overlay.Underlay{u}, Names: names, Guard: n.o.selfGuard(), Masquerade: n.o.IPMasq}
 	direct, far := leaseOf("n2", "x", "10.0.0.2", "10.42.2.0/24"), leaseOf("n3", "y", "192.0.2.3", "10.42.3.0/24")
 	direct.Paths[0].MAC[5], far.Paths[0].MAC[5] = 2, 3

@@ -11,6 +11,11 @@ import (
 	"weft.dev/weft/subnet"
 )
 
+// macNetwork is the network in every VTEP's MAC (ADR 2). It is not the etcd
+// prefix: peers hold on to an agent that was started with a wrong one, and
+// send to the MAC it had.
+const macNetwork = "weft"
+
 // request is the lease this node asks for: one path for each pod network, on
 // the underlay of its own family where there is one and else on the other;
 // the subnets held before, from the subnet file, are hints. The problems are
@@ -42,7 +47,7 @@ func (a *agent) request(instance string, underlays []overlay.Underlay) (subnet.L
 		// The MAC is there whatever the backend: it may become VXLAN.
 		p := subnet.Path{
 			Underlay: announced, VNI: cfg.Backend.VNI,
-			MAC: subnet.DeriveMAC(a.o.EtcdPrefix, cfg.Backend.VNI, subnet.FamilyOf(u.Addr), a.o.NodeName),
+			MAC: subnet.DeriveMAC(macNetwork, cfg.Backend.VNI, subnet.FamilyOf(u.Addr), a.o.NodeName),
 		}
 		for _, s := range previous.Subnets {
 			if subnet.FamilyOf(s.Addr()) == f {
