@@ -32,7 +32,7 @@ func (k *Kernel) dumpDirect(ctx context.Context, s overlay.Set[overlay.Route]) e
 			if err != nil {
 				return "", false, fmt.Errorf("look up device with index %d: %w", index, err)
 			}
-			if found && !slices.Contains(k.devices, l.name) {
+			if found && l.kind != kindVXLAN && !slices.Contains(k.devices, l.name) {
 				name = l.name
 			}
 			names[index] = name

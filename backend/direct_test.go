@@ -347,3 +347,17 @@ func BenchmarkProbeBigTable(b *testing.B) {
 		}
 	}
 }
+
+// TestOtherAgentsRoutes: two agents of two VNIs share a network namespace, and
+// neither takes the other's routes for its own stale ones.
+func TestOtherAgentsRoutes(t *testing.T) {
+	one, _, _ := twoNodes(t)
+	run(t, "ip link add weft.2 type vxlan id 2 local 10.0.0.1 dev u0 dstport 8473 nolearning")
+	run(t, "ip link set weft.2 up")
+	run(t, "ip route add 10.99.3.0/24 via 10.99.3.0 dev weft.2 onlink proto 87 metric 3000")
+	run(t, "ip route add 10.42.99.0/24 via 10.0.0.99 dev u0 proto 87 metric 3000")
+	converge(t, one, node(1, 2, false))
+	if got := run(t, "ip route show proto 87"); !strings.Contains(got, "10.99.3.0/24 via 10.99.3.0 dev weft.2") || strings.Contains(got, "10.42.99.0/24") {
+		t.Errorf("want the route on weft.2 and not the one on u0:\n%s", got)
+	}
+}
