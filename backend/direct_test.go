@@ -351,6 +351,7 @@ func BenchmarkProbeBigTable(b *testing.B) {
 // TestOtherAgentsRoutes: two agents of two VNIs share a network namespace, and
 // neither takes the other's routes for its own stale ones.
 func TestOtherAgentsRoutes(t *testing.T) {
+	enterNetns(t)
 	one, _, _ := twoNodes(t)
 	run(t, "ip link add weft.2 type vxlan id 2 local 10.0.0.1 dev u0 dstport 8473 nolearning")
 	run(t, "ip link set weft.2 up")

@@ -178,7 +178,7 @@ func (p *planner) devices() {
 			p.problem("UnderlayMissing", path.Subnet.String(), "this node has no %s device to carry the subnet, but announces %s", f, path.Underlay)
 			continue
 		case !l.carries(pod):
-			p.tooSmall(l.Name, l.Underlay, l.MTU, minMTUv6, Overhead(f), "so the device cannot carry IPv6")
+			p.tooSmall(l.Name, l.MTU, p.under[f], minMTUv6, Overhead(f), "so the device cannot carry IPv6")
 			continue
 		}
 		base := path.Subnet.Addr()
@@ -196,12 +196,26 @@ func (p *planner) gateways() {
 			p.problem("UnderlayMissing", path.Subnet.String(), "this node has no %s underlay, and backend %q needs one of the subnet's family", pod, subnet.BackendHostGW)
 			continue
 		}
-		mtu := cmp.Or(p.cfg.Backend.MTU, u.MTU)
+		mtu := p.underlayMTU(u)
 		if pod == subnet.IPv6 && mtu < minMTUv6 {
-			p.tooSmall(u.Dev, u.Dev, mtu, minMTUv6, 0, "so pods cannot use IPv6")
+			p.tooSmall(u.Dev, mtu, u, minMTUv6, 0, "so pods cannot use IPv6")
 		}
 		p.carry(mtu)
 	}
+}
+
+// underlayMTU returns the MTU to assume of u: the configured one, but never
+// more than the device has, for the kernel would refuse what is made from it
+// and the node would have no device at all.
+func (p *planner) underlayMTU(u Underlay) int {
+	mtu := p.cfg.Backend.MTU
+	switch {
+	case mtu == 0 || u.MTU == 0:
+		return cmp.Or(mtu, u.MTU)
+	case mtu > u.MTU:
+		p.problem("MTUTooLarge", u.Dev, "Backend.MTU %d in the network configuration is above the underlay's own %d, which is used instead", mtu, u.MTU)
+	}
+	return min(mtu, u.MTU)
 }
 
 // carry notes that pods' packets go over a device of that MTU.
@@ -223,14 +237,14 @@ func (p *planner) device(f subnet.Family, u Underlay) {
 	l := Link{
 		Name: p.deviceName(f),
 		VNI:  b.VNI, Port: b.Port, Local: u.Addr.Unmap(), Underlay: u.Dev, MAC: own.MAC,
-		MTU:      cmp.Or(b.MTU, u.MTU) - Overhead(f),
+		MTU:      p.underlayMTU(u) - Overhead(f),
 		Learning: b.Learning, GBP: b.GBP, Up: true, RPFilter: rpFilterLoose, AddrGen: addrGenNone,
 	}
 	switch {
 	case len(l.Name) > maxLinkName:
 		p.problem("LinkNameTooLong", l.Name, "a device name has at most %d bytes: choose a smaller VNI than %d", maxLinkName, b.VNI)
 	case l.MTU < minMTU:
-		p.tooSmall(l.Name, l.Underlay, l.MTU, minMTU, Overhead(f), "so there can be no device")
+		p.tooSmall(l.Name, l.MTU, u, minMTU, Overhead(f), "so there can be no device")
 	default:
 		p.links[f] = l
 		p.state.Links.Add(l)
@@ -238,9 +252,9 @@ func (p *planner) device(f subnet.Family, u Underlay) {
 	}
 }
 
-func (p *planner) tooSmall(dev, underlay string, mtu, least, overhead int, effect string) {
-	what := "underlay " + underlay + " needs an MTU"
-	if p.cfg.Backend.MTU != 0 {
+func (p *planner) tooSmall(dev string, mtu int, u Underlay, least, overhead int, effect string) {
+	what := "underlay " + u.Dev + " needs an MTU"
+	if b := p.cfg.Backend.MTU; b != 0 && (u.MTU == 0 || b <= u.MTU) {
 		what = "Backend.MTU in the network configuration needs a value"
 	}
 	p.problem("MTUTooSmall", dev, "MTU %d is below %d, %s: %s of at least %d", mtu, least, effect, what, least+overhead)

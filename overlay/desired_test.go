@@ -306,7 +306,11 @@ func TestPodMTU(t *testing.T) {
 	}{
 		{"VXLAN over IPv4", guardedSelf(v4), nil, 1450, "[]"},
 		{"VXLAN over both", guardedSelf(v4, v6), nil, 1430, "[]"},
-		{"VXLAN, configured", guardedSelf(v4), func(c *subnet.Config) { c.Backend.MTU = 9000 }, 8950, "[]"},
+		{"VXLAN, configured", guardedSelf(v4), func(c *subnet.Config) { c.Backend.MTU = 1400 }, 1350, "[]"},
+		{"VXLAN, configured above the underlay's", guardedSelf(v4), func(c *subnet.Config) { c.Backend.MTU = 9000 }, 1450,
+			"[MTUTooLarge eth0: Backend.MTU 9000 in the network configuration is above the underlay's own 1500, which is used instead]"},
+		{"host-gw, configured above the underlay's", guardedSelf(v4), func(c *subnet.Config) { c.Backend.Type, c.Backend.MTU = subnet.BackendHostGW, 1501 }, 1500,
+			"[MTUTooLarge eth0: Backend.MTU 1501 in the network configuration is above the underlay's own 1500, which is used instead]"},
 		{"direct routing goes back and forth", guardedSelf(v4), func(c *subnet.Config) { c.Backend.DirectRouting = true }, 1450, "[]"},
 		{"host-gw", guardedSelf(v4, v6), func(c *subnet.Config) { c.Backend.Type = subnet.BackendHostGW }, 1500, "[]"},
 		{"host-gw, too small for IPv6", guardedSelf(v4, v6), func(c *subnet.Config) { c.Backend.Type, c.Backend.MTU = subnet.BackendHostGW, 1000 }, 1000,

@@ -217,7 +217,7 @@ func scenarios() []scenario {
 		{name: "overlap with an incumbent", self: dual, leases: []subnet.Lease{incumbent, rival}, before: after(incumbent)},
 		{name: "backend options", self: dual, leases: []subnet.Lease{
 			edit(lease(2, v4), func(p *subnet.Path) { p.VNI = 4096 })}, cfg: func(c *subnet.Config) {
-			c.Backend = subnet.BackendConfig{Type: subnet.BackendVXLAN, VNI: 4096, Port: 4789, MTU: 9000, Learning: true, GBP: true, DirectRouting: true}
+			c.Backend = subnet.BackendConfig{Type: subnet.BackendVXLAN, VNI: 4096, Port: 4789, MTU: 1400, Learning: true, GBP: true, DirectRouting: true}
 		}},
 		{name: "underlay too small for ipv6", self: low, leases: []subnet.Lease{lease(2, v4, v6)}},
 		{name: "peer with a new MAC", self: dual, leases: []subnet.Lease{

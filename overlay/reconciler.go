@@ -20,7 +20,7 @@ import (
 // Config means its default.
 type Options struct {
 	Config   subnet.Config      // until SetConfig gives another
-	Resync   time.Duration      // how often the kernel is audited when nothing happens, 20% more or less; default 5 s
+	Resync   time.Duration      // the kernel is audited at least so often, and up to 30% earlier; default 5 s
 	MinGap   time.Duration      // least time between two passes; default 50 ms
 	Log      logrus.FieldLogger // default: nowhere
 	OnStatus func(Status)       // called after each pass, from the goroutine of Run; must not block

@@ -27,7 +27,7 @@ type BackendConfig struct {
 	Type          BackendType
 	VNI           uint32 // VXLAN network identifier, 1 to 16777215; default 1
 	Port          uint16 // outer UDP destination port; default 8472 (Linux, vxlan_core.c)
-	MTU           int    // underlay MTU to assume instead of the device's own; 0 follows the device
+	MTU           int    // underlay MTU to assume where the device has more; 0 follows the device
 	Learning      bool   // let the device learn remote VTEPs from traffic
 	GBP           bool   // VXLAN group policy extension
 	DirectRouting bool   // route without VXLAN to peers on the same link
