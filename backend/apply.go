@@ -31,26 +31,42 @@ func (k *Kernel) Apply(ctx context.Context, changes overlay.Changes) error {
 	a := applier{k: k, devices: map[string]device{}, held: map[subnet.Family]map[routeKey]rawRoute{}}
 	total := len(changes)
 	var errs []error
-	for len(changes) > 0 {
-		if err := ctx.Err(); err != nil {
-			errs = append(errs, fmt.Errorf("%d of %d changes not made: %w", len(changes), total, err))
-			break
-		}
+	for len(changes) > 0 && ctx.Err() == nil {
 		n := 0
 		for n < len(changes) && inFilter(changes[n].Entry) {
 			n++
 		}
 		if n > 0 {
+			errs = append(errs, a.flush(ctx)...)
 			errs = append(errs, a.applyFilter(ctx, changes[:n])...)
 			changes = changes[n:]
 			continue
 		}
-		if err := a.change(ctx, changes[0]); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", title(changes[0]), err))
-		}
+		errs = append(errs, a.next(ctx, changes[0])...)
 		changes = changes[1:]
 	}
+	errs = append(errs, a.flush(ctx)...)
+	if left := len(changes) + len(a.waiting); left > 0 {
+		errs = append(errs, fmt.Errorf("%d of %d changes not made: %w", left, total, ctx.Err()))
+	}
 	return errors.Join(errs...)
+}
+
+// next makes a change, or lets it wait for others to be sent with.
+func (a *applier) next(ctx context.Context, c overlay.Change) []error {
+	waits, err := a.collect(ctx, c)
+	var errs []error
+	if !waits {
+		errs = a.flush(ctx)
+		err = a.change(ctx, c)
+	}
+	if err != nil {
+		errs = append(errs, fmt.Errorf("%s: %w", title(c), err))
+	}
+	if len(a.waiting) >= batchMost {
+		errs = append(errs, a.flush(ctx)...)
+	}
+	return errs
 }
 
 // title names a change in an error, e.g. "add fdb 0a:58:0a:00:00:02 dev weft.1
@@ -71,6 +87,7 @@ type applier struct {
 	k       *Kernel
 	devices map[string]device                       // index 0: it does not exist
 	held    map[subnet.Family]map[routeKey]rawRoute // routes that are not ours
+	waiting []pending                               // plain changes that are sent together
 	// unguarded: a table with an ingress guard could not be put in place.
 	unguarded bool
 }
@@ -92,14 +109,12 @@ func (a *applier) change(ctx context.Context, c overlay.Change) error {
 		delete(a.devices, l.Name) // a new device has a new index
 		return a.k.applyLink(ctx, c.Op, l)
 	}
-	name := deviceOf(c.Entry)
-	dev, err := a.device(ctx, name, mayHold(c))
+	dev, err := a.device(ctx, deviceOf(c.Entry), mayHold(c))
 	if err != nil {
 		return err
 	}
-	del := c.Op == overlay.Delete
 	if dev.index == 0 {
-		if del {
+		if c.Op == overlay.Delete {
 			return nil
 		}
 		return unix.ENODEV
@@ -107,20 +122,7 @@ func (a *applier) change(ctx context.Context, c overlay.Change) error {
 	if done, err := a.special(ctx, c, dev); done || err != nil {
 		return err
 	}
-	r := message(c, dev.index)
-	if r == nil {
-		return fmt.Errorf("unknown kind of entry %T", c.Entry)
-	}
-	err = a.k.conn.change(ctx, r)
-	switch {
-	case del && gone(err):
-		return nil
-	case errors.Is(err, unix.EEXIST):
-		return a.exists(ctx, c, dev, err)
-	case errors.Is(err, unix.EINVAL):
-		return a.besideGateway(ctx, c, dev, err)
-	}
-	return err
+	return a.settle(ctx, c, dev, a.k.conn.change(ctx, message(c, dev.index)))
 }
 
 // message builds the one request that makes a plain change.
@@ -144,8 +146,7 @@ func message(c overlay.Change, index int) *nl.NetlinkRequest {
 }
 
 // special makes the changes that need a look at the kernel first: those of
-// entries that Dump marked as more than overlay's types can say, and
-// replacing a route, which must not meet somebody else's. done says that
+// entries that Dump marked as more than overlay's types can say. done says that
 // nothing is left to do.
 func (a *applier) special(ctx context.Context, c overlay.Change, dev device) (done bool, err error) {
 	switch e := c.Entry.(type) {
@@ -158,12 +159,7 @@ func (a *applier) special(ctx context.Context, c overlay.Change, dev device) (do
 			return false, a.k.deleteOdd(ctx, dev, e.MAC)
 		}
 	case overlay.Route:
-		switch {
-		case c.Op == overlay.Delete && !e.Onlink && !a.k.leftByFlannel(e):
-			return true, a.deleteExactly(ctx, e, dev)
-		case c.Op == overlay.Replace:
-			return false, a.notHeld(ctx, e, c.Was)
-		}
+		return true, a.deleteExactly(ctx, e, dev)
 	}
 	return false, nil
 }

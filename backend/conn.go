@@ -75,7 +75,17 @@ func (c *conn) do(ctx context.Context, r *nl.NetlinkRequest) ([][]byte, error) {
 }
 
 // doSome does the same, and of the answer keeps what keep says, or all.
-func (c *conn) doSome(ctx context.Context, r *nl.NetlinkRequest, keep func(msg []byte) bool) ([][]byte, error) {
+func (c *conn) doSome(ctx context.Context, r *nl.NetlinkRequest, keep func(msg []byte) bool) (msgs [][]byte, err error) {
+	_, err = c.turn(ctx, func() (int, error) {
+		msgs, err = c.exchange(r, keep)
+		return 0, err
+	})
+	return msgs, err
+}
+
+// turn runs talk, which sends something and reads the answer, when nobody else
+// uses the socket, and bounds how long it waits.
+func (c *conn) turn(ctx context.Context, talk func() (int, error)) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	wait := callTimeout
@@ -83,16 +93,16 @@ func (c *conn) doSome(ctx context.Context, r *nl.NetlinkRequest, keep func(msg [
 		wait = min(wait, time.Until(d))
 	}
 	if err := ctx.Err(); err != nil {
-		return nil, err
+		return 0, err
 	}
 	tv := unix.NsecToTimeval(max(wait, time.Millisecond).Nanoseconds())
 	_ = c.sock.SetSendTimeout(&tv) // these two only store the value
 	_ = c.sock.SetReceiveTimeout(&tv)
-	msgs, err := c.exchange(r, keep)
+	n, err := talk()
 	if errors.Is(err, unix.EAGAIN) { // how the socket reports the timeout
-		return nil, fmt.Errorf("no answer from the kernel in %v: %w", wait.Round(time.Millisecond), context.DeadlineExceeded)
+		return n, fmt.Errorf("no answer from the kernel in %v: %w", wait.Round(time.Millisecond), context.DeadlineExceeded)
 	}
-	return msgs, err
+	return n, err
 }
 
 // change sends a request that alters something and waits for the kernel's
