@@ -65,6 +65,11 @@ faults: need-root need-tools build ## break labs in every way of the table, unde
 	$(GO) -C tests build -trimpath -buildvcs=false -o ../bin/weft-faults ./faults
 	bin/weft-faults --markdown docs/faults.md --json bin/faults.json $(FAULTS)
 
+.PHONY: bench
+bench: need-root need-tools build ## measure the control plane with up to 20,000 peers; writes docs/benchmarks.md (about 8 minutes)
+	$(GO) -C tests build -trimpath -buildvcs=false -o ../bin/weft-bench ./bench
+	bin/weft-bench --markdown docs/benchmarks.md --json bin/bench.json $(BENCH)
+
 .PHONY: fuzz
 fuzz: ## fuzz every codec for FUZZTIME (default 30s) each
 	@for p in ./subnet ./cni-shim ./cni-shim/ledger ./backend/nft; do \
