@@ -95,8 +95,9 @@ func (f fit) compare(o fit) int {
 	return cmp.Or(cmp.Compare(f.strange, o.strange), cmp.Compare(o.admitted, f.admitted), compareBool(o.exact, f.exact))
 }
 
-// fits returns the fit of c, which is programmed.
-func (p programmed) fits(c candidate) fit {
+// fits returns the fit of c, which is programmed, going by the addresses that
+// its packets can come from.
+func (p programmed) fits(c candidate, from func(netip.Addr) bool) fit {
 	f := fit{exact: p.exactly(c)}
 	if len(p.sources) == 0 {
 		return f
@@ -110,7 +111,7 @@ func (p programmed) fits(c candidate) fit {
 		} else {
 			a = c.lease.Sources[i-len(c.lease.Paths)].Unmap()
 		}
-		if slices.Contains(seen, a) {
+		if slices.Contains(seen, a) || !from(a) {
 			continue
 		}
 		seen = append(seen, a)

@@ -285,7 +285,7 @@ func TestFilterIsTheSameInHostGW(t *testing.T) {
 	vxlan, _ := Desired(self, cfg, leases, NewState())
 	cfg.Backend.Type, self.Lease = subnet.BackendHostGW, hostGW(self.Lease)
 	gw, problems := Desired(self, cfg, leases, NewState())
-	if len(problems) != 0 || len(vxlan.Sources) != 24 {
+	if len(problems) != 0 || len(vxlan.Sources) != 2*4 {
 		t.Errorf("problems %v, state\n%s", problems, gw)
 	}
 	gw.Links, gw.Addrs, gw.FDB, gw.Neighs, gw.Routes = vxlan.Links, vxlan.Addrs, vxlan.FDB, vxlan.Neighs, vxlan.Routes

@@ -38,8 +38,8 @@ func (p *planner) makeSpace(n int) {
 		p.state.Nodes = make(Set[Node], n)
 	}
 	if p.self.Guard == GuardBind {
-		// Of a node with one path, and with two: 3 and 2*6 elements.
-		p.state.Sources = make(Set[Source], n*3*max(1, len(p.self.Lease.Paths)))
+		// Of each path: its subnet, and its node's own address.
+		p.state.Sources = make(Set[Source], 2*n)
 	}
 }
 
@@ -70,7 +70,9 @@ func (p *planner) filter(peers *accepted, claims *claims) {
 					f.Lengths = f.Lengths.With(in)
 				}
 				for _, a := range outer {
-					p.state.Sources.Add(Source{Outer: a, Inner: in})
+					if p.carriedBy(l, a, in.Addr()) {
+						p.state.Sources.Add(Source{Outer: a, Inner: in})
+					}
 				}
 			}
 		}
@@ -127,7 +129,7 @@ func (p *planner) holders(peers *accepted) map[netip.Addr]*subnet.Lease {
 func (p *planner) outer(l *subnet.Lease, subnets []netip.Prefix, holders map[netip.Addr]*subnet.Lease) []netip.Addr {
 	out := make([]netip.Addr, 0, len(l.Paths)+len(l.Sources))
 	for _, path := range l.Paths {
-		if a := path.Underlay.Unmap(); unicast(a) && !p.isOurs(a) && !slices.Contains(out, a) {
+		if a := path.Underlay.Unmap(); p.canBe(a) && !slices.Contains(out, a) {
 			out = append(out, a)
 		}
 	}
@@ -149,15 +151,46 @@ func (p *planner) outer(l *subnet.Lease, subnets []netip.Prefix, holders map[net
 	return out
 }
 
-// innerOf returns what the packets of a peer can have as inner source: its
-// subnets, the base address of each, which is its VTEP's, and what the node
-// itself sends from its own addresses. An address among a peer's pods is
-// nobody's own.
-func innerOf(subnets []netip.Prefix, outer []netip.Addr, claims *claims) []netip.Prefix {
-	out := make([]netip.Prefix, 0, 2*len(subnets)+len(outer))
-	for _, s := range subnets {
-		out = append(out, s, single(s.Addr()))
+// carriedBy reports whether l's packets with inner source in can come from its
+// address outer. A sender goes by our lease, as reach does: to our subnet of a
+// family on the underlay that we announce with it, or else on one that both
+// have. From an address of a family that l does not announce, published beside
+// the others, anything can come.
+func (p *planner) carriedBy(l *subnet.Lease, outer, in netip.Addr) bool {
+	own, ok := p.self.Lease.Path(subnet.FamilyOf(in))
+	if !ok {
+		return false // we have no pods that it could be sent to
 	}
+	g := subnet.FamilyOf(outer)
+	if !p.announces(l, g) {
+		return true
+	}
+	over := subnet.FamilyOf(own.Underlay)
+	if p.announces(l, over) {
+		return g == over
+	}
+	_, ok = p.self.Lease.VTEP(g)
+	return ok
+}
+
+// announces reports whether l has an underlay address of family f that can be
+// right.
+func (p *planner) announces(l *subnet.Lease, f subnet.Family) bool {
+	return slices.ContainsFunc(l.Paths, func(path subnet.Path) bool {
+		a := path.Underlay.Unmap()
+		return subnet.FamilyOf(a) == f && p.canBe(a)
+	})
+}
+
+// canBe reports whether a can be an underlay address of a peer.
+func (p *planner) canBe(a netip.Addr) bool { return unicast(a) && !p.isOurs(a) }
+
+// innerOf returns what the packets of a peer can have as inner source: its
+// subnets, in which its VTEP's addresses are, and what the node itself sends
+// from its own addresses. An address among a peer's pods is nobody's own.
+func innerOf(subnets []netip.Prefix, outer []netip.Addr, claims *claims) []netip.Prefix {
+	out := make([]netip.Prefix, 0, len(subnets)+len(outer))
+	out = append(out, subnets...)
 	for _, a := range outer {
 		if _, pods := claims.overlapping(single(a)); !pods {
 			out = append(out, single(a))

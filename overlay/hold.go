@@ -217,8 +217,7 @@ func (k *keeper) hold(r Route, outer netip.Addr) {
 	k.out.state.Routes.Add(r)
 	k.out.subnets.Add(r.Dst)
 	k.outers.Add(outer)
-	base := r.Dst.Addr()
-	for _, inner := range []netip.Prefix{r.Dst, single(base), single(outer)} {
+	for _, inner := range []netip.Prefix{r.Dst, single(outer)} {
 		k.out.state.Sources.Add(Source{Outer: outer, Inner: inner})
 	}
 }

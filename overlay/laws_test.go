@@ -278,18 +278,82 @@ func leads(s State, r Route) (netip.Addr, bool) {
 	return chain(s, r)
 }
 
-// admitted reports whether the guard, if there is one, lets in what a peer
-// sends from outer, as itself and from its subnet.
+// admitted reports whether the guard, if there is one, knows the peer at outer
+// and lets in what comes from its subnet; over which underlay that comes is
+// what TestWhatPeersSendIsLetIn is about.
 func admitted(s State, outer netip.Addr, dst netip.Prefix) bool {
 	for f := range s.Filters {
 		if !s.Nodes.Has(Node{Addr: outer}) {
 			return false
 		}
-		if f.Guard == GuardBind && !(s.Sources.Has(Source{outer, dst}) && s.Sources.Has(Source{outer, single(dst.Addr())}) && s.Sources.Has(Source{outer, single(outer)})) {
+		inside := false
+		for src := range s.Sources {
+			inside = inside || src.Inner == dst
+		}
+		if f.Guard == GuardBind && !inside {
 			return false
 		}
 	}
 	return true
+}
+
+// TestWhatPeersSendIsLetIn: whatever the shapes of two nodes, and whatever the
+// backends, what one sends to the other's pods through VXLAN is let in there:
+// from its own pods and from itself, over the underlay that it chooses.
+func TestWhatPeersSendIsLetIn(t *testing.T) {
+	sent := 0
+	for _, here := range shapes() {
+		for _, there := range shapes() {
+			for _, direct := range []bool{false, true} {
+				cfg := testConfig()
+				cfg.Backend.DirectRouting = direct
+				us, peer := guardedSelf(here...), secondSelf(there...)
+				ours, _ := Desired(us, cfg, []subnet.Lease{peer.Lease}, NewState())
+				theirs, _ := Desired(peer, testConfig(), []subnet.Lease{us.Lease}, NewState())
+				devices := linksByName(theirs)
+				for r := range theirs.Routes {
+					dev, ok := devices[r.Dev]
+					if !ok {
+						t.Fatalf("%v to %v: no VXLAN: %s", there, here, r)
+					}
+					f := subnet.FamilyOf(r.Dst.Addr())
+					own, _ := peer.Lease.Path(f)
+					inner := []netip.Prefix{own.Subnet}
+					for _, u := range peer.Underlays { // as which the node itself may send
+						if subnet.FamilyOf(u.Addr) == f {
+							inner = append(inner, single(u.Addr))
+						}
+					}
+					for _, in := range inner {
+						sent++
+						if want := (Source{dev.Local, in}); !ours.Sources.Has(want) {
+							t.Errorf("%v to %v, direct %v: %s is refused by\n%s", there, here, direct, want, ours)
+						}
+					}
+				}
+				// And the VTEP's address, which is in the subnet.
+				for src := range ours.Sources {
+					if src.Inner.IsSingleIP() && slices.ContainsFunc(peer.Lease.Paths, func(p subnet.Path) bool { return p.Subnet.Contains(src.Inner.Addr()) }) {
+						t.Errorf("%s says no more than its subnet's", src)
+					}
+				}
+			}
+		}
+	}
+	if sent < 100 {
+		t.Errorf("%d kinds of packets are too few to prove anything", sent)
+	}
+}
+
+// secondSelf is node 2 with the given pairs of pod and underlay family.
+func secondSelf(paths ...[2]subnet.Family) Self {
+	s := Self{Lease: lease(2, paths...), Names: Names{subnet.IPv4: "weft.", subnet.IPv6: "weft6."}}
+	for _, f := range subnet.Families() {
+		if _, ok := s.Lease.VTEP(f); ok {
+			s.Underlays = append(s.Underlays, Underlay{Dev: underlayDev, Addr: host(f, 2), MTU: 1500})
+		}
+	}
+	return s
 }
 
 // entriesOf returns what one lease alone gives.

@@ -127,7 +127,7 @@ func (p *planner) candidates(list []candidate, l *subnet.Lease) []candidate {
 		}
 		if c, ok := p.candidate(l, path); ok {
 			if c.incumbent = p.have.holds(c); c.incumbent {
-				c.fit = p.have.fits(c)
+				c.fit = p.have.fits(c, func(a netip.Addr) bool { return p.carriedBy(l, a, c.subnet.Addr()) })
 			}
 			list = append(list, c)
 		}

@@ -4,13 +4,15 @@ package overlay
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"weft.dev/weft/subnet"
 )
 
-// linkLinger is how long devices stay that a change to host-gw would remove:
-// peers that have not heard of it yet still send to them.
+// linkLinger is how long devices stay that a change to host-gw would remove,
+// and how long packets are let in on the underlay that they came on before our
+// lease named another: peers that have not heard of it yet still send there.
 const linkLinger = 30 * time.Second
 
 // decision is the last desired state and what it was made from.
@@ -96,14 +98,44 @@ func (l *loop) followHold(d *decision, before State, now time.Time) {
 	}
 }
 
-// followLinks begins or ends the linger of devices.
+// followLinks begins or ends the linger of devices, or of a way in.
 func (l *loop) followLinks(d *decision, have State) {
 	switch {
-	case !d.hostGW:
+	case !d.hostGW && l.last != nil && l.last.hostGW:
 		l.linger = lingering{}
-	case l.last != nil && !l.last.hostGW:
+	case d.hostGW && l.last != nil && !l.last.hostGW:
 		l.linger = lingering{leftover(d.state, l.last.target, have), time.Now().Add(linkLinger)}
+	case l.last != nil && movedIn(l.last.inputs.self.Lease, d.inputs.self.Lease):
+		l.linger = lingering{wayIn(d, l.last.target), time.Now().Add(linkLinger)}
 	}
+}
+
+// movedIn reports whether a lease leads peers to a subnet on another underlay
+// family than before.
+func movedIn(was, is subnet.Lease) bool {
+	for _, f := range subnet.Families() {
+		a, before := was.Path(f)
+		b, now := is.Path(f)
+		if before && now && subnet.FamilyOf(a.Underlay) != subnet.FamilyOf(b.Underlay) {
+			return true
+		}
+	}
+	return false
+}
+
+// wayIn returns the sources of was that d's table has sets for, without what
+// could pass for one of our own pods.
+func wayIn(d *decision, was State) State {
+	s := NewState()
+	for f := range d.state.Filters {
+		for src := range was.Sources {
+			ours := slices.ContainsFunc(d.inputs.self.Lease.Paths, func(p subnet.Path) bool { return p.Subnet.Overlaps(src.Inner) })
+			if f.Guard == GuardBind && !ours && d.state.Nodes.Has(Node{Addr: src.Outer}) && (src.Inner.IsSingleIP() || f.Lengths == f.Lengths.With(src.Inner)) {
+				s.Sources.Add(src)
+			}
+		}
+	}
+	return s
 }
 
 // leftover returns the devices of was that want has not and the kernel still

@@ -256,11 +256,22 @@ func (k *vkernel) refuses(outer netip.Addr, inner netip.Prefix) string {
 		case f.Foreign != "" || f.Guard != GuardBind && f.Guard != GuardPeers:
 		case !k.state.Nodes.Has(Node{Addr: outer}):
 			return "a node element"
-		case f.Guard == GuardBind && !k.state.Sources.Has(Source{outer, inner}):
+		case f.Guard == GuardBind && !k.letsIn(inner):
 			return "a source element"
 		}
 	}
 	return ""
+}
+
+// letsIn reports whether packets from inner are let in from anywhere: a peer
+// chooses the underlay that it answers on.
+func (k *vkernel) letsIn(inner netip.Prefix) bool {
+	for s := range k.state.Sources {
+		if s.Inner.Bits() <= inner.Bits() && s.Inner.Contains(inner.Addr()) {
+			return true
+		}
+	}
+	return false
 }
 
 // change makes one change and counts it when it makes a difference.
