@@ -25,7 +25,7 @@ func tableWeft() nft.Table { return nft.Table{Family: nft.Inet, Name: nft.TableN
 func paramsOf(f overlay.Filter) (nft.Params, error) {
 	p := nft.Params{
 		Guard: nft.Guard(f.Guard), Masquerade: f.Masquerade, Port: f.Port, VNI: f.VNI,
-		Networks: f.Networks, Subnets: f.Subnets, Devices: f.Devices,
+		Networks: f.Networks, Subnets: f.Subnets, Devices: f.Devices, Bridge: f.Bridge,
 	}
 	for family, n := range f.Lengths.All() {
 		p.Lengths = append(p.Lengths, nft.Length{Family: family, Bits: n})
@@ -37,7 +37,7 @@ func paramsOf(f overlay.Filter) (nft.Params, error) {
 func filterOf(p nft.Params) overlay.Filter {
 	f := overlay.Filter{
 		Guard: overlay.Guard(p.Guard), Masquerade: p.Masquerade, Port: p.Port, VNI: p.VNI,
-		Networks: p.Networks, Subnets: p.Subnets, Devices: p.Devices,
+		Networks: p.Networks, Subnets: p.Subnets, Devices: p.Devices, Bridge: p.Bridge,
 	}
 	for _, l := range p.Lengths {
 		f.Lengths = f.Lengths.WithLength(l.Family, l.Bits)

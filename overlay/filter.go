@@ -84,7 +84,7 @@ func (p *planner) filter(peers *accepted, claims *claims) {
 // for inner prefixes.
 func (p *planner) table() Filter {
 	b := p.cfg.Backend
-	f := Filter{Guard: p.self.Guard, Masquerade: p.self.Masquerade, Port: b.Port, VNI: b.VNI}
+	f := Filter{Guard: p.self.Guard, Masquerade: p.self.Masquerade, Port: b.Port, VNI: b.VNI, Bridge: p.self.Bridge}
 	if f.Guard == "" {
 		f.Guard = GuardOff
 	}

@@ -18,6 +18,9 @@ const tableName = "inet weft"
 func (f Filter) String() string {
 	s := fmt.Sprintf("%s guard %s masquerade %t udp dport %d vni %d networks %s subnets %s devices %s lengths %s", tableName, f.Guard, f.Masquerade, f.Port, f.VNI,
 		perFamily(f.Networks), perFamily(f.Subnets), strings.Join(f.Devices[:], ","), f.Lengths)
+	if f.Bridge != "" {
+		s += " bridge " + f.Bridge
+	}
 	if f.Foreign != "" {
 		s += " # " + strings.Join(strings.Fields(f.Foreign), " ")
 	}

@@ -40,7 +40,7 @@ func (f Filter) compare(o Filter) int {
 		compareBool(f.Masquerade, o.Masquerade),
 		slices.CompareFunc(f.Networks[:], o.Networks[:], netip.Prefix.Compare),
 		slices.CompareFunc(f.Subnets[:], o.Subnets[:], netip.Prefix.Compare),
-		slices.Compare(f.Devices[:], o.Devices[:]),
+		slices.Compare(f.Devices[:], o.Devices[:]), cmp.Compare(f.Bridge, o.Bridge),
 		f.Lengths.compare(o.Lengths),
 		cmp.Compare(f.Foreign, o.Foreign),
 	)

@@ -109,6 +109,7 @@ type Filter struct {
 	Networks   [2]netip.Prefix // pod networks
 	Subnets    [2]netip.Prefix // this node's pod subnets
 	Devices    [2]string       // our VXLAN devices by underlay family, there or not
+	Bridge     string          // the device that pods are behind, there or not; empty for none known
 	Lengths    Lengths         // of the inner prefixes that the guard looks for, single addresses left out
 	Foreign    string          // in what the kernel's table is not as weft makes it; empty when desired
 }

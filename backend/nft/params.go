@@ -36,6 +36,7 @@ type Params struct {
 	Networks   [2]netip.Prefix // pod networks
 	Subnets    [2]netip.Prefix // this node's pod subnets
 	Devices    [2]string       // our VXLAN devices by underlay family, at most 15 bytes each
+	Bridge     string          // the device that pods are behind, at most 15 bytes; empty for none known
 	// Lengths are the lengths of the inner prefixes that the guard looks for,
 	// single addresses left out, ordered by family, then length, no two the
 	// same.
@@ -75,7 +76,7 @@ func (p Params) Check() error {
 	if p.VNI > 0xffffff {
 		return fmt.Errorf("VNI %d: want at most %d", p.VNI, 0xffffff)
 	}
-	for _, d := range p.Devices {
+	for _, d := range append(p.Devices[:], p.Bridge) {
 		if len(d) > maxDevice {
 			return fmt.Errorf("device name %q: want at most %d bytes", d, maxDevice)
 		}
@@ -97,7 +98,7 @@ func (p Params) Check() error {
 
 const (
 	maxDevice     = 15 // IFNAMSIZ - 1, linux/if.h
-	paramsVersion = 1
+	paramsVersion = 2
 )
 
 // ErrNoParams says that a table's user data holds no parameters: weft did not
@@ -105,7 +106,7 @@ const (
 var ErrNoParams = errors.New("no parameters in the table's user data")
 
 // encode writes p for the table's user data, so that the table in the kernel
-// says itself what it was made from: 75 bytes and the names of the devices.
+// says itself what it was made from: 76 bytes and the names of the devices.
 func (p Params) encode() []byte {
 	b := []byte{paramsVersion, byte(slices.Index(guards(), p.Guard)), 0}
 	if p.Masquerade {
@@ -113,6 +114,7 @@ func (p Params) encode() []byte {
 	}
 	b = binary.BigEndian.AppendUint16(b, p.Port)
 	b = binary.BigEndian.AppendUint32(b, p.VNI)
+	b = append(append(b, byte(len(p.Bridge))), p.Bridge...)
 	for i, f := range subnet.Families() {
 		for _, n := range []netip.Prefix{p.Networks[i], p.Subnets[i]} {
 			b = appendPrefix(b, f, n)
@@ -155,6 +157,7 @@ func decodeParams(b []byte) (Params, error) {
 		p.Guard, p.Masquerade = guards()[guard], masquerade == 1
 	}
 	p.Port, p.VNI = uint16(r.number(2)), uint32(r.number(4))
+	p.Bridge = string(r.take(int(r.number(1))))
 	for i, f := range subnet.Families() {
 		p.Networks[i], p.Subnets[i] = r.prefix(f), r.prefix(f)
 		p.Devices[i] = string(r.take(int(r.number(1))))

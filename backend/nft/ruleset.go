@@ -73,18 +73,25 @@ func (p Params) vxlan() []Expr {
 }
 
 // podRules drop VXLAN from our pods to nodes: masquerading would give it this
-// node's address, which peers trust.
+// node's address, which peers trust, and a pod that sends raw packets can give
+// it any. So what comes from the bridge is a pod's whatever it says, and what
+// says that it is from our subnets is a pod's wherever it comes from.
 func (p Params) podRules() []Rule {
 	var out []Rule
 	for i, f := range subnet.Families() {
-		s := p.Subnets[i]
-		if !s.IsValid() {
-			continue
+		var from [][]Expr
+		if p.Bridge != "" {
+			from = append(from, []Expr{InputIs(p.Bridge), FamilyIs(f)})
 		}
-		for _, to := range []string{peerSet(f), ownSet(f)} {
-			match := append([]Expr{FamilyIs(f), Within(LoadSource(f), s, false)}, p.vxlan()...)
-			match = append(match, In{Fields: []Load{LoadDest(f)}, Set: to})
-			out = append(out, rule("pods send no VXLAN to nodes", append(match, verdict(Drop, RefusedPodVXLAN)...)...))
+		if s := p.Subnets[i]; s.IsValid() {
+			from = append(from, []Expr{FamilyIs(f), Within(LoadSource(f), s, false)})
+		}
+		for _, match := range from {
+			for _, to := range []string{peerSet(f), ownSet(f)} {
+				match := append(slices.Clone(match), p.vxlan()...)
+				match = append(match, In{Fields: []Load{LoadDest(f)}, Set: to})
+				out = append(out, rule("pods send no VXLAN to nodes", append(match, verdict(Drop, RefusedPodVXLAN)...)...))
+			}
 		}
 	}
 	return out

@@ -51,6 +51,7 @@ func attacks() []fault {
 		{id: "A2", name: "a stranger as a local pod", from: stranger, inner: "n1-p2", flannel: delivered},
 		{id: "A3", name: "a stranger with a peer's address, as another's pod", from: stranger, outer: "n2", inner: "n3-p1", flannel: delivered},
 		{id: "A4", name: "a pod through its own node", from: "n2-p1", inner: "n2-p1", socket: true, pod: true, flannel: delivered + ": masquerading gives it the node's address"},
+		{id: "A4", name: "a pod posing as a peer, through its own node", from: "n2-p1", outer: "n3", inner: "n3-p1", pod: true, flannel: delivered},
 		{id: "A5", name: "a compromised node as another's pod", from: "n2", inner: "n3-p1", socket: true, flannel: delivered},
 		{id: "A6", name: "a stranger to the node itself, by broadcast MAC", from: stranger, inner: "n2-p1", toNode: true, flannel: delivered},
 		{id: "A1", name: "a stranger, first fragment of 8 bytes", from: stranger, inner: "n2-p1", cut: 8, flannel: delivered},
@@ -83,6 +84,11 @@ func (a attack) run(ctx context.Context, s *scene) error {
 	if err := s.open(ctx, guarded, a.bare); err != nil {
 		return err
 	}
+	if a.pod { // its own node has to stop it: the victim's guard would stop some
+		if err := s.open(ctx, victim, false); err != nil {
+			return err
+		}
+	}
 	mixes, off, err := a.everyMix(ctx, s, victim)
 	if err != nil {
 		return err
@@ -100,6 +106,11 @@ func (a attack) run(ctx context.Context, s *scene) error {
 	}
 	if a.bare {
 		if err := s.restart(ctx, guarded); err != nil {
+			return err
+		}
+	}
+	if a.pod {
+		if err := s.shut(ctx, victim, false); err != nil {
 			return err
 		}
 	}
@@ -290,6 +301,9 @@ func (a attack) sendRaw(ctx context.Context, s *scene, t target) error {
 	}
 	defer unix.Close(fd)
 	to, err := hardware(s.Node("n1").Place, "eth0")
+	if a.pod { // its own node takes it for its gateway's
+		to, err = hardware(s.Node("n2").Place, "cni0")
+	}
 	if err != nil {
 		return err
 	}
@@ -397,14 +411,14 @@ func attackRestarts(ctx context.Context, s *scene) error {
 // and an inner address of that same peer looks like the peer.
 func limit(ctx context.Context, s *scene) error {
 	a := attack{from: stranger, outer: "n2", inner: "n2-p1"}
-	_, arrived, err := a.everyMix(ctx, s, s.Node("n1"))
+	mixes, arrived, err := a.everyMix(ctx, s, s.Node("n1"))
 	if err != nil {
 		return err
 	}
-	sum := 0
-	for _, n := range arrived {
-		sum += n
+	var each []string
+	for i, n := range arrived {
+		each = append(each, fmt.Sprintf("%s %d of %d", mixes[i], n, s.count()))
 	}
-	s.notef("%d of %d delivered, with the guard on too: whoever can forge both addresses is stopped by encryption only", sum, len(arrived)*s.count())
+	s.notef("delivered with the guard on too: %s; whoever can forge both addresses is stopped by encryption only", strings.Join(each, ", "))
 	return s.heals(ctx)
 }
