@@ -93,26 +93,36 @@ func (f *finder) usable(n nic, named bool) string {
 }
 
 // address picks n's address of a family: pin if it is one, else a public one,
-// else the first usable, primary before secondary.
-func (n nic) address(f subnet.Family, pin netip.Addr, public []netip.Addr) (nicAddr, bool) {
-	for _, named := range append([]netip.Addr{pin}, public...) {
+// else one to keep, else the first primary one. Of IPv6 addresses of one scope
+// the kernel lists the newest first (ipv6_link_dev_addr, net/ipv6/addrconf.c):
+// there it is the oldest, and one that has a link before a /128, such as a
+// virtual address is.
+func (n nic) address(f subnet.Family, pin netip.Addr, public, keep []netip.Addr) (nicAddr, bool) {
+	for i, named := range slices.Concat([]netip.Addr{pin}, public, keep) {
+		asked := i <= len(public) // an operator did
 		for _, a := range n.addrs {
-			if a.ip == named.Unmap() && subnet.FamilyOf(a.ip) == f && a.usable(true) {
+			if a.ip == named.Unmap() && subnet.FamilyOf(a.ip) == f && a.usable(asked) {
 				return a, true
 			}
 		}
 	}
-	var secondary nicAddr
+	var best nicAddr
 	for _, a := range n.addrs {
-		switch {
-		case subnet.FamilyOf(a.ip) != f || !a.usable(false):
-		case a.flags&unix.IFA_F_SECONDARY == 0:
-			return a, true
-		case f == subnet.IPv4 && !secondary.ip.IsValid(): // the same bit says temporary in IPv6
-			secondary = a
+		if subnet.FamilyOf(a.ip) == f && a.usable(false) && (!best.ip.IsValid() || a.before(best)) {
+			best = a
 		}
 	}
-	return secondary, secondary.ip.IsValid()
+	return best, best.ip.IsValid()
+}
+
+// before reports whether a, listed after o, is the better underlay address.
+// The bit that says secondary of IPv4 says temporary of IPv6, which is no
+// underlay address; see usable.
+func (a nicAddr) before(o nicAddr) bool {
+	if a.ip.Is4() {
+		return o.flags&unix.IFA_F_SECONDARY != 0 && a.flags&unix.IFA_F_SECONDARY == 0
+	}
+	return o.net.IsSingleIP() || !a.net.IsSingleIP()
 }
 
 // usable reports whether a can be the source of outer packets. An address
@@ -121,6 +131,9 @@ func (a nicAddr) usable(named bool) bool {
 	never := uint32(unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED)
 	if !named {
 		never |= unix.IFA_F_DEPRECATED
+		if a.ip.Is6() {
+			never |= unix.IFA_F_TEMPORARY
+		}
 	}
 	return a.ip.IsGlobalUnicast() && a.flags&never == 0 // global unicast excludes link-local, loopback and multicast
 }

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -33,6 +34,20 @@ type ProbeSpec struct {
 	// Underlays are those that peers' packets arrive on without VXLAN, with
 	// DirectRouting or host-gw; empty where there is neither.
 	Underlays []overlay.Underlay
+}
+
+// forwarders are the devices that pods' packets come in by.
+func (s ProbeSpec) forwarders() []string {
+	out := slices.Clone(s.Devices)
+	if s.Bridge != "" {
+		out = append(out, s.Bridge)
+	}
+	for _, u := range s.Underlays {
+		if !slices.Contains(out, u.Dev) {
+			out = append(out, u.Dev)
+		}
+	}
+	return out
 }
 
 // Probe returns what this kernel and network namespace lack, and what in them
@@ -62,7 +77,7 @@ func Probe(ctx context.Context, spec ProbeSpec) ([]subnet.Problem, error) {
 		out = append(out, p)
 	}
 	for _, look := range []func() ([]subnet.Problem, error){
-		func() ([]subnet.Problem, error) { return sysctlProblems("/proc/sys") },
+		func() ([]subnet.Problem, error) { return sysctlProblems("/proc/sys", spec.forwarders()) },
 		func() ([]subnet.Problem, error) { return forwardProblems(ctx, spec) },
 		func() ([]subnet.Problem, error) { return routeProblems(ctx, spec) },
 		func() ([]subnet.Problem, error) { return reversePathProblems("/proc/sys", spec) },
@@ -140,23 +155,38 @@ func vxlanProblem(ctx context.Context) (subnet.Problem, bool, error) {
 // maxVNI is the largest VXLAN network identifier (RFC 7348 section 5: 24 bits).
 const maxVNI = 1<<24 - 1
 
-// sysctlProblems checks that packets are forwarded. root is /proc/sys, as the
-// calling thread's network namespace sees it. A family that the kernel does
-// not have is no problem here: its own errors tell.
-func sysctlProblems(root string) ([]subnet.Problem, error) {
+// sysctlProblems checks that packets are forwarded: at all, and IPv4 from each
+// of the devices, which has a switch of its own. root is /proc/sys, as the
+// process sees it. A setting that is not there belongs to a family or a device
+// that is not there.
+func sysctlProblems(root string, devices []string) ([]subnet.Problem, error) {
 	var out []subnet.Problem
-	for _, name := range []string{"net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"} {
-		b, err := os.ReadFile(root + "/" + strings.ReplaceAll(name, ".", "/"))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
+	check := func(path, name, effect string) (off bool, err error) {
+		b, err := os.ReadFile(root + "/" + path)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return false, nil
+		case err != nil:
+			return false, fmt.Errorf("read sysctl %s: %w", name, err)
+		case string(bytes.TrimSpace(b)) != "0":
+			return false, nil
 		}
-		if err != nil {
-			return out, fmt.Errorf("read sysctl %s: %w", name, err)
-		}
-		if v := string(bytes.TrimSpace(b)); v == "0" {
-			out = append(out, subnet.Problem{Kind: "ForwardingOff", Object: name,
-				Detail: fmt.Sprintf("it is %s, so no packet passes between pods and other nodes: run `sysctl -w %s=1`", v, name)})
-		}
+		out = append(out, subnet.Problem{Kind: "ForwardingOff", Object: name,
+			Detail: fmt.Sprintf("it is 0, so no packet passes %s: run `sysctl -w %s=1`", effect, name)})
+		return true, nil
 	}
-	return out, nil
+	const between = "between pods and other nodes"
+	off4, err := check("net/ipv4/ip_forward", "net.ipv4.ip_forward", between)
+	if err == nil {
+		_, err = check("net/ipv6/conf/all/forwarding", "net.ipv6.conf.all.forwarding", between)
+	}
+	for _, dev := range devices {
+		if err != nil || off4 { // which says it for all
+			break
+		}
+		// A name may have dots: sysctl takes slashes too.
+		path := "net/ipv4/conf/" + dev + "/forwarding"
+		_, err = check(path, path, "from "+dev+" on")
+	}
+	return out, err
 }

@@ -5,6 +5,7 @@ package backend
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -76,16 +77,40 @@ func TestProbeWithoutNetAdmin(t *testing.T) {
 
 // TestSysctls: a family that the kernel does not have is no problem.
 func TestSysctls(t *testing.T) {
-	root := t.TempDir()
-	if err := os.MkdirAll(filepath.Join(root, "net/ipv4"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	for value, want := range map[string]int{"0\n": 1, "1\n": 0} {
-		if err := os.WriteFile(filepath.Join(root, "net/ipv4/ip_forward"), []byte(value), 0o644); err != nil {
-			t.Fatal(err)
+	for _, c := range []struct {
+		name string
+		off  []string // files that hold 0; the others 1
+		want []string // objects of problems
+	}{
+		{"all on", nil, nil},
+		{"IPv4 off", []string{"net/ipv4/ip_forward", "net/ipv4/conf/weft.1/forwarding"}, []string{"net.ipv4.ip_forward"}},
+		{"IPv6 off", []string{"net/ipv6/conf/all/forwarding"}, []string{"net.ipv6.conf.all.forwarding"}},
+		{"one device off", []string{"net/ipv4/conf/weft.1/forwarding"}, []string{"net/ipv4/conf/weft.1/forwarding"}},
+		{"another's off", []string{"net/ipv4/conf/eth9/forwarding"}, nil},
+	} {
+		root := t.TempDir()
+		for _, f := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/ipv4/conf/weft.1/forwarding", "net/ipv4/conf/cni0/forwarding", "net/ipv4/conf/eth9/forwarding"} {
+			value := "1\n"
+			if slices.Contains(c.off, f) {
+				value = "0\n"
+			}
+			if err := os.MkdirAll(filepath.Dir(filepath.Join(root, f)), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(root, f), []byte(value), 0o644); err != nil {
+				t.Fatal(err)
+			}
 		}
-		if got, err := sysctlProblems(root); err != nil || len(got) != want {
-			t.Errorf("ip_forward=%s: %v, %v, want %d problems", value, got, err, want)
+		problems, err := sysctlProblems(root, []string{"weft.1", "weft6.1", "cni0"})
+		var got []string
+		for _, p := range problems {
+			got = append(got, p.Object)
+			if !strings.Contains(p.Detail, "sysctl -w "+p.Object+"=1") {
+				t.Errorf("%s: %s names no command", c.name, p)
+			}
+		}
+		if err != nil || !slices.Equal(got, c.want) {
+			t.Errorf("%s: %q, %v, want %q", c.name, got, err, c.want)
 		}
 	}
 }

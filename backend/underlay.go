@@ -26,7 +26,11 @@ type UnderlaySpec struct {
 	Regexes   []string     // unanchored (regexp/syntax); each is matched with all addresses first, then with names
 	CanReach  []netip.Addr // the route to it decides, for its own family and then for the other on that device
 	PublicIPs []netip.Addr // announced addresses, at most one a family; preferred as local address where the device has them
-	Skip      []string     // device names that are never underlays: our own
+	// Keep are the addresses used so far: each is preferred among those of its
+	// device, so that an address which comes, such as a virtual one, does not
+	// move the tunnel.
+	Keep []netip.Addr
+	Skip []string // device names that are never underlays: our own
 }
 
 // ErrNoUnderlay is what FindUnderlays fails with when no device fits. It may
@@ -41,8 +45,9 @@ var ErrNoUnderlay = errors.New("no underlay device")
 //
 // A device must be up and no loopback, and a VXLAN device must be named: no
 // regular expression or route may lead weft to run over itself. An address must not be link-local,
-// tentative, deprecated or temporary (RFC 8981), and secondary IPv4 addresses
-// come after primary ones; one that is named in spec may be secondary,
+// tentative, deprecated or temporary (RFC 8981). Of several on a device the one
+// in Keep is taken; else primary IPv4 addresses come before secondary ones, and
+// of IPv6 the oldest, those without a link (/128) last; one that is named in spec may be secondary,
 // deprecated or temporary.
 func FindUnderlays(ctx context.Context, spec UnderlaySpec, want []subnet.Family) ([]overlay.Underlay, error) {
 	c, err := dial()
@@ -237,7 +242,7 @@ func (f *finder) pick(family subnet.Family) (overlay.Underlay, bool) {
 			f.try("%s (%s %s)", c.by, n.name, why)
 			continue
 		}
-		if a, ok := n.address(family, c.pin, f.spec.PublicIPs); ok {
+		if a, ok := n.address(family, c.pin, f.spec.PublicIPs, f.spec.Keep); ok {
 			return overlay.Underlay{Dev: n.name, Addr: a.ip, Net: a.net, MTU: n.mtu}, true
 		}
 		f.try("%s (%s has no usable %v address)", c.by, n.name, family)

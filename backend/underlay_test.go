@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"weft.dev/weft/overlay"
 	"weft.dev/weft/subnet"
 )
@@ -137,18 +139,45 @@ func TestFindUnderlays(t *testing.T) {
 // though the kernel lists it first.
 func TestTemporaryAddress(t *testing.T) {
 	n := nic{addrs: []nicAddr{{ip: ip("fd01::7777"), flags: 0x01}, {ip: ip("fd01::40"), flags: 0x40}, {ip: ip("fd01::8"), flags: 0x08}, {ip: ip("fd01::1"), flags: 0x80}}}
-	if a, ok := n.address(subnet.IPv6, netip.Addr{}, nil); !ok || a.ip != ip("fd01::1") {
+	if a, ok := n.address(subnet.IPv6, netip.Addr{}, nil, nil); !ok || a.ip != ip("fd01::1") {
 		t.Errorf("picked %v, %v, want fd01::1", a, ok)
 	}
-	if a, ok := n.address(subnet.IPv6, ip("fd01::7777"), nil); !ok || a.ip != ip("fd01::7777") {
+	if a, ok := n.address(subnet.IPv6, ip("fd01::7777"), nil, nil); !ok || a.ip != ip("fd01::7777") {
 		t.Errorf("named, but picked %v, %v", a, ok)
 	}
-	if a, ok := n.address(subnet.IPv6, ip("fd01::40"), nil); !ok || a.ip != ip("fd01::1") {
+	if a, ok := n.address(subnet.IPv6, ip("fd01::40"), nil, nil); !ok || a.ip != ip("fd01::1") {
 		t.Errorf("tentative named, but picked %v, %v", a, ok)
 	}
 	only := nic{addrs: []nicAddr{{ip: ip("fd01::7777"), flags: 0x01}}}
-	if a, ok := only.address(subnet.IPv6, netip.Addr{}, nil); ok {
+	if a, ok := only.address(subnet.IPv6, netip.Addr{}, nil, nil); ok {
 		t.Errorf("picked temporary %v", a)
+	}
+}
+
+// TestVirtualAddress: an address that comes beside the one in use does not move
+// the tunnel, and a virtual one is not chosen at first either.
+func TestVirtualAddress(t *testing.T) {
+	old, vip, other := ip("fd77::2"), ip("fd77::53"), ip("fd77::9")
+	at := func(a netip.Addr, bits int) nicAddr { return nicAddr{ip: a, net: netip.PrefixFrom(a, bits).Masked()} }
+	for _, c := range []struct {
+		name  string
+		addrs []nicAddr // the newest first
+		keep  []netip.Addr
+		want  netip.Addr
+	}{
+		{"a virtual address comes", []nicAddr{at(vip, 128), at(old, 64)}, nil, old},
+		{"and was there first", []nicAddr{at(old, 64), at(vip, 128)}, nil, old},
+		{"another address comes", []nicAddr{at(other, 64), at(old, 64)}, nil, old},
+		{"the one in use is the newer", []nicAddr{at(other, 64), at(old, 64)}, []netip.Addr{other}, other},
+		{"the one in use is gone", []nicAddr{at(other, 64)}, []netip.Addr{old}, other},
+		{"the one in use is deprecated", []nicAddr{at(other, 64), {ip: old, net: at(old, 64).net, flags: unix.IFA_F_DEPRECATED}}, []netip.Addr{old}, other},
+		{"nothing but a virtual address", []nicAddr{at(vip, 128)}, nil, vip},
+		{"IPv4: secondary", []nicAddr{{ip: ip("10.0.0.9"), flags: unix.IFA_F_SECONDARY}, {ip: ip("10.0.0.1")}, {ip: ip("10.1.0.1")}}, nil, ip("10.0.0.1")},
+		{"IPv4: the one in use", []nicAddr{{ip: ip("10.0.0.1")}, {ip: ip("10.1.0.1")}}, []netip.Addr{ip("10.1.0.1")}, ip("10.1.0.1")},
+	} {
+		if a, ok := (nic{addrs: c.addrs}).address(subnet.FamilyOf(c.want), netip.Addr{}, nil, c.keep); !ok || a.ip != c.want {
+			t.Errorf("%s: picked %v, %v, want %v", c.name, a.ip, ok, c.want)
+		}
 	}
 }
 

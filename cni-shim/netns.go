@@ -6,8 +6,13 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"os"
+	"runtime"
+	"slices"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // Messages and attributes of linux/rtnetlink.h and linux/net_namespace.h.
@@ -21,7 +26,7 @@ const (
 // netnsID returns the id that the network namespace at path has in the
 // caller's, and gives it one if it has none. It stays the namespace's as long
 // as that lives, and every veth that leads there names it. This is the only
-// netlink that the plugin speaks: two messages of fixed form.
+// netlink of its own that the plugin speaks: two messages of fixed form.
 func netnsID(path string) (int, error) {
 	ns, err := os.Open(path)
 	if err != nil {
@@ -46,6 +51,42 @@ func netnsID(path string) (int, error) {
 		return 0, fmt.Errorf("network namespace %s has no id", path)
 	}
 	return int(id), nil
+}
+
+// isOwnNetns reports whether path leads to the network namespace that this
+// process runs in.
+func isOwnNetns(path string) bool {
+	own := inode("/proc/self/ns/net")
+	return own != 0 && inode(path) == own
+}
+
+// hasInterface reports whether the network namespace at path has an interface
+// of that name. The thread that looks comes back: it may be the first one,
+// which does not end with its goroutine, and whose namespace passes for that of
+// the process.
+func hasInterface(path, name string) (has bool, err error) {
+	ns, err := os.Open(path)
+	if err != nil {
+		return false, err
+	}
+	defer ns.Close() // only read
+	runtime.LockOSThread()
+	home, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		runtime.UnlockOSThread()
+		return false, err
+	}
+	defer home.Close() // only read
+	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+		runtime.UnlockOSThread()
+		return false, fmt.Errorf("enter network namespace %s: %w", path, err)
+	}
+	all, err := net.Interfaces()
+	if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back != nil {
+		return false, fmt.Errorf("leave network namespace %s: %w", path, back) // on this thread nothing may run any more
+	}
+	runtime.UnlockOSThread()
+	return slices.ContainsFunc(all, func(i net.Interface) bool { return i.Name == name }), err
 }
 
 // nsidRequest sends one message and reads its answer: an acknowledgement, for

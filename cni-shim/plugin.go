@@ -14,6 +14,7 @@ import (
 	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
+	"golang.org/x/sys/unix"
 
 	"weft.dev/weft/cni-shim/ledger"
 	"weft.dev/weft/subnet"
@@ -52,6 +53,9 @@ func (plugin) add(args *skel.CmdArgs) error {
 		return err
 	}
 	defer lock.Unlock()
+	if err := a.mayAttach(args.Netns); err != nil {
+		return err
+	}
 	stamp, again, err := a.begin(rendered, args.Netns)
 	if err != nil {
 		return err
@@ -77,6 +81,29 @@ func (plugin) add(args *skel.CmdArgs) error {
 	return types.PrintResult(result, conf.CNIVersion)
 }
 
+// mayAttach refuses to attach to a namespace where the interface is already
+// and we know nothing of it: the delegate would refuse it too, but then undo
+// would delete what somebody else has attached. The namespace that this plugin
+// runs in is a node's, never a pod's.
+func (a attachment) mayAttach(netns string) error {
+	if isOwnNetns(netns) {
+		return types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf("CNI_NETNS %s is the network namespace that the plugin runs in: want a pod's", netns), "")
+	}
+	if _, _, stamped, err := a.load(); err == nil && stamped {
+		return nil // ours, done or half done
+	}
+	taken, err := hasInterface(netns, a.key.IfName)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.EINVAL):
+		return nil // no namespace: the delegate says better what is wrong with the path
+	case err != nil:
+		return types.NewError(types.ErrIOFailure, err.Error(), "")
+	case taken:
+		return types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf("CNI_IFNAME %s: network namespace %s has that interface already, and it is no attachment of container %s", a.key.IfName, netns, a.key.ContainerID), "")
+	}
+	return nil
+}
+
 // undo detaches what an ADD that fails has attached (CNI specification 1.1.0,
 // section 4). What it cannot undo stays marked as half done: the runtime's DEL
 // or a sweep goes on from there, so its own failure is not told.
@@ -100,6 +127,9 @@ func (plugin) del(args *skel.CmdArgs) error {
 			return err
 		}
 		return runDel(ctx, rendered, nil)
+	}
+	if isOwnNetns(args.Netns) { // the delegate would delete an interface of the node's
+		return a.detach(ctx, conf, &invoke.Args{Command: "DEL", ContainerID: args.ContainerID, IfName: args.IfName, Path: args.Path})
 	}
 	return a.detach(ctx, conf, nil)
 }

@@ -47,6 +47,8 @@ func TestOnNode(t *testing.T) {
 		"gc of a bad list":          gcBadList,
 		"add twice":                 addTwice,
 		"add undone":                addUndone,
+		"add where another is":      addWhereAnotherIs,
+		"add to the node itself":    addToTheNode,
 		"add while the lease moves": addLeaseMoves,
 		"del waits for an add":      delWaits,
 		"older and newer states":    otherVersions,

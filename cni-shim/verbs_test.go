@@ -261,6 +261,38 @@ func addTwice(t *testing.T, p plugins) {
 	n.clean(t)
 }
 
+// addWhereAnotherIs: an interface that somebody else has attached stays, and is
+// named.
+func addWhereAnotherIs(t *testing.T, p plugins) {
+	n, pod := newNode(t, p, "dual"), newNetns(t)
+	n.ok(t, call{command: "ADD", id: "c1", ifName: "eth0", netns: pod.path})
+	n.fails(t, call{command: "ADD", id: "c2", ifName: "eth0", netns: pod.path}, 4, "eth0", pod.path, "c2")
+	checkPod(t, pod, "eth0", 1430, "10.42.1.2/24", "fd00:42:0:1::2/64")
+	if got := n.states(t); !slices.Equal(got, []string{"c1:eth0"}) {
+		t.Errorf("states %v", got)
+	}
+	n.ok(t, call{command: "DEL", id: "c1", ifName: "eth0", netns: pod.path})
+	n.clean(t)
+}
+
+// addToTheNode: the namespace of the plugin itself is no pod's. Neither ADD nor
+// DEL touches what is in it.
+func addToTheNode(t *testing.T, p plugins) {
+	n := newNode(t, p, "dual")
+	n.netns.run(t, "ip", "link", "add", "up0", "type", "veth", "peer", "name", "up1")
+	for _, command := range []string{"ADD", "DEL"} {
+		for _, name := range []string{"up0", "new0"} {
+			c := call{command: command, id: "c1", ifName: name, netns: n.netns.path}
+			if command == "ADD" {
+				n.fails(t, c, 4, "CNI_NETNS", n.netns.path)
+				continue
+			}
+			n.fails(t, c, 8, "CNI_NETNS") // skel's own word, after the plugin's DEL
+		}
+		n.netns.run(t, "ip", "link", "show", "dev", "up0") // an error if it is gone
+	}
+}
+
 // addUndone: an ADD that fails half way leaves nothing, where the bridge plugin
 // alone leaves its veth.
 func addUndone(t *testing.T, p plugins) {

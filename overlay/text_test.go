@@ -21,7 +21,7 @@ func samples() []Entry {
 	return []Entry{
 		Filter{
 			Guard: GuardBind, Masquerade: true, Port: 8472, VNI: 1, Networks: [2]netip.Prefix{prefix("10.5.0.0/16"), prefix("fd00:5::/48")},
-			Subnets: [2]netip.Prefix{pods(4, 1), pods(6, 1)}, Devices: [2]string{"weft.1", "weft6.1"},
+			Subnets: [2]netip.Prefix{pods(4, 1), pods(6, 1)}, Devices: [2]string{"weft.1", "weft6.1"}, Bridge: "cni0",
 			Lengths: Lengths{}.WithLength(4, 24).WithLength(6, 64), Foreign: "chain input: no rule 2",
 		},
 		Node{Addr: addr("10.0.0.2"), Own: true},

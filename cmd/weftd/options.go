@@ -4,11 +4,13 @@ package main
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -170,7 +172,7 @@ func (o *options) define(p preset, r *raw) *pflag.FlagSet {
 	f.DurationVar(&o.MassRemovalHold, "mass-removal-hold", 5*time.Minute, "keep the peers for so long when the store loses more than half of them at once; 0 is off")
 	f.StringVar(&o.SubnetFile, "subnet-file", p.subnetFile, "where the CNI plugin reads this node's subnets and MTU")
 	f.StringVar(&o.StateDir, "state-dir", "/var/lib/weft", "directory for what must survive a reboot (the instance id)")
-	f.StringVar(&o.Socket, "socket", api.DefaultSocket, "unix socket for `weft` and the CNI plugin")
+	f.StringVar(&o.Socket, "socket", api.DefaultSocket, "unix socket for the weft command and the CNI plugin")
 	f.StringVar(&o.Listen, "listen", "127.0.0.1:9469", "address for /livez, /readyz and /metrics; empty turns them off")
 	f.StringVar(&o.CNIConf, "cni-conf", p.cniConf, "CNI configuration to write after the first full sync; empty writes none")
 	f.StringVar(&o.CNIDataDir, "cni-data-dir", p.cniDataDir, "where the CNI plugin keeps its state (its dataDir)")
@@ -307,8 +309,18 @@ func (o *options) dataPlane(r *raw, bad func(string, any, string) error) error {
 	if o.MassRemovalHold < 0 || o.MassRemovalHold > longestHold {
 		return bad("mass-removal-hold", o.MassRemovalHold, "0 (off) to "+longestHold.String())
 	}
-	if !filepath.IsAbs(o.CNIDataDir) {
-		return bad("cni-data-dir", o.CNIDataDir, "an absolute path")
+	for _, p := range []struct{ flag, val string }{
+		{"cni-data-dir", o.CNIDataDir}, {"state-dir", o.StateDir}, {"subnet-file", o.SubnetFile}, {"socket", o.Socket}, {"cni-conf", o.CNIConf},
+	} {
+		if !filepath.IsAbs(p.val) && !(p.flag == "cni-conf" && p.val == "") {
+			return bad(p.flag, p.val, "an absolute path")
+		}
+	}
+	if o.Listen != "" {
+		_, port, err := net.SplitHostPort(o.Listen)
+		if _, numErr := strconv.ParseUint(port, 10, 16); err != nil || numErr != nil {
+			return bad("listen", o.Listen, "HOST:PORT with a port up to 65535, e.g. 127.0.0.1:9469, or nothing")
+		}
 	}
 	if o.Force && !o.Cleanup {
 		return bad("force", o.Force, "it together with --cleanup")
@@ -344,7 +356,7 @@ func (o *options) addresses(r *raw, bad func(string, any, string) error) error {
 			continue
 		}
 		a, err := netip.ParseAddr(p.val)
-		if err != nil || subnet.FamilyOf(a) != p.family || !a.IsGlobalUnicast() {
+		if err != nil || subnet.FamilyOf(a) != p.family || a.Zone() != "" || !a.IsGlobalUnicast() {
 			return bad(p.flag, p.val, "a unicast "+p.family.String()+" address")
 		}
 		o.PublicIPs = append(o.PublicIPs, a.Unmap())

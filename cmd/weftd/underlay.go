@@ -74,7 +74,13 @@ func settle(had, found []overlay.Underlay, goneSince map[subnet.Family]time.Time
 // spec says where to look for underlays: never on our own devices.
 func (a *agent) spec(cfg subnet.Config) backend.UnderlaySpec {
 	skip := deviceNames(presetFor(a.o.FlannelCompat).names, cfg.Backend.VNI)
-	return backend.UnderlaySpec{Skip: skip, Ifaces: a.o.Ifaces, Regexes: a.o.IfaceRegexes, CanReach: a.o.CanReach, PublicIPs: a.o.PublicIPs}
+	spec := backend.UnderlaySpec{Skip: skip, Ifaces: a.o.Ifaces, Regexes: a.o.IfaceRegexes, CanReach: a.o.CanReach, PublicIPs: a.o.PublicIPs}
+	if self := a.self.Load(); self != nil {
+		for _, u := range self.Underlays {
+			spec.Keep = append(spec.Keep, u.Addr)
+		}
+	}
+	return spec
 }
 
 func (a *agent) logUnderlays(list []overlay.Underlay) {
