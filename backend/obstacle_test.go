@@ -289,6 +289,8 @@ func TestReversePathFilter(t *testing.T) {
 	spec := probeSpec()
 	spec.Underlays = []overlay.Underlay{{Dev: "u0", Addr: ip("10.0.0.1")}, {Dev: "u0", Addr: ip("fd00::1")}}
 	reaches := func() bool { return pings(other, "-I 10.42.2.5 10.42.1.5") }
+	// On a busy machine one echo may take longer than ping waits.
+	gets := func() bool { return reaches() || reaches() || reaches() }
 	for _, c := range []struct{ all, dev string }{{"0", "1"}, {"1", "0"}, {"1", "1"}} {
 		sysctl(t, "net/ipv4/conf/all/rp_filter", c.all)
 		sysctl(t, "net/ipv4/conf/u0/rp_filter", c.dev)
@@ -300,7 +302,7 @@ func TestReversePathFilter(t *testing.T) {
 			t.Fatalf("all %s, device %s: %v", c.all, c.dev, got)
 		}
 		obey(t, got[0])
-		if !reaches() {
+		if !gets() {
 			t.Errorf("all %s, device %s: still dropped", c.all, c.dev)
 		}
 		if got := found(t, spec, "ReversePathFilter"); len(got) > 0 {
@@ -310,7 +312,7 @@ func TestReversePathFilter(t *testing.T) {
 	for _, c := range []struct{ all, dev string }{{"0", "0"}, {"2", "1"}, {"1", "2"}} {
 		sysctl(t, "net/ipv4/conf/all/rp_filter", c.all)
 		sysctl(t, "net/ipv4/conf/u0/rp_filter", c.dev)
-		if got := found(t, spec, "ReversePathFilter"); len(got) > 0 || !reaches() {
+		if got := found(t, spec, "ReversePathFilter"); len(got) > 0 || !gets() {
 			t.Errorf("all %s, device %s: %v", c.all, c.dev, got)
 		}
 	}
