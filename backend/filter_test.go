@@ -288,7 +288,7 @@ func TestFilterUserdataAltered(t *testing.T) {
 	for name, c := range map[string]struct{ params, why string }{
 		"of another VNI":     {nft.Ruleset(other).Params, "rules missing or altered"},
 		"none":               {"", "no parameters"},
-		"of another version": {"\x02" + good.Params[1:], "parameters of version 2"},
+		"of another version": {"\x7f" + good.Params[1:], "parameters of version 127"},
 		"cut short":          {good.Params[:len(good.Params)-1], "malformed parameters"},
 		"too long":           {good.Params + "\x00", "malformed parameters"},
 		"of no guard":        {good.Params[:1] + "\x09" + good.Params[2:], "malformed parameters"},
