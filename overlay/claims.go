@@ -130,9 +130,11 @@ func (p programmed) exactly(c candidate) bool {
 		slices.ContainsFunc(p.devs, func(dev string) bool { return p.fdb.Has(FDB{Dev: dev, MAC: c.mac, Dst: c.dst}) }))
 }
 
-// knows reports whether packets from a are let in already as one of subnets.
-func (p programmed) knows(a netip.Addr, subnets []netip.Prefix) bool {
-	return slices.ContainsFunc(subnets, func(s netip.Prefix) bool { return p.sources.Has(Source{Outer: a, Inner: s}) })
+// knows reports whether packets from a are let in already as one of subnets,
+// or as a from one of alone, addresses that nobody but the same peer announces.
+func (p programmed) knows(a netip.Addr, subnets []netip.Prefix, alone []netip.Addr) bool {
+	return slices.ContainsFunc(subnets, func(s netip.Prefix) bool { return p.sources.Has(Source{Outer: a, Inner: s}) }) ||
+		slices.ContainsFunc(alone, func(o netip.Addr) bool { return p.sources.Has(Source{Outer: o, Inner: single(a)}) })
 }
 
 // claims is what the accepted candidates occupy: names, MACs and subnets.

@@ -133,6 +133,7 @@ func (p *planner) outer(l *subnet.Lease, subnets []netip.Prefix, holders map[net
 			out = append(out, a)
 		}
 	}
+	alone := slices.DeleteFunc(slices.Clone(out), func(a netip.Addr) bool { return holders[a] != l })
 	for _, s := range l.Sources {
 		a := s.Unmap()
 		other, taken := holders[a]
@@ -142,7 +143,7 @@ func (p *planner) outer(l *subnet.Lease, subnets []netip.Prefix, holders map[net
 			p.problem("PeerSource", peerName(l), "source address %s is not a unicast address: it is left out", s)
 		case p.isOurs(a):
 			p.problem("PeerSource", peerName(l), "source address %s is this node's own: it is left out", s)
-		case taken && other != l && !p.have.knows(a, subnets):
+		case taken && other != l && !p.have.knows(a, subnets, alone):
 			p.problem("PeerSource", peerName(l), "source address %s is announced by another peer: it is left out", s)
 		default:
 			out = append(out, a)
