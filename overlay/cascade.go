@@ -113,11 +113,12 @@ func (l Link) endpoint() endpoint {
 //     (fib_disable_ip, net/ipv4/fib_frontend.c);
 //   - with an IPv4 address that is left nowhere go all routes that have it as
 //     source (fib_sync_down_addr, net/ipv4/fib_semantics.c). Wanted routes only
-//     have wanted sources, so here this follows from a deleted link alone.
+//     have wanted sources, so here this follows from a deleted link, or from
+//     an address that is removed early.
 type cascade struct {
 	linkPlan
 	early   Set[Addr]       // last IPv4 addresses of links that are removed early
-	sources Set[netip.Addr] // IPv4 addresses that go with a link
+	sources Set[netip.Addr] // IPv4 addresses that go with a link or early, and are nowhere else
 }
 
 // cascade returns what goes by itself. Where a link keeps IPv4 routes or
@@ -135,15 +136,28 @@ func (p linkPlan) cascade(want, have State) (cascade, Changes) {
 			c.sources.Add(ip)
 		case bare[a.Dev] && !want.Addrs.Has(a):
 			c.early.Add(a)
+			if !placed(want, ip) { // addresses are added before
+				c.sources.Add(ip)
+			}
 			changes = append(changes, Change{Op: Delete, Entry: a})
 		}
 	}
 	for a := range have.Addrs {
-		if !p.gone[a.Dev] {
+		if !p.gone[a.Dev] && !c.early.Has(a) {
 			delete(c.sources, a.Prefix.Addr())
 		}
 	}
 	return c, changes
+}
+
+// placed reports whether s has ip on some link.
+func placed(s State, ip netip.Addr) bool {
+	for a := range s.Addrs {
+		if a.Prefix.Addr() == ip {
+			return true
+		}
+	}
+	return false
 }
 
 // needy returns the links on which IPv4 routes or neighbours are wanted, but

@@ -23,6 +23,8 @@ type programmed struct {
 	sources Set[Source]
 	fdb     Set[FDB]
 	subnets func() Set[netip.Prefix] // that have a route
+	// Base addresses of those whose route is on a device that is not ours.
+	directly func() Set[netip.Addr]
 }
 
 // hop is a subnet's base address and the peer's address at which it is reached.
@@ -39,6 +41,13 @@ func indexProgrammed(have State) programmed {
 		}
 	}
 	p.tunnels = sync.OnceValue(func() Set[hop] { return tunnels(have) })
+	p.directly = sync.OnceValue(func() Set[netip.Addr] {
+		out := make(Set[netip.Addr], len(p.direct))
+		for h := range p.direct {
+			out.Add(h.base)
+		}
+		return out
+	})
 	p.subnets = sync.OnceValue(func() Set[netip.Prefix] {
 		out := make(Set[netip.Prefix], len(have.Routes))
 		for r := range have.Routes {
@@ -83,22 +92,26 @@ func (p programmed) holds(c candidate) bool {
 
 // A fit says how well a path fits what is programmed. Of two that claim the
 // MAC and the base address of one subnet, the one that was there fits better:
-// the other has copied it.
+// the other has copied it. Nothing is missing to what was accepted before, and
+// no address of it is strange, so that what was resolved one way stays so.
 type fit struct {
-	strange  int  // addresses of its holder from which it is not let in yet
-	admitted int  // those from which it is
-	exact    bool // the length of its subnet, and the address at which it is reached
+	missing  int // of its route, FDB entry and neighbour, those that are not there
+	strange  int // addresses of its holder from which it is not let in, and nobody else's
+	there    int // of its route, FDB entry and neighbour, those that are there
+	admitted int // addresses of its holder from which it is let in
 }
 
 // compare orders the better fit first.
 func (f fit) compare(o fit) int {
-	return cmp.Or(cmp.Compare(f.strange, o.strange), cmp.Compare(o.admitted, f.admitted), compareBool(o.exact, f.exact))
+	return cmp.Or(cmp.Compare(f.missing, o.missing), cmp.Compare(f.strange, o.strange),
+		cmp.Compare(o.there, f.there), cmp.Compare(o.admitted, f.admitted))
 }
 
-// fits returns the fit of c, which is programmed, going by the addresses that
-// its packets can come from.
-func (p programmed) fits(c candidate, from func(netip.Addr) bool) fit {
-	f := fit{exact: p.exactly(c)}
+// fits returns the fit of c, which is programmed. from says from which
+// addresses its packets can come, shared which of those another lease names
+// too.
+func (p programmed) fits(c candidate, from, shared func(netip.Addr) bool) fit {
+	f := p.entries(c)
 	if len(p.sources) == 0 {
 		return f
 	}
@@ -106,28 +119,49 @@ func (p programmed) fits(c candidate, from func(netip.Addr) bool) fit {
 	seen := space[:0]
 	for i := range len(c.lease.Paths) + len(c.lease.Sources) {
 		var a netip.Addr
-		if i < len(c.lease.Paths) {
-			a = c.lease.Paths[i].Underlay.Unmap()
-		} else {
+		published := i >= len(c.lease.Paths)
+		if published {
 			a = c.lease.Sources[i-len(c.lease.Paths)].Unmap()
+		} else {
+			a = c.lease.Paths[i].Underlay.Unmap()
 		}
 		if slices.Contains(seen, a) || !from(a) {
 			continue
 		}
 		seen = append(seen, a)
-		if p.sources.Has(Source{Outer: a, Inner: c.subnet}) {
+		switch {
+		case p.sources.Has(Source{Outer: a, Inner: c.subnet}):
 			f.admitted++
-		} else {
+		case !published || !shared(a):
 			f.strange++
 		}
 	}
 	return f
 }
 
-// exactly reports whether c is programmed with its address and length.
-func (p programmed) exactly(c candidate) bool {
-	return p.subnets().Has(c.subnet) && (p.direct.Has(hop{c.subnet.Addr(), cmp.Or(c.via, c.dst)}) ||
-		slices.ContainsFunc(p.devs, func(dev string) bool { return p.fdb.Has(FDB{Dev: dev, MAC: c.mac, Dst: c.dst}) }))
+// entries counts what c needs, by whether it is there, to the address and the
+// length; on whatever device, for an underlay may change.
+func (p programmed) entries(c candidate) fit {
+	var f fit
+	count := func(ok bool) {
+		if ok {
+			f.there++
+		} else {
+			f.missing++
+		}
+	}
+	if c.via.IsValid() {
+		count(p.subnets().Has(c.subnet) && p.direct.Has(hop{c.subnet.Addr(), c.via}))
+	} else {
+		count(p.subnets().Has(c.subnet) && !p.directly().Has(c.subnet.Addr()))
+	}
+	if c.dev != "" {
+		count(slices.ContainsFunc(p.devs, func(dev string) bool { return p.fdb.Has(FDB{Dev: dev, MAC: c.mac, Dst: c.dst}) }))
+		count(slices.ContainsFunc(p.devs, func(dev string) bool {
+			return p.neighs.Has(Neigh{Dev: dev, IP: c.subnet.Addr(), MAC: c.mac})
+		}))
+	}
+	return f
 }
 
 // knows reports whether packets from a are let in already as one of subnets,
@@ -180,6 +214,13 @@ func (k *claims) named(c *candidate) string {
 		return ""
 	}
 	return fmt.Sprintf("subnet %s: the name is also that of the holder of %s, which is kept", c.subnet, other.Paths[0].Subnet)
+}
+
+// twin reports whether an accepted candidate has the subnet of c and is reached
+// as c is.
+func (k *claims) twin(c *candidate) bool {
+	o, ok := k.subnets[c.subnet]
+	return ok && o.dst == c.dst && o.dev == c.dev && o.via == c.via && (o.mac == c.mac || c.dev == "")
 }
 
 // overlapping returns an accepted candidate whose subnet overlaps s.

@@ -57,6 +57,52 @@ func TestCopiesTakeNothing(t *testing.T) {
 	}
 }
 
+// What random leases have found: those that looked programmed, in a second
+// pass, and were not.
+func TestLeasesThatLookProgrammed(t *testing.T) {
+	path := func(s netip.Prefix, at netip.Addr, m subnet.MAC) subnet.Path {
+		return subnet.Path{Subnet: s, Underlay: at, MAC: m}
+	}
+	of := func(name string, b subnet.BackendType, paths ...subnet.Path) subnet.Lease {
+		return subnet.Lease{Node: name, Backend: b, Paths: paths}
+	}
+	v4, all := [2]subnet.Family{4, 4}, shapes()
+	peer, dual := lease(2, v4), lease(2, v4, [2]subnet.Family{6, 6})
+	for name, c := range map[string]struct {
+		shape  string
+		edit   func(*node)
+		first  []subnet.Lease // what the node has seen before
+		leases []subnet.Lease
+	}{
+		"an FDB entry that another path of the peer has": {"dual over v4", func(*node) {}, nil,
+			[]subnet.Lease{dual, of("", subnet.BackendHostGW, path(pods(4, 2), host(4, 2), subnet.MAC{}))}},
+		"a direct route, which has no MAC": {"v4", func(n *node) { n.cfg.Backend.DirectRouting = true }, []subnet.Lease{peer},
+			[]subnet.Lease{peer, of("", subnet.BackendVXLAN, path(pods(4, 2), host(4, 2), mac(1)))}},
+		"an address that is ours": {"crossed", func(*node) {}, nil,
+			[]subnet.Lease{peer, of("", subnet.BackendHostGW, path(pods(4, 9), host(4, 1), mac(210)), path(pods(4, 2), host(4, 2), mac(2)))}},
+		"the path of another, by a name that is taken": {"crossed", func(n *node) {
+			n.self.Guard, n.self.Lease = GuardPeers, hostGW(n.self.Lease)
+			n.cfg.Backend.Type = subnet.BackendHostGW
+		}, nil, []subnet.Lease{
+			of("", subnet.BackendVXLAN, path(pods(4, 2), host(4, 99), mac(210))),
+			of("node-1", subnet.BackendVXLAN, path(pods(4, 200), host(4, 2), mac(211))),
+			of("node-1", subnet.BackendVXLAN, path(pods(4, 1), host(4, 210), mac(210)), path(pods(4, 2), host(4, 99), mac(2)))}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := node{guardedSelf(all[c.shape]...), testConfig()}
+			c.edit(&n)
+			if c.first == nil {
+				c.first = c.leases
+			}
+			first, _ := n.desired(c.first, NewState())
+			second, problems := n.desired(c.leases, first)
+			if changes := Diff(second, first); !changes.Empty() {
+				t.Errorf("%v: the second pass would\n%s", problems, changes)
+			}
+		})
+	}
+}
+
 func entries[E interface {
 	comparable
 	Entry

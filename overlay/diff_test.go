@@ -169,6 +169,14 @@ ip route del 10.5.2.0/24 via 10.5.2.0 dev weft.1 proto 3 onlink
 `,
 		},
 		{
+			"an address that goes early takes the routes with that source along",
+			state(link, fdb, neigh), state(link, own, routeWith(func(r *Route) { r.Dev, r.Via, r.Src = underlayDev, addr("10.0.0.2"), addr("10.5.1.0") })),
+			`ip addr del 10.5.1.0/32 dev weft.1
+bridge fdb add 0a:00:00:00:00:02 dev weft.1 dst 10.0.0.2 self permanent
+ip neigh add 10.5.2.0 lladdr 0a:00:00:00:00:02 dev weft.1 nud permanent
+`,
+		},
+		{
 			"a stale flannel route goes (flannel #2554)",
 			state(link), state(link, routeWith(func(r *Route) { r.Metric, r.Proto = 0, protoBoot })),
 			"ip route del 10.5.2.0/24 via 10.5.2.0 dev weft.1 proto 3 onlink\n",

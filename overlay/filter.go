@@ -46,8 +46,10 @@ func (p *planner) makeSpace(n int) {
 // filters reports whether table inet weft is wanted.
 func (p *planner) filters() bool { return p.self.Guard != "" || p.self.Masquerade }
 
-// filter adds table inet weft and its elements.
-func (p *planner) filter(peers *accepted, claims *claims) {
+// filter adds table inet weft and its elements. twins claim what a peer has,
+// exactly as the peer has it: nothing in the kernel could tell which of them
+// was there first, so their addresses are nodes' too.
+func (p *planner) filter(peers *accepted, twins []*candidate, claims *claims) {
 	if !p.filters() {
 		return
 	}
@@ -57,27 +59,50 @@ func (p *planner) filter(peers *accepted, claims *claims) {
 			p.state.Nodes.Add(Node{Addr: a, Own: true})
 		}
 	}
-	shared := p.holders(peers)
+	shared := holders(peers.leases)
 	for _, l := range peers.leases {
-		outer := p.outer(l, peers.subnets[l], shared)
-		for _, a := range outer {
-			p.state.Nodes.Add(Node{Addr: a})
+		p.admit(&f, l, p.outer(l, peers.subnets[l], shared), peers.subnets[l], claims)
+	}
+	for _, c := range twins {
+		p.admit(&f, c.lease, p.named(c.lease, shared), nil, claims)
+	}
+	p.state.Filters.Add(f)
+}
+
+// admit lets in what l sends from the addresses outer: as one of its subnets,
+// and as itself.
+func (p *planner) admit(f *Filter, l *subnet.Lease, outer []netip.Addr, subnets []netip.Prefix, claims *claims) {
+	for _, a := range outer {
+		p.state.Nodes.Add(Node{Addr: a})
+	}
+	if f.Guard != GuardBind {
+		return
+	}
+	for _, in := range innerOf(subnets, outer, claims) {
+		if !in.IsSingleIP() {
+			f.Lengths = f.Lengths.With(in)
 		}
-		if f.Guard == GuardBind {
-			inner := innerOf(peers.subnets[l], outer, claims)
-			for _, in := range inner {
-				if !in.IsSingleIP() {
-					f.Lengths = f.Lengths.With(in)
-				}
-				for _, a := range outer {
-					if p.carriedBy(l, a, in.Addr()) {
-						p.state.Sources.Add(Source{Outer: a, Inner: in})
-					}
-				}
+		for _, a := range outer {
+			if p.carriedBy(l, a, in.Addr()) {
+				p.state.Sources.Add(Source{Outer: a, Inner: in})
 			}
 		}
 	}
-	p.state.Filters.Add(f)
+}
+
+// named returns the addresses that l announces, and those that it publishes
+// and nobody else announces.
+func (p *planner) named(l *subnet.Lease, holders map[netip.Addr]*subnet.Lease) []netip.Addr {
+	var out []netip.Addr
+	for _, path := range l.Paths {
+		out = append(out, path.Underlay.Unmap())
+	}
+	for _, s := range l.Sources {
+		if other, taken := holders[s.Unmap()]; !taken || other == l {
+			out = append(out, s.Unmap())
+		}
+	}
+	return slices.DeleteFunc(out, func(a netip.Addr) bool { return !p.canBe(a) })
 }
 
 // table returns table inet weft as it is without peers. Only mode bind looks
@@ -105,20 +130,24 @@ func (p *planner) table() Filter {
 	return f
 }
 
-// holders returns who announces each underlay address; nil stands for several.
-func (p *planner) holders(peers *accepted) map[netip.Addr]*subnet.Lease {
-	out := make(map[netip.Addr]*subnet.Lease, 2*len(peers.leases))
-	for _, l := range peers.leases {
+// holders returns which of leases announces each underlay address; nil stands
+// for several.
+func holders(leases []*subnet.Lease) map[netip.Addr]*subnet.Lease {
+	out := make(map[netip.Addr]*subnet.Lease, 2*len(leases))
+	for _, l := range leases {
 		for _, path := range l.Paths {
-			a := path.Underlay.Unmap()
-			if other, ok := out[a]; ok && other != l {
-				out[a] = nil
-				continue
-			}
-			out[a] = l
+			only(out, path.Underlay.Unmap(), l)
 		}
 	}
 	return out
+}
+
+// only notes that l names a.
+func only(names map[netip.Addr]*subnet.Lease, a netip.Addr, l *subnet.Lease) {
+	if other, ok := names[a]; ok && other != l {
+		l = nil
+	}
+	names[a] = l
 }
 
 // outer returns the addresses that l's packets come from, each once: those it

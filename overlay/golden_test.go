@@ -18,12 +18,6 @@ import (
 func TestMain(m *testing.M) {
 	flag.Bool("update", false, "write the golden files in testdata instead of comparing")
 	flag.Parse()
-	// The laws are checked with the same cases each time, so that a change is
-	// judged by itself. -rapid.seed and -rapid.checks look further, and so does
-	// WEFT_FULL=1: see docs/STATUS.md for what they have found.
-	if seed := flag.Lookup("rapid.seed"); seed.Value.String() == "0" && os.Getenv("WEFT_FULL") != "1" {
-		_ = seed.Value.Set("20261124") // a number
-	}
 	os.Exit(m.Run())
 }
 

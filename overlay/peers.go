@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 
 	"weft.dev/weft/subnet"
 )
@@ -52,35 +53,79 @@ func peerName(l *subnet.Lease) string {
 // peers adds the entries of all leases but our own.
 func (p *planner) peers(leases []subnet.Lease) {
 	list := make([]candidate, 0, 2*len(leases))
+	shared := sharedAmong(leases)
 	for i := range leases {
 		if l := &leases[i]; !p.isOwn(l) && p.validHolder(l) {
-			list = p.candidates(list, l)
+			list = p.candidates(list, l, shared)
 		}
 	}
 	slices.SortFunc(list, candidate.compare)
-	claims := newClaims(list)
 	p.makeSpace(len(list))
-	accepted := newAccepted(len(leases))
-	for i := range list {
-		c := &list[i]
-		// The kernel knows no names: one that is programmed is not cut off
-		// because another comes by its name.
-		if detail := claims.named(c); detail != "" {
+	accepted, claims := newAccepted(len(leases)), newClaims(list)
+	var rejected []*candidate
+	named := func(c *candidate) bool {
+		detail := claims.named(c)
+		if detail != "" {
 			p.problem("PeerDuplicateNode", peerName(c.lease), "%s", detail)
-			if !c.incumbent {
-				continue
-			}
 		}
+		return detail != ""
+	}
+	accept := func(c *candidate) {
 		if kind, detail := claims.contested(c); kind != "" {
 			p.problem(kind, peerName(c.lease), "%s", detail)
-			continue
+			rejected = append(rejected, c)
+			return
 		}
 		claims.take(c)
 		p.program(c)
 		accepted.add(c)
 	}
+	// The kernel knows no names: one that is programmed is not cut off because
+	// another comes by its name. It comes after those that nothing is wrong
+	// with, for it may only look as one of them does.
+	var doubles []*candidate
+	first := 0
+	for ; first < len(list) && list[first].incumbent; first++ {
+		if c := &list[first]; named(c) {
+			doubles = append(doubles, c)
+		} else {
+			accept(c)
+		}
+	}
+	for _, c := range doubles {
+		accept(c)
+	}
+	for i := range list[first:] {
+		if c := &list[first+i]; named(c) {
+			rejected = append(rejected, c)
+		} else {
+			accept(c)
+		}
+	}
 	p.reached = len(accepted.leases)
-	p.filter(accepted, claims)
+	p.filter(accepted, slices.DeleteFunc(rejected, func(c *candidate) bool { return !claims.twin(c) }), claims)
+}
+
+// sharedAmong returns who reports whether another lease than l announces or
+// publishes a. The index is made when it is first asked.
+func sharedAmong(leases []subnet.Lease) func(l *subnet.Lease, a netip.Addr) bool {
+	names := sync.OnceValue(func() map[netip.Addr]*subnet.Lease {
+		out := make(map[netip.Addr]*subnet.Lease, 2*len(leases))
+		for i := range leases {
+			l := &leases[i]
+			for _, path := range l.Paths {
+				only(out, path.Underlay.Unmap(), l)
+			}
+			for _, a := range l.Sources {
+				only(out, a.Unmap(), l)
+			}
+		}
+		return out
+	})
+	return func(l *subnet.Lease, a netip.Addr) bool {
+		other, ok := names()[a]
+		return ok && other != l
+	}
 }
 
 // isOwn reports whether l is our own lease: our node and instance or, where
@@ -120,14 +165,15 @@ func (p *planner) validHolder(l *subnet.Lease) bool {
 
 // candidates appends the paths of l that are valid by themselves. Paths of a
 // family that we have no subnet of concern nobody here.
-func (p *planner) candidates(list []candidate, l *subnet.Lease) []candidate {
+func (p *planner) candidates(list []candidate, l *subnet.Lease, shared func(*subnet.Lease, netip.Addr) bool) []candidate {
 	for _, path := range l.Paths {
 		if _, ok := p.self.Lease.Path(subnet.FamilyOf(path.Subnet.Addr())); !ok {
 			continue
 		}
 		if c, ok := p.candidate(l, path); ok {
 			if c.incumbent = p.have.holds(c); c.incumbent {
-				c.fit = p.have.fits(c, func(a netip.Addr) bool { return p.carriedBy(l, a, c.subnet.Addr()) })
+				from := func(a netip.Addr) bool { return p.canBe(a) && p.carriedBy(l, a, c.subnet.Addr()) }
+				c.fit = p.have.fits(c, from, func(a netip.Addr) bool { return shared(l, a) })
 			}
 			list = append(list, c)
 		}
