@@ -28,7 +28,10 @@ import (
 //
 // It stops early only when ctx ends; then one error counts what is left.
 func (k *Kernel) Apply(ctx context.Context, changes overlay.Changes) error {
-	a := applier{k: k, devices: map[string]device{}, held: map[subnet.Family]map[routeKey]rawRoute{}}
+	a := applier{
+		k: k, devices: map[string]device{}, held: map[subnet.Family]map[routeKey]rawRoute{},
+		odd: map[table]oddRoutes{}, oddFDB: map[int]map[subnet.MAC][]*nl.NetlinkRequest{},
+	}
 	total := len(changes)
 	var errs []error
 	for len(changes) > 0 && ctx.Err() == nil {
@@ -88,6 +91,8 @@ type applier struct {
 	devices map[string]device                       // index 0: it does not exist
 	held    map[subnet.Family]map[routeKey]rawRoute // routes that are not ours
 	waiting []pending                               // plain changes that are sent together
+	odd     map[table]oddRoutes
+	oddFDB  map[int]map[subnet.MAC][]*nl.NetlinkRequest // by device: what deletes the entries that are not plain
 	// unguarded: a table with an ingress guard could not be put in place.
 	unguarded bool
 }
@@ -97,6 +102,15 @@ type routeKey struct {
 	dst    netip.Prefix
 	metric uint32
 }
+
+// table names the routes of one family on one device.
+type table struct {
+	family subnet.Family
+	index  int
+}
+
+// oddRoutes are those that Dump shows with Onlink false, by what it shows.
+type oddRoutes map[overlay.Route][]rawRoute
 
 func (a *applier) change(ctx context.Context, c overlay.Change) error {
 	if l, ok := c.Entry.(overlay.Link); ok {
@@ -154,9 +168,9 @@ func (a *applier) special(ctx context.Context, c overlay.Change, dev device) (do
 		was, _ := c.Was.(overlay.FDB)
 		switch {
 		case c.Op == overlay.Delete && !e.Dst.IsValid():
-			return true, a.k.deleteOdd(ctx, dev, e.MAC)
+			return true, a.deleteOdd(ctx, dev, e.MAC)
 		case c.Op == overlay.Replace && c.Was != nil && !was.Dst.IsValid():
-			return false, a.k.deleteOdd(ctx, dev, e.MAC)
+			return false, a.deleteOdd(ctx, dev, e.MAC)
 		}
 	case overlay.Route:
 		return true, a.deleteExactly(ctx, e, dev)
@@ -164,21 +178,39 @@ func (a *applier) special(ctx context.Context, c overlay.Change, dev device) (do
 	return false, nil
 }
 
-// deleteExactly deletes the routes that Dump shows as r.
+// deleteExactly deletes the routes that Dump shows as r, which is not Onlink.
 func (a *applier) deleteExactly(ctx context.Context, r overlay.Route, dev device) error {
-	routes, err := a.k.routes(ctx, subnet.FamilyOf(r.Dst.Addr()), dev.index)
-	if err != nil {
-		return err
-	}
-	for _, raw := range routes {
-		if !slices.Contains(raw.on(dev), r) {
-			continue
+	key := table{subnet.FamilyOf(r.Dst.Addr()), dev.index}
+	if a.odd[key] == nil {
+		odd, err := a.k.oddRoutes(ctx, key.family, dev)
+		if err != nil {
+			return err
 		}
+		a.odd[key] = odd
+	}
+	for _, raw := range a.odd[key][r] {
 		if err := a.k.conn.change(ctx, raw.deleteRequest()); err != nil && !gone(err) {
 			return err
 		}
 	}
 	return nil
+}
+
+// oddRoutes returns the routes of family f on dev that are not Onlink.
+func (k *Kernel) oddRoutes(ctx context.Context, f subnet.Family, dev device) (oddRoutes, error) {
+	isOdd := func(r overlay.Route) bool { return !r.Onlink }
+	routes, err := k.routes(ctx, f, dev.index, func(raw rawRoute) bool {
+		return slices.ContainsFunc(raw.on(dev), isOdd)
+	})
+	out := oddRoutes{}
+	for _, raw := range routes {
+		for _, r := range raw.on(dev) {
+			if isOdd(r) {
+				out[r] = append(out[r], raw)
+			}
+		}
+	}
+	return out, err
 }
 
 // exists deals with an entry that turned out to be there already. Only routes
@@ -229,16 +261,15 @@ func (a *applier) foreignRoutes(ctx context.Context, f subnet.Family) (map[route
 		}
 		ours = append(ours, dev.index)
 	}
-	routes, err := a.k.routes(ctx, f, 0)
+	routes, err := a.k.routes(ctx, f, 0, func(r rawRoute) bool {
+		own := slices.ContainsFunc(r.hops, func(h hop) bool { return h.index != 0 && slices.Contains(ours, h.index) })
+		return !(own && r.proto != unix.RTPROT_KERNEL || r.proto == overlay.RouteProtocol || r.tos != 0)
+	})
 	if err != nil {
 		return nil, err
 	}
 	out := map[routeKey]rawRoute{}
 	for _, r := range routes {
-		own := slices.ContainsFunc(r.hops, func(h hop) bool { return h.index != 0 && slices.Contains(ours, h.index) })
-		if own && r.proto != unix.RTPROT_KERNEL || r.proto == overlay.RouteProtocol || r.tos != 0 {
-			continue
-		}
 		out[routeKey{r.dst, r.metric}] = r
 	}
 	return out, nil

@@ -44,6 +44,7 @@ func bench(b *testing.B, program bool) {
 			k := newKernel(b, "weft.1")
 			want := manyPeers(n)
 			changes := overlay.Diff(want, overlay.NewState())
+			b.ReportAllocs()
 			mustApply(b, k, changes...)
 			for b.Loop() {
 				if !program {

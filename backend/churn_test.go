@@ -127,6 +127,11 @@ func FuzzDecode(f *testing.F) {
 				_ = outcome(syscall.NetlinkMessage{Header: syscall.NlMsghdr{Type: typ, Flags: flags}, Data: b})
 			}
 		}
+		for m := range messages(b) {
+			if m.Header.Len != uint32(unix.SizeofNlMsghdr+len(m.Data)) {
+				t.Errorf("message %v", m)
+			}
+		}
 		for _, family := range subnet.Families() {
 			if r, ok := decodeRoute(b, family); ok {
 				if !r.dst.IsValid() || len(r.hops) == 0 {

@@ -3,6 +3,7 @@
 package backend
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -27,13 +28,21 @@ const (
 	// dumpAttempts bounds how often a dump that the kernel marked as
 	// interrupted by a change (NLM_F_DUMP_INTR) is repeated.
 	dumpAttempts = 8
+	// datagram is how much is read at once, bytes. The kernel fills what the
+	// reader has room for, up to 32 KiB (netlink_recvmsg), more only for a
+	// single message that is larger.
+	datagram = 64 << 10
 )
 
 // conn is one persistent rtnetlink socket. It serialises its callers.
 type conn struct {
-	mu   sync.Mutex
-	sock *nl.NetlinkSocket
-	seq  uint32 // of the last request
+	mu    sync.Mutex
+	sock  *nl.NetlinkSocket
+	pid   uint32    // the socket's port, which answers carry
+	seq   uint32    // of the last request
+	until time.Time // when the caller's patience ends
+	in    []byte    // the datagram that is being read
+	out   []byte    // the one that is being written
 }
 
 // dial opens a socket in the calling thread's network namespace.
@@ -42,6 +51,11 @@ func dial() (*conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open rtnetlink socket: %w", err)
 	}
+	pid, err := s.GetPid()
+	if err != nil {
+		s.Close()
+		return nil, fmt.Errorf("address of the rtnetlink socket: %w", err)
+	}
 	// All three are improvements only: messages that explain an error,
 	// filters on dumps (Linux 4.20; the decoders filter again), and room.
 	_ = s.SetExtAck(true)
@@ -49,10 +63,15 @@ func dial() (*conn, error) {
 	if s.SetReceiveBufferSize(receiveBuffer, true) != nil { // needs CAP_NET_ADMIN
 		_ = s.SetReceiveBufferSize(receiveBuffer, false)
 	}
-	return &conn{sock: s}, nil
+	return &conn{sock: s, pid: pid, in: make([]byte, datagram)}, nil
 }
 
-func (c *conn) close() { c.sock.Close() }
+// close waits for whoever uses the socket.
+func (c *conn) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.sock.Close()
+}
 
 // request starts a message of the given type; parts follow its header.
 func request(msgType uint16, flags int, parts ...nl.NetlinkRequestData) *nl.NetlinkRequest {
@@ -71,16 +90,16 @@ func request(msgType uint16, flags int, parts ...nl.NetlinkRequestData) *nl.Netl
 // their netlink headers. Kernel errors come back as a unix.Errno, wrapped
 // with the kernel's own explanation where it gives one.
 func (c *conn) do(ctx context.Context, r *nl.NetlinkRequest) ([][]byte, error) {
-	return c.doSome(ctx, r, nil)
+	var msgs [][]byte
+	err := c.read(ctx, r, func(m []byte) { msgs = append(msgs, bytes.Clone(m)) })
+	return msgs, err
 }
 
-// doSome does the same, and of the answer keeps what keep says, or all.
-func (c *conn) doSome(ctx context.Context, r *nl.NetlinkRequest, keep func(msg []byte) bool) (msgs [][]byte, err error) {
-	_, err = c.turn(ctx, func() (int, error) {
-		msgs, err = c.exchange(r, keep)
-		return 0, err
-	})
-	return msgs, err
+// read does the same and hands each message to each, which must neither keep
+// it nor use c.
+func (c *conn) read(ctx context.Context, r *nl.NetlinkRequest, each func(msg []byte)) error {
+	_, err := c.turn(ctx, func() (int, error) { return 0, c.exchange(r, each) })
+	return err
 }
 
 // turn runs talk, which sends something and reads the answer, when nobody else
@@ -95,11 +114,10 @@ func (c *conn) turn(ctx context.Context, talk func() (int, error)) (int, error) 
 	if err := ctx.Err(); err != nil {
 		return 0, err
 	}
-	tv := unix.NsecToTimeval(max(wait, time.Millisecond).Nanoseconds())
-	_ = c.sock.SetSendTimeout(&tv) // these two only store the value
-	_ = c.sock.SetReceiveTimeout(&tv)
+	wait = max(wait, time.Millisecond)
+	c.until = time.Now().Add(wait)
 	n, err := talk()
-	if errors.Is(err, unix.EAGAIN) { // how the socket reports the timeout
+	if errors.Is(err, unix.EAGAIN) { // how receive reports the timeout
 		return n, fmt.Errorf("no answer from the kernel in %v: %w", wait.Round(time.Millisecond), context.DeadlineExceeded)
 	}
 	return n, err
@@ -116,17 +134,24 @@ func (c *conn) change(ctx context.Context, r *nl.NetlinkRequest) error {
 // dump sends a dump request, again when the kernel says that the table
 // changed under it. make builds the request anew for each attempt.
 func (c *conn) dump(ctx context.Context, build func() *nl.NetlinkRequest) ([][]byte, error) {
-	return c.dumpSome(ctx, build, nil)
+	return gather(ctx, c, build, func(out [][]byte, m []byte) [][]byte { return append(out, bytes.Clone(m)) })
 }
 
-// dumpSome does the same, and of the answer keeps what keep says, or all.
-func (c *conn) dumpSome(ctx context.Context, build func() *nl.NetlinkRequest, keep func(msg []byte) bool) ([][]byte, error) {
+// gather does the same, and returns what collect makes of the messages as
+// they come: it appends to out, and must neither keep m nor use c. A large
+// table is thus never in memory as messages.
+func gather[E any](ctx context.Context, c *conn, build func() *nl.NetlinkRequest, collect func(out []E, m []byte) []E) ([]E, error) {
+	var out []E
 	for range dumpAttempts {
 		r := build()
 		r.Flags |= unix.NLM_F_DUMP
-		msgs, err := c.doSome(ctx, r, keep)
+		out = out[:0]
+		err := c.read(ctx, r, func(m []byte) { out = collect(out, m) })
+		if err == nil {
+			return out, nil
+		}
 		if !errors.Is(err, nl.ErrDumpInterrupted) {
-			return msgs, err
+			return nil, err
 		}
 	}
 	return nil, fmt.Errorf("interrupted %d times by changes to the table: %w", dumpAttempts, unix.EINTR)

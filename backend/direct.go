@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"slices"
 
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"weft.dev/weft/overlay"
@@ -23,7 +22,7 @@ import (
 // by their mark, and those that flannel may have left. The kernel picks both
 // by their protocol, so that a large table of others costs a walk over it and
 // no messages.
-func (k *Kernel) dumpDirect(ctx context.Context, s overlay.Set[overlay.Route]) error {
+func (k *Kernel) dumpDirect(ctx context.Context, own []int, s overlay.Set[overlay.Route]) error {
 	names := map[int]string{}
 	elsewhere := func(index int) (name string, ok bool, err error) {
 		name, known := names[index]
@@ -41,7 +40,7 @@ func (k *Kernel) dumpDirect(ctx context.Context, s overlay.Set[overlay.Route]) e
 	}
 	for _, f := range subnet.Families() {
 		for _, proto := range []uint8{overlay.RouteProtocol, unix.RTPROT_BOOT} {
-			if err := k.dumpProto(ctx, f, proto, elsewhere, s); err != nil {
+			if err := k.dumpProto(ctx, f, proto, own, elsewhere, s); err != nil {
 				return fmt.Errorf("%v routes of protocol %d: %w", f, proto, err)
 			}
 		}
@@ -49,26 +48,25 @@ func (k *Kernel) dumpDirect(ctx context.Context, s overlay.Set[overlay.Route]) e
 	return nil
 }
 
-// dumpProto adds the routes of one protocol. elsewhere names a device that is
-// not ours.
-func (k *Kernel) dumpProto(ctx context.Context, f subnet.Family, proto uint8, elsewhere func(int) (string, bool, error), s overlay.Set[overlay.Route]) error {
-	msgs, err := k.routeMessages(ctx, unix.RtMsg{Family: afOf(f), Table: unix.RT_TABLE_MAIN, Protocol: proto}, 0, nil)
-	if err != nil {
-		return err
-	}
-	for _, m := range msgs {
-		if oif := oifOf(m); oif != 0 { // most are on our own devices: no need to look closer
-			if _, ok, err := elsewhere(oif); err != nil || !ok {
-				if err != nil {
-					return err
-				}
-				continue
-			}
+// dumpProto adds the routes of one protocol. own are the indexes of
+// our devices; elsewhere names a device that is not ours.
+func (k *Kernel) dumpProto(ctx context.Context, f subnet.Family, proto uint8, own []int, elsewhere func(int) (string, bool, error), s overlay.Set[overlay.Route]) error {
+	head := unix.RtMsg{Family: afOf(f), Table: unix.RT_TABLE_MAIN, Protocol: proto}
+	routes, err := gatherRoutes(ctx, k, head, 0, func(out []rawRoute, m []byte) []rawRoute {
+		if oif := oifOf(m); oif != 0 && slices.Contains(own, oif) {
+			return out // most are: no need to look closer
 		}
 		r, ok := decodeRoute(m, f)
 		if !ok || r.proto != proto || proto == unix.RTPROT_BOOT && !r.flannelDirect() {
-			continue
+			return out
 		}
+		r.attrs = nil // of the message
+		return append(out, r)
+	})
+	if err != nil {
+		return err
+	}
+	for _, r := range routes {
 		for _, h := range r.hops {
 			name, ok, err := elsewhere(h.index)
 			if err != nil {
@@ -161,21 +159,4 @@ func (a *applier) besideGateway(ctx context.Context, c overlay.Change, dev devic
 		err = a.k.explainRoute(ctx, c.Entry, dev, err)
 	}
 	return errors.Join(err, gone)
-}
-
-// routeMessages dumps the routes that match head, use the device index when it
-// is not 0, and are worth keeping if keep is not nil. The kernel filters where
-// it can (strict checking, Linux 4.20): the caller looks again.
-func (k *Kernel) routeMessages(ctx context.Context, head unix.RtMsg, index int, keep func([]byte) bool) ([][]byte, error) {
-	msgs, err := k.conn.dumpSome(ctx, func() *nl.NetlinkRequest {
-		r := request(unix.RTM_GETROUTE, 0, &nl.RtMsg{RtMsg: head})
-		if index != 0 {
-			r.AddData(nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(index))))
-		}
-		return r
-	}, keep)
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) {
-		return nil, nil // no such table yet; or the device has just gone
-	}
-	return msgs, err
 }

@@ -123,19 +123,19 @@ func addrRequest(a overlay.Addr, index int, del bool) *nl.NetlinkRequest {
 
 // dumpNeighs adds dev's permanent unicast neighbours of family f to s.
 func (k *Kernel) dumpNeighs(ctx context.Context, dev device, f subnet.Family, s overlay.Set[overlay.Neigh]) error {
-	msgs, err := k.conn.dump(ctx, func() *nl.NetlinkRequest {
+	neighs, err := gather(ctx, k.conn, func() *nl.NetlinkRequest {
 		return request(unix.RTM_GETNEIGH, 0, ndmsg{family: afOf(f)}, nl.NewRtAttr(unix.NDA_IFINDEX, nl.Uint32Attr(uint32(dev.index))))
-	})
-	if err != nil {
-		return err
-	}
-	for _, m := range msgs {
+	}, func(out []overlay.Neigh, m []byte) []overlay.Neigh {
 		if n, index, ok := decodeNeigh(m); ok && index == dev.index {
 			n.Dev = dev.name
-			s.Add(n)
+			out = append(out, n)
 		}
+		return out
+	})
+	for _, n := range neighs {
+		s.Add(n)
 	}
-	return nil
+	return err
 }
 
 // decodeNeigh reads an RTM_NEWNEIGH message of an IP family. ok is false for

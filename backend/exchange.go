@@ -4,41 +4,35 @@ package backend
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"iter"
 	"syscall"
+	"time"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
-// exchange sends r and returns the payloads that answer it, or of them those
-// that keep says, if it is not nil. It does what
+// exchange sends r and hands the payloads that answer it to each. It does what
 // (*nl.NetlinkRequest).Execute does, which panics where a dump fails and the
 // kernel says why: such an NLMSG_DONE has no copy of the request between the
 // errno and its attributes (netlink_dump_done, net/netlink/af_netlink.c).
 // A dump that changes interrupted fails with nl.ErrDumpInterrupted.
-func (c *conn) exchange(r *nl.NetlinkRequest, keep func([]byte) bool) ([][]byte, error) {
+func (c *conn) exchange(r *nl.NetlinkRequest, each func([]byte)) error {
 	c.seq++
 	r.Seq = c.seq
-	if err := c.sock.Send(r); err != nil {
-		return nil, err
+	if err := c.send(r.Serialize()); err != nil {
+		return err
 	}
-	pid, err := c.sock.GetPid()
-	if err != nil {
-		return nil, err
-	}
-	var out [][]byte
 	interrupted := false
 	for {
-		msgs, from, err := c.sock.Receive()
+		b, err := c.receive()
 		if err != nil {
-			return nil, err
+			return err
 		}
-		if from.Pid != nl.PidKernel {
-			continue // somebody else's, who may send to any port
-		}
-		for _, m := range msgs {
-			if m.Header.Seq != r.Seq || m.Header.Pid != pid {
+		for m := range messages(b) {
+			if m.Header.Seq != r.Seq || m.Header.Pid != c.pid {
 				continue // the answer to a question whose asker gave up
 			}
 			interrupted = interrupted || m.Header.Flags&unix.NLM_F_DUMP_INTR != 0
@@ -47,19 +41,74 @@ func (c *conn) exchange(r *nl.NetlinkRequest, keep func([]byte) bool) ([][]byte,
 			case unix.NLMSG_DONE, unix.NLMSG_ERROR:
 				done = true
 				if err := outcome(m); err != nil {
-					return nil, err
+					return err
 				}
 			default:
-				if keep == nil || keep(m.Data) {
-					out = append(out, m.Data)
-				}
+				each(m.Data)
 			}
 			if done && interrupted {
-				return nil, nl.ErrDumpInterrupted
+				return nl.ErrDumpInterrupted
 			}
 			if done {
-				return out, nil
+				return nil
 			}
+		}
+	}
+}
+
+// send gives the kernel a datagram, which it has dealt with on return.
+func (c *conn) send(b []byte) error {
+	return unix.Sendto(c.sock.GetFd(), b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+}
+
+// receive returns the next datagram from the kernel. It is valid until the
+// next call. EAGAIN says that none came in time.
+func (c *conn) receive() ([]byte, error) {
+	fd := c.sock.GetFd()
+	for {
+		n, from, err := unix.Recvfrom(fd, c.in, unix.MSG_DONTWAIT)
+		switch sender, ok := from.(*unix.SockaddrNetlink); {
+		case err == nil && ok && sender.Pid == nl.PidKernel:
+			return c.in[:n], nil
+		case err == nil: // somebody else's, who may send to any port
+		case errors.Is(err, unix.EAGAIN):
+			// Rare: most answers are there when send returns.
+			left := time.Until(c.until)
+			if left <= 0 {
+				return nil, err
+			}
+			if err := readable(fd, left); err != nil {
+				return nil, err
+			}
+		case !errors.Is(err, unix.EINTR):
+			return nil, err
+		}
+	}
+}
+
+// readable waits until there may be something to read from fd.
+func readable(fd int, wait time.Duration) error {
+	ts := unix.NsecToTimespec(wait.Nanoseconds())
+	_, err := unix.Ppoll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, &ts, nil)
+	if errors.Is(err, unix.EINTR) {
+		return nil
+	}
+	return err
+}
+
+// messages walks the messages in a datagram. It ends at the first malformed
+// one. They share b's memory.
+func messages(b []byte) iter.Seq[syscall.NetlinkMessage] {
+	return func(yield func(syscall.NetlinkMessage) bool) {
+		for len(b) >= unix.SizeofNlMsghdr {
+			h := syscall.NlMsghdr{Len: u32(b), Type: u16(b[4:]), Flags: u16(b[6:]), Seq: u32(b[8:]), Pid: u32(b[12:])}
+			if h.Len < unix.SizeofNlMsghdr || int64(h.Len) > int64(len(b)) {
+				return
+			}
+			if !yield(syscall.NetlinkMessage{Header: h, Data: b[unix.SizeofNlMsghdr:h.Len]}) {
+				return
+			}
+			b = b[min((int(h.Len)+3)&^3, len(b)):]
 		}
 	}
 }

@@ -3,6 +3,7 @@
 package backend
 
 import (
+	"bytes"
 	"context"
 	"net/netip"
 
@@ -18,17 +19,19 @@ type rawFDB struct {
 	ndmsg
 	mac   subnet.MAC
 	dst   netip.Addr
-	nhid  uint32          // nexthop group; then there is no dst
-	extra map[uint16]bool // which of NDA_PORT, NDA_VNI, NDA_IFINDEX, ... are there
-	key   []*nl.RtAttr    // all that names it, to delete exactly this one
+	nhid  uint32 // nexthop group; then there is no dst
+	extra bool   // NDA_PORT, NDA_VNI, NDA_IFINDEX or the like is there
+	attrs []byte // of the message
 }
 
+// decodeFDB reads an RTM_NEWNEIGH message of a VXLAN device. The result shares
+// its memory.
 func decodeFDB(msg []byte) (rawFDB, bool) {
 	h, rest, ok := decodeNdmsg(msg)
 	if !ok || h.family != unix.AF_BRIDGE || h.flags&unix.NTF_SELF == 0 {
 		return rawFDB{}, false
 	}
-	e := rawFDB{ndmsg: h, extra: map[uint16]bool{}}
+	e := rawFDB{ndmsg: h, attrs: rest}
 	for t, v := range attrs(rest) {
 		switch t {
 		case unix.NDA_LLADDR:
@@ -39,13 +42,10 @@ func decodeFDB(msg []byte) (rawFDB, bool) {
 			e.dst, _ = netip.AddrFromSlice(v)
 		case ndaNHID:
 			e.nhid = u32(v)
-			e.extra[t] = true
+			e.extra = true
 		case unix.NDA_PORT, unix.NDA_VNI, unix.NDA_SRC_VNI, unix.NDA_IFINDEX:
-			e.extra[t] = true
-		default:
-			continue
+			e.extra = true
 		}
-		e.key = append(e.key, nl.NewRtAttr(int(t), v))
 	}
 	return e, e.dst.IsValid() || e.nhid != 0
 }
@@ -54,7 +54,7 @@ func decodeFDB(msg []byte) (rawFDB, bool) {
 func (e rawFDB) static() bool { return e.state&(unix.NUD_PERMANENT|unix.NUD_NOARP) != 0 }
 
 // plain reports whether overlay.FDB says all there is to say about e.
-func (e rawFDB) plain() bool { return e.static() && len(e.extra) == 0 }
+func (e rawFDB) plain() bool { return e.static() && !e.extra }
 
 // overlay translates e; see Dump for entries that are not plain.
 func (e rawFDB) overlay(dev string) overlay.FDB {
@@ -65,28 +65,26 @@ func (e rawFDB) overlay(dev string) overlay.FDB {
 	return f
 }
 
-// fdb returns dev's FDB. Entries that a device learned by itself are left out
-// while it is meant to learn: they come and go with traffic.
-func (k *Kernel) fdb(ctx context.Context, dev device) ([]rawFDB, error) {
-	msgs, err := k.conn.dump(ctx, func() *nl.NetlinkRequest {
+// gatherFDB returns what collect makes of dev's FDB: see gather. Entries that
+// a device learned by itself are left out while it is meant to learn: they
+// come and go with traffic.
+func gatherFDB[E any](ctx context.Context, k *Kernel, dev device, collect func(out []E, e rawFDB) []E) ([]E, error) {
+	return gather(ctx, k.conn, func() *nl.NetlinkRequest {
 		return request(unix.RTM_GETNEIGH, 0, ndmsg{family: unix.AF_BRIDGE, index: dev.index})
-	})
-	if err != nil {
-		return nil, err
-	}
-	var out []rawFDB
-	for _, m := range msgs {
+	}, func(out []E, m []byte) []E {
 		if e, ok := decodeFDB(m); ok && e.index == dev.index && (e.static() || !dev.learning) {
-			out = append(out, e)
+			out = collect(out, e)
 		}
-	}
-	return out, nil
+		return out
+	})
 }
 
 func (k *Kernel) dumpFDB(ctx context.Context, dev device, s overlay.Set[overlay.FDB]) error {
-	entries, err := k.fdb(ctx, dev)
+	entries, err := gatherFDB(ctx, k, dev, func(out []overlay.FDB, e rawFDB) []overlay.FDB {
+		return append(out, e.overlay(dev.name))
+	})
 	for _, e := range entries {
-		s.Add(e.overlay(dev.name))
+		s.Add(e)
 	}
 	return err
 }
@@ -106,25 +104,55 @@ func fdbRequest(f overlay.FDB, index int, del bool) *nl.NetlinkRequest {
 
 // deleteOdd deletes the entries of a MAC that are not plain, each by all that
 // names it, so that a plain one beside them stays.
-func (k *Kernel) deleteOdd(ctx context.Context, dev device, mac subnet.MAC) error {
-	entries, err := k.fdb(ctx, dev)
-	if err != nil {
-		return err
+func (a *applier) deleteOdd(ctx context.Context, dev device, mac subnet.MAC) error {
+	if a.oddFDB[dev.index] == nil {
+		odd, err := a.k.oddFDB(ctx, dev)
+		if err != nil {
+			return err
+		}
+		a.oddFDB[dev.index] = odd
 	}
-	for _, e := range entries {
-		if e.mac != mac || e.plain() {
-			continue
-		}
-		r := request(unix.RTM_DELNEIGH, 0, ndmsg{family: unix.AF_BRIDGE, index: dev.index, flags: unix.NTF_SELF})
-		for _, a := range e.key {
-			if e.nhid != 0 && a.Type != unix.NDA_LLADDR && a.Type != unix.NDA_SRC_VNI {
-				continue // the whole entry goes; the kernel refuses NDA_NH_ID here
-			}
-			r.AddData(a)
-		}
-		if err := k.conn.change(ctx, r); err != nil && !gone(err) {
+	requests := a.oddFDB[dev.index][mac]
+	delete(a.oddFDB[dev.index], mac) // once: a nexthop group's goes by its MAC alone
+	for _, r := range requests {
+		if err := a.k.conn.change(ctx, r); err != nil && !gone(err) {
 			return err
 		}
 	}
 	return nil
+}
+
+// oddFDB returns requests that delete the entries of dev that are not plain.
+func (k *Kernel) oddFDB(ctx context.Context, dev device) (map[subnet.MAC][]*nl.NetlinkRequest, error) {
+	odd, err := gatherFDB(ctx, k, dev, func(out []rawFDB, e rawFDB) []rawFDB {
+		if e.plain() {
+			return out
+		}
+		e.attrs = bytes.Clone(e.attrs)
+		return append(out, e)
+	})
+	out := map[subnet.MAC][]*nl.NetlinkRequest{}
+	for _, e := range odd {
+		out[e.mac] = append(out[e.mac], e.deleteRequest())
+	}
+	return out, err
+}
+
+// deleteRequest deletes exactly e. Of an entry that leads to a nexthop group
+// the whole goes: the kernel refuses NDA_NH_ID here.
+func (e rawFDB) deleteRequest() *nl.NetlinkRequest {
+	r := request(unix.RTM_DELNEIGH, 0, ndmsg{family: unix.AF_BRIDGE, index: e.index, flags: unix.NTF_SELF})
+	for t, v := range attrs(e.attrs) {
+		switch t {
+		case unix.NDA_LLADDR, unix.NDA_SRC_VNI:
+		case unix.NDA_DST, unix.NDA_PORT, unix.NDA_VNI, unix.NDA_IFINDEX:
+			if e.nhid != 0 {
+				continue
+			}
+		default:
+			continue
+		}
+		r.AddData(nl.NewRtAttr(int(t), v))
+	}
+	return r
 }

@@ -112,6 +112,7 @@ func (k *Kernel) Close() {
 // result; a table that changed under the dump is read again.
 func (k *Kernel) Dump(ctx context.Context) (overlay.State, error) {
 	s := overlay.NewState()
+	var own []int
 	for _, name := range k.devices {
 		l, found, err := k.ownLink(ctx, name)
 		if err != nil {
@@ -120,11 +121,12 @@ func (k *Kernel) Dump(ctx context.Context) (overlay.State, error) {
 		if !found {
 			continue
 		}
+		own = append(own, l.index)
 		if err := k.dumpDevice(ctx, l, s); err != nil {
 			return overlay.State{}, fmt.Errorf("dump device %s: %w", name, err)
 		}
 	}
-	if err := k.dumpDirect(ctx, s.Routes); err != nil {
+	if err := k.dumpDirect(ctx, own, s.Routes); err != nil {
 		return overlay.State{}, fmt.Errorf("dump other devices: %w", err)
 	}
 	if err := k.dumpFilter(ctx, &s); err != nil {

@@ -216,13 +216,11 @@ func (m *Monitor) orient(ctx context.Context) {
 		}
 	}
 	for _, f := range subnet.Families() {
-		msgs, err := m.k.routeMessages(ctx, unix.RtMsg{Family: afOf(f), Table: unix.RT_TABLE_MAIN, Protocol: overlay.RouteProtocol}, 0, nil)
-		if err != nil {
-			continue
-		}
-		for _, msg := range msgs {
+		head := unix.RtMsg{Family: afOf(f), Table: unix.RT_TABLE_MAIN, Protocol: overlay.RouteProtocol}
+		_, _ = gatherRoutes(ctx, m.k, head, 0, func(_ []struct{}, msg []byte) []struct{} {
 			m.carries(msg)
-		}
+			return nil
+		})
 	}
 }
 

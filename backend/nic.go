@@ -174,13 +174,12 @@ func unreachable(err error) bool {
 // defaultRoutes returns the default routes of a family that have a device,
 // the one the kernel prefers first.
 func (k *Kernel) defaultRoutes(ctx context.Context, f subnet.Family) ([]rawRoute, error) {
-	routes, err := k.routes(ctx, f, 0)
+	routes, err := k.routes(ctx, f, 0, func(r rawRoute) bool {
+		return r.dst.Bits() == 0 && r.typ == unix.RTN_UNICAST && r.tos == 0 && r.hops[0].index != 0
+	})
 	if err != nil {
 		return nil, err
 	}
-	routes = slices.DeleteFunc(routes, func(r rawRoute) bool {
-		return r.dst.Bits() != 0 || r.typ != unix.RTN_UNICAST || r.tos != 0 || r.hops[0].index == 0
-	})
 	slices.SortStableFunc(routes, func(a, b rawRoute) int { return cmp.Compare(a.metric, b.metric) })
 	return routes, nil
 }

@@ -3,6 +3,7 @@
 package backend
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -140,23 +141,24 @@ func routeProblems(ctx context.Context, spec ProbeSpec) ([]subnet.Problem, error
 }
 
 // routesInside returns the main table's routes into networks. There may be a
-// whole Internet of others beside them: those are dropped as they come.
+// whole Internet of others beside them: those are not even decoded.
 func (k *Kernel) routesInside(ctx context.Context, f subnet.Family, networks []netip.Prefix) ([]rawRoute, error) {
-	msgs, err := k.routeMessages(ctx, unix.RtMsg{Family: afOf(f), Table: unix.RT_TABLE_MAIN}, 0, func(msg []byte) bool {
+	head := unix.RtMsg{Family: afOf(f), Table: unix.RT_TABLE_MAIN}
+	return gatherRoutes(ctx, k, head, 0, func(out []rawRoute, msg []byte) []rawRoute {
 		if len(msg) < unix.SizeofRtMsg {
-			return false
+			return out
 		}
 		b, _ := attr(msg[unix.SizeofRtMsg:], unix.RTA_DST)
 		dst, ok := netip.AddrFromSlice(b)
-		return ok && slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.Contains(dst) })
-	})
-	var out []rawRoute
-	for _, m := range msgs {
-		if r, ok := decodeRoute(m, f); ok {
+		if !ok || !slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.Contains(dst) }) {
+			return out
+		}
+		if r, ok := decodeRoute(msg, f); ok {
+			r.attrs = bytes.Clone(r.attrs)
 			out = append(out, r)
 		}
-	}
-	return out, err
+		return out
+	})
 }
 
 // ourMetrics returns the lowest metric of weft's routes to each destination.

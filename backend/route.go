@@ -3,7 +3,9 @@
 package backend
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"net/netip"
 
 	"github.com/vishvananda/netlink/nl"
@@ -35,26 +37,27 @@ type rawRoute struct {
 	typ    uint8
 	tos    uint8
 	hops   []hop
-	odd    bool         // has attributes that weft never sets
-	key    []*nl.RtAttr // what names it besides dst, metric, proto and tos
+	odd    bool   // has attributes that weft never sets
+	attrs  []byte // of the message
 }
 
 // decodeRoute reads a message of family f. ok is false for one of another
-// family or table, and for a cached copy of a route.
+// family or table, and for a cached copy of a route. The result's attrs share
+// the message's memory.
 func decodeRoute(msg []byte, f subnet.Family) (r rawRoute, ok bool) {
 	if len(msg) < unix.SizeofRtMsg || msg[0] != afOf(f) {
 		return r, false
 	}
-	h := nl.DeserializeRtMsg(msg)
+	h, rest := nl.DeserializeRtMsg(msg), msg[unix.SizeofRtMsg:]
 	table := uint32(h.Table)
-	r = rawRoute{proto: h.Protocol, typ: h.Type, tos: h.Tos, odd: h.Tos != 0}
+	r = rawRoute{proto: h.Protocol, typ: h.Type, tos: h.Tos, odd: h.Tos != 0, attrs: rest}
 	base := netip.IPv4Unspecified()
 	if f == subnet.IPv6 {
 		base = netip.IPv6Unspecified()
 	}
 	single := hop{onlink: h.Flags&unix.RTNH_F_ONLINK != 0}
 	var paths []hop
-	for t, v := range attrs(msg[unix.SizeofRtMsg:]) {
+	for t, v := range attrs(rest) {
 		switch t {
 		case unix.RTA_DST:
 			base, _ = netip.AddrFromSlice(v)
@@ -77,7 +80,6 @@ func decodeRoute(msg []byte, f subnet.Family) (r rawRoute, ok bool) {
 		case unix.RTA_CACHEINFO: // struct rta_cacheinfo: rta_expires is its third member
 			r.odd = r.odd || len(v) >= 12 && u32(v[8:]) != 0
 		}
-		r.remember(t, v)
 	}
 	r.dst = netip.PrefixFrom(base, int(h.Dst_len))
 	r.hops = append(paths, single)
@@ -87,18 +89,20 @@ func decodeRoute(msg []byte, f subnet.Family) (r rawRoute, ok bool) {
 	return r, table == unix.RT_TABLE_MAIN && r.dst.IsValid() && h.Flags&unix.RTM_F_CLONED == 0
 }
 
-// remember keeps the attributes that tell a route from its twins when it is
-// deleted. A nexthop object excludes the description of its content.
-func (r *rawRoute) remember(t uint16, v []byte) {
-	switch t {
-	case rtaNHID:
-		r.key = []*nl.RtAttr{nl.NewRtAttr(rtaNHID, v)}
-	case unix.RTA_OIF, unix.RTA_GATEWAY, unix.RTA_VIA, unix.RTA_MULTIPATH, unix.RTA_METRICS, unix.RTA_PREFSRC:
-		if len(r.key) == 1 && r.key[0].Type == rtaNHID {
-			return
+// key returns the attributes that tell r from its twins when it is deleted,
+// besides dst, metric, proto and tos. A nexthop object excludes the description
+// of its content.
+func (r rawRoute) key() []*nl.RtAttr {
+	var out []*nl.RtAttr
+	for t, v := range attrs(r.attrs) {
+		switch t {
+		case rtaNHID:
+			return []*nl.RtAttr{nl.NewRtAttr(rtaNHID, v)}
+		case unix.RTA_OIF, unix.RTA_GATEWAY, unix.RTA_VIA, unix.RTA_MULTIPATH, unix.RTA_METRICS, unix.RTA_PREFSRC:
+			out = append(out, nl.NewRtAttr(int(t), v))
 		}
-		r.key = append(r.key, nl.NewRtAttr(int(t), v))
 	}
+	return out
 }
 
 // gateway reads RTA_GATEWAY, or RTA_VIA: a gateway of the other family, after
@@ -134,11 +138,13 @@ func decodeHops(b []byte) []hop {
 
 // on returns r as overlay sees it: one Route for each path on dev. A path
 // without a device is on dev, because the kernel picked r when asked for dev.
-func (r rawRoute) on(dev device) []overlay.Route {
+func (r rawRoute) on(dev device) []overlay.Route { return r.appendOn(nil, dev) }
+
+// appendOn appends the same to out.
+func (r rawRoute) appendOn(out []overlay.Route, dev device) []overlay.Route {
 	if r.typ != unix.RTN_UNICAST || r.proto == unix.RTPROT_KERNEL {
-		return nil
+		return out
 	}
-	var out []overlay.Route
 	for _, h := range r.hops {
 		if h.index == dev.index || h.index == 0 {
 			out = append(out, overlay.Route{
@@ -150,27 +156,50 @@ func (r rawRoute) on(dev device) []overlay.Route {
 	return out
 }
 
-// routes returns the main table's routes of family f, all or, when index is
-// not 0, those that use that device.
-func (k *Kernel) routes(ctx context.Context, f subnet.Family, index int) ([]rawRoute, error) {
-	msgs, err := k.routeMessages(ctx, unix.RtMsg{Family: afOf(f), Table: unix.RT_TABLE_MAIN}, index, nil)
-	var out []rawRoute
-	for _, m := range msgs {
-		if r, ok := decodeRoute(m, f); ok {
-			out = append(out, r)
+// routes returns the main table's routes of family f that keep wants. When
+// index is not 0, only those that use that device. There may be a whole
+// Internet of them: what is not kept is dropped as it comes.
+func (k *Kernel) routes(ctx context.Context, f subnet.Family, index int, keep func(rawRoute) bool) ([]rawRoute, error) {
+	head := unix.RtMsg{Family: afOf(f), Table: unix.RT_TABLE_MAIN}
+	return gatherRoutes(ctx, k, head, index, func(out []rawRoute, m []byte) []rawRoute {
+		r, ok := decodeRoute(m, f)
+		if !ok || !keep(r) {
+			return out
 		}
-	}
-	return out, err
+		r.attrs = bytes.Clone(r.attrs)
+		return append(out, r)
+	})
 }
 
 func (k *Kernel) dumpRoutes(ctx context.Context, dev device, f subnet.Family, s overlay.Set[overlay.Route]) error {
-	routes, err := k.routes(ctx, f, dev.index)
-	for _, r := range routes {
-		for _, o := range r.on(dev) {
-			s.Add(o)
+	head := unix.RtMsg{Family: afOf(f), Table: unix.RT_TABLE_MAIN}
+	routes, err := gatherRoutes(ctx, k, head, dev.index, func(out []overlay.Route, m []byte) []overlay.Route {
+		if r, ok := decodeRoute(m, f); ok {
+			out = r.appendOn(out, dev)
 		}
+		return out
+	})
+	for _, r := range routes {
+		s.Add(r)
 	}
 	return err
+}
+
+// gatherRoutes returns what collect makes of the routes that match head and,
+// when index is not 0, use that device: see gather. The kernel filters where
+// it can (strict checking, Linux 4.20): collect looks again.
+func gatherRoutes[E any](ctx context.Context, k *Kernel, head unix.RtMsg, index int, collect func(out []E, m []byte) []E) ([]E, error) {
+	out, err := gather(ctx, k.conn, func() *nl.NetlinkRequest {
+		r := request(unix.RTM_GETROUTE, 0, &nl.RtMsg{RtMsg: head})
+		if index != 0 {
+			r.AddData(nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(index))))
+		}
+		return r
+	}, collect)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) {
+		return nil, nil // no such table yet; or the device has just gone
+	}
+	return out, err
 }
 
 // routeRequest adds or deletes a route. flags are NLM_F_EXCL or NLM_F_REPLACE
@@ -217,7 +246,7 @@ func (r rawRoute) deleteRequest() *nl.NetlinkRequest {
 	if r.metric != 0 {
 		m.AddData(nl.NewRtAttr(unix.RTA_PRIORITY, nl.Uint32Attr(r.metric)))
 	}
-	for _, a := range r.key {
+	for _, a := range r.key() {
 		m.AddData(a)
 	}
 	return m
