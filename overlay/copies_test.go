@@ -57,6 +57,26 @@ func TestCopiesTakeNothing(t *testing.T) {
 	}
 }
 
+// A lease by a peer's name that claims one of its subnets as the peer does,
+// together with a lease that claims half of it, takes nothing of it.
+func TestCopiesThatHelpEachOtherTakeNothing(t *testing.T) {
+	both := [][2]subnet.Family{{4, 4}, {6, 6}}
+	n := node{guardedSelf(both...), testConfig()}
+	holder := lease(40, both...)
+	have, _ := n.desired([]subnet.Lease{holder}, NewState())
+	namesake, half := holder.Clone(), holder.Clone()
+	namesake.Paths[0].Subnet = pods(4, 3)
+	half.Node = "another"
+	half.Paths[0].Subnet = pods(4, 4)
+	half.Paths[1].Subnet = netip.PrefixFrom(half.Paths[1].Subnet.Addr(), 68)
+	got, problems := n.desired([]subnet.Lease{namesake, half, holder}, have)
+	for _, c := range Diff(have, got) {
+		if c.Op != Delete && c.Kind() != "filter" {
+			t.Errorf("gone: %s; problems %v", c, problems)
+		}
+	}
+}
+
 // What random leases have found: those that looked programmed, in a second
 // pass, and were not.
 func TestLeasesThatLookProgrammed(t *testing.T) {

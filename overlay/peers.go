@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 
 	"weft.dev/weft/subnet"
 )
@@ -29,7 +28,7 @@ type candidate struct {
 // are programmed, the one that fits better. Names and other paths come last,
 // where they decide nothing but which of two equals is reported.
 func (c candidate) compare(o candidate) int {
-	if n := cmp.Or(compareBool(o.incumbent, c.incumbent), c.fit.compare(o.fit), c.dst.Compare(o.dst), compareMAC(c.mac, o.mac), c.subnet.Compare(o.subnet)); n != 0 {
+	if n := c.compareClaim(o); n != 0 {
 		return n
 	}
 	return cmp.Or(
@@ -41,6 +40,11 @@ func (c candidate) compare(o candidate) int {
 	)
 }
 
+// compareClaim is compare but for who it is that claims.
+func (c candidate) compareClaim(o candidate) int {
+	return cmp.Or(compareBool(o.incumbent, c.incumbent), c.fit.compare(o.fit), c.dst.Compare(o.dst), compareMAC(c.mac, o.mac), c.subnet.Compare(o.subnet))
+}
+
 // peerName is how problems name the holder of l: its node name or, for one
 // that flannel runs, its first subnet.
 func peerName(l *subnet.Lease) string {
@@ -48,84 +52,6 @@ func peerName(l *subnet.Lease) string {
 		return l.Node
 	}
 	return l.Paths[0].Subnet.String()
-}
-
-// peers adds the entries of all leases but our own.
-func (p *planner) peers(leases []subnet.Lease) {
-	list := make([]candidate, 0, 2*len(leases))
-	shared := sharedAmong(leases)
-	for i := range leases {
-		if l := &leases[i]; !p.isOwn(l) && p.validHolder(l) {
-			list = p.candidates(list, l, shared)
-		}
-	}
-	slices.SortFunc(list, candidate.compare)
-	p.makeSpace(len(list))
-	accepted, claims := newAccepted(len(leases)), newClaims(list)
-	var rejected []*candidate
-	named := func(c *candidate) bool {
-		detail := claims.named(c)
-		if detail != "" {
-			p.problem("PeerDuplicateNode", peerName(c.lease), "%s", detail)
-		}
-		return detail != ""
-	}
-	accept := func(c *candidate) {
-		if kind, detail := claims.contested(c); kind != "" {
-			p.problem(kind, peerName(c.lease), "%s", detail)
-			rejected = append(rejected, c)
-			return
-		}
-		claims.take(c)
-		p.program(c)
-		accepted.add(c)
-	}
-	// The kernel knows no names: one that is programmed is not cut off because
-	// another comes by its name. It comes after those that nothing is wrong
-	// with, for it may only look as one of them does.
-	var doubles []*candidate
-	first := 0
-	for ; first < len(list) && list[first].incumbent; first++ {
-		if c := &list[first]; named(c) {
-			doubles = append(doubles, c)
-		} else {
-			accept(c)
-		}
-	}
-	for _, c := range doubles {
-		accept(c)
-	}
-	for i := range list[first:] {
-		if c := &list[first+i]; named(c) {
-			rejected = append(rejected, c)
-		} else {
-			accept(c)
-		}
-	}
-	p.reached = len(accepted.leases)
-	p.filter(accepted, slices.DeleteFunc(rejected, func(c *candidate) bool { return !claims.twin(c) }), claims)
-}
-
-// sharedAmong returns who reports whether another lease than l announces or
-// publishes a. The index is made when it is first asked.
-func sharedAmong(leases []subnet.Lease) func(l *subnet.Lease, a netip.Addr) bool {
-	names := sync.OnceValue(func() map[netip.Addr]*subnet.Lease {
-		out := make(map[netip.Addr]*subnet.Lease, 2*len(leases))
-		for i := range leases {
-			l := &leases[i]
-			for _, path := range l.Paths {
-				only(out, path.Underlay.Unmap(), l)
-			}
-			for _, a := range l.Sources {
-				only(out, a.Unmap(), l)
-			}
-		}
-		return out
-	})
-	return func(l *subnet.Lease, a netip.Addr) bool {
-		other, ok := names()[a]
-		return ok && other != l
-	}
 }
 
 // isOwn reports whether l is our own lease: our node and instance or, where
