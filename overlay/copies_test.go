@@ -65,7 +65,7 @@ func TestCopiesThatHelpEachOtherTakeNothing(t *testing.T) {
 	holder := lease(40, both...)
 	have, _ := n.desired([]subnet.Lease{holder}, NewState())
 	namesake, half := holder.Clone(), holder.Clone()
-	namesake.Paths[0].Subnet = pods(4, 3)
+	namesake.Paths[1].Subnet = pods(6, 3)
 	half.Node = "another"
 	half.Paths[0].Subnet = pods(4, 4)
 	half.Paths[1].Subnet = netip.PrefixFrom(half.Paths[1].Subnet.Addr(), 68)
