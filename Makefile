@@ -61,7 +61,7 @@ test-full: need-root need-tools build ## the same with full counts: outages of 6
 	WEFT_FULL=1 $(GO) -C tests test -count=1 -timeout 60m -p 1 -v ./...
 
 .PHONY: faults
-faults: need-root need-tools build ## break labs in every way of the table, under traffic; writes docs/faults.md (about 25 minutes)
+faults: need-root need-tools build ## break labs in every way of the table, under traffic; writes docs/faults.md (about 14 minutes)
 	$(GO) -C tests build -trimpath -buildvcs=false -o ../bin/weft-faults ./faults
 	bin/weft-faults --markdown docs/faults.md --json bin/faults.json $(FAULTS)
 

@@ -150,15 +150,16 @@ func (p programmed) entries(c candidate) fit {
 			f.missing++
 		}
 	}
+	base, routed := c.subnet.Addr(), p.subnets().Has(c.subnet)
 	if c.via.IsValid() {
-		count(p.subnets().Has(c.subnet) && p.direct.Has(hop{c.subnet.Addr(), c.via}))
+		count(routed && p.direct.Has(hop{base, c.via}))
 	} else {
-		count(p.subnets().Has(c.subnet) && !p.directly().Has(c.subnet.Addr()))
+		count(routed && !p.directly().Has(base))
 	}
 	if c.dev != "" {
 		count(slices.ContainsFunc(p.devs, func(dev string) bool { return p.fdb.Has(FDB{Dev: dev, MAC: c.mac, Dst: c.dst}) }))
 		count(slices.ContainsFunc(p.devs, func(dev string) bool {
-			return p.neighs.Has(Neigh{Dev: dev, IP: c.subnet.Addr(), MAC: c.mac})
+			return p.neighs.Has(Neigh{Dev: dev, IP: base, MAC: c.mac})
 		}))
 	}
 	return f

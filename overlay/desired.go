@@ -77,9 +77,10 @@ func routeMetric(dst netip.Prefix) uint32 {
 // A peer that cannot be right is left out, path by path, and reported; it
 // never affects another. Where two peers claim the same (overlapping subnets,
 // one MAC at two addresses, one node name) the one already programmed in have
-// keeps it. If neither is, or both are, the lower underlay address wins, then
-// the lower MAC, then the lower subnet: never the name, which the claimant
-// chose for itself. have serves no other purpose.
+// keeps it; if both seem so, the one of whose entries none is missing. Else
+// the lower underlay address wins, then the lower MAC, then the lower subnet:
+// never the name, which the claimant chose for itself. have serves no other
+// purpose.
 //
 // Problems are sorted by kind, object and detail. The desired state of an
 // uninstalled node is NewState().

@@ -64,7 +64,7 @@ func (p *planner) filter(peers *accepted, twins []*candidate, claims *claims) {
 		p.admit(&f, l, p.outer(l, peers.subnets[l], shared), peers.subnets[l], claims)
 	}
 	for _, c := range twins {
-		p.admit(&f, c.lease, p.named(c.lease, shared), nil, claims)
+		p.admit(&f, c.lease, p.unopposed(c.lease, shared), nil, claims)
 	}
 	p.state.Filters.Add(f)
 }
@@ -90,9 +90,9 @@ func (p *planner) admit(f *Filter, l *subnet.Lease, outer []netip.Addr, subnets 
 	}
 }
 
-// named returns the addresses that l announces, and those that it publishes
+// unopposed returns the addresses that l announces, and those that it publishes
 // and nobody else announces.
-func (p *planner) named(l *subnet.Lease, holders map[netip.Addr]*subnet.Lease) []netip.Addr {
+func (p *planner) unopposed(l *subnet.Lease, holders map[netip.Addr]*subnet.Lease) []netip.Addr {
 	var out []netip.Addr
 	for _, path := range l.Paths {
 		out = append(out, path.Underlay.Unmap())

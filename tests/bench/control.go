@@ -150,7 +150,7 @@ func (n *node) hear(ctx context.Context, entries int) (time.Time, error) {
 		case heard >= entries && time.Since(last) > quiet:
 			return last, nil
 		}
-		if err := pause(ctx, 10*time.Millisecond); err != nil {
+		if err := netlab.Pause(ctx, 10*time.Millisecond); err != nil {
 			return last, fmt.Errorf("heard of %d entries, want %d: %w", heard, entries, err)
 		}
 	}
@@ -173,7 +173,7 @@ func (n *node) restart(ctx context.Context, out *figures) error {
 		return err
 	}
 	out.Again = time.Since(begin).Seconds()
-	if err := pause(ctx, 2*time.Second); err != nil {
+	if err := netlab.Pause(ctx, 2*time.Second); err != nil {
 		return err
 	}
 	cpu, err := cpuOf(n.AgentPID())
@@ -257,7 +257,7 @@ func (n *node) changes(ctx context.Context, out *figures) error {
 		case <-time.After(10 * time.Second):
 			return fmt.Errorf("peer %d did not move", p.n)
 		}
-		if err := pause(ctx, time.Until(next)); err != nil {
+		if err := netlab.Pause(ctx, time.Until(next)); err != nil {
 			return err
 		}
 	}
@@ -280,7 +280,7 @@ func (n *node) storm(ctx context.Context, out *figures) error {
 			return err
 		}
 		answered = time.Now()
-		if err := pause(ctx, time.Until(begin.Add(time.Duration(i)*time.Second/time.Duration(n.q.Storm)))); err != nil {
+		if err := netlab.Pause(ctx, time.Until(begin.Add(time.Duration(i)*time.Second/time.Duration(n.q.Storm)))); err != nil {
 			return err
 		}
 	}
@@ -297,7 +297,7 @@ func (n *node) idle(ctx context.Context, out *figures) error {
 	if n.q.Idle == 0 {
 		return nil
 	}
-	if err := pause(ctx, 5*time.Second); err != nil {
+	if err := netlab.Pause(ctx, 5*time.Second); err != nil {
 		return err
 	}
 	before, err := cpuOf(n.AgentPID())
@@ -305,7 +305,7 @@ func (n *node) idle(ctx context.Context, out *figures) error {
 		return err
 	}
 	begin := time.Now()
-	if err := pause(ctx, n.q.Idle); err != nil {
+	if err := netlab.Pause(ctx, n.q.Idle); err != nil {
 		return err
 	}
 	after, err := cpuOf(n.AgentPID())
@@ -331,16 +331,4 @@ func (q request) launch(ctx context.Context, log io.Writer) (f figures, err erro
 		err = errors.New("nothing was measured")
 	}
 	return f, err
-}
-
-// pause waits, or returns ctx's error if that ends first.
-func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }

@@ -278,7 +278,7 @@ func (a attack) send(ctx context.Context, s *scene, victim *netlab.Node, outer, 
 	// The last has a moment to arrive; all of them end it.
 	end := time.Now().Add(200 * time.Millisecond)
 	for r.count() < s.count() && time.Now().Before(end) {
-		if err := pause(ctx, 5*time.Millisecond); err != nil {
+		if err := netlab.Pause(ctx, 5*time.Millisecond); err != nil {
 			return 0, err
 		}
 	}
@@ -387,7 +387,7 @@ func attackRestarts(ctx context.Context, s *scene) error {
 		if err := victim.KillAgent(); err != nil {
 			return err
 		}
-		if err := pause(ctx, 200*time.Millisecond); err != nil {
+		if err := netlab.Pause(ctx, 200*time.Millisecond); err != nil {
 			return err
 		}
 		s.injected = time.Now()

@@ -74,7 +74,7 @@ func (s *scene) calm() time.Duration {
 // waitOut waits for the rest of the calm since the damage began.
 func (s *scene) waitOut(ctx context.Context) error {
 	s.notef("watched for %s", s.calm())
-	return pause(ctx, time.Until(s.broke.Add(s.calm())))
+	return netlab.Pause(ctx, time.Until(s.broke.Add(s.calm())))
 }
 
 // wipes deletes all leases, so many times that agents that take theirs back
@@ -97,7 +97,7 @@ func wipe(ctx context.Context, s *scene, times int) error {
 			if err := s.remove(ctx, s.key(""), clientv3.WithPrefix()); err != nil {
 				return err
 			}
-			if err := pause(ctx, s.chance(300*time.Millisecond)); err != nil {
+			if err := netlab.Pause(ctx, s.chance(300*time.Millisecond)); err != nil {
 				return err
 			}
 		}

@@ -43,7 +43,7 @@ func agentEnds(end func(*netlab.Node) error) func(context.Context, *scene) error
 	return func(ctx context.Context, s *scene) error {
 		n := s.node()
 		s.notef("%s", n)
-		return s.restarts(ctx, n, end, func() error { return pause(ctx, s.chance(time.Second)) })
+		return s.restarts(ctx, n, end, func() error { return netlab.Pause(ctx, s.chance(time.Second)) })
 	}
 }
 
@@ -265,7 +265,7 @@ func flap(ctx context.Context, s *scene) error {
 			if err := s.do(ctx, n.Place, "ip link set eth0 down"); err != nil {
 				return err
 			}
-			if err := pause(ctx, s.chance(30*time.Millisecond)); err != nil {
+			if err := netlab.Pause(ctx, s.chance(30*time.Millisecond)); err != nil {
 				return err
 			}
 			if err := restoreUnderlay(n, addrs); err != nil {
@@ -287,7 +287,7 @@ func renamed(ctx context.Context, s *scene) error {
 		if err := s.do(ctx, n.Place, "ip link set eth0 name uplink9"); err != nil {
 			return err
 		}
-		if err := pause(ctx, 500*time.Millisecond+s.chance(time.Second)); err != nil {
+		if err := netlab.Pause(ctx, 500*time.Millisecond+s.chance(time.Second)); err != nil {
 			return err
 		}
 		return s.do(ctx, n.Place, "ip link set uplink9 name eth0")
@@ -305,7 +305,7 @@ func replugged(ctx context.Context, s *scene) error {
 		if err := n.Unplug(); err != nil {
 			return err
 		}
-		if err := pause(ctx, s.chance(time.Second)); err != nil {
+		if err := netlab.Pause(ctx, s.chance(time.Second)); err != nil {
 			return err
 		}
 		return n.Plug()

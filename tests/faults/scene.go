@@ -168,7 +168,7 @@ func poll(ctx context.Context, limit time.Duration, what string, check func() er
 		if err == nil {
 			return nil
 		}
-		if pause(ctx, 5*time.Millisecond) != nil {
+		if netlab.Pause(ctx, 5*time.Millisecond) != nil {
 			return fmt.Errorf("%s: not after %s: %w", what, time.Since(start).Round(time.Millisecond), err)
 		}
 	}

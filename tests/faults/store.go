@@ -112,7 +112,7 @@ func etcdAway(ctx context.Context, s *scene) error {
 		if err := s.StopEtcd(); err != nil {
 			return err
 		}
-		if err := pause(ctx, length); err != nil {
+		if err := netlab.Pause(ctx, length); err != nil {
 			return err
 		}
 		return s.StartEtcd(ctx)
@@ -143,7 +143,7 @@ func blackHole(ctx context.Context, s *scene) error {
 		if err != nil {
 			return err
 		}
-		if err := pause(ctx, length); err != nil {
+		if err := netlab.Pause(ctx, length); err != nil {
 			return err
 		}
 		return mend()
@@ -247,7 +247,7 @@ func ownLeaseTaken(ctx context.Context, s *scene) error {
 		if err := s.wait(ctx, "a problem that names the other holder", func() error { return s.problem(ctx, n, "thief") }); err != nil {
 			return err
 		}
-		if err := pause(ctx, time.Second); err != nil {
+		if err := netlab.Pause(ctx, time.Second); err != nil {
 			return err
 		}
 		leases, err := s.Leases(ctx)
@@ -293,7 +293,7 @@ func startedBeforeEtcd(ctx context.Context, s *scene) error {
 		if err := n.StartAgent(ctx); err != nil {
 			return err
 		}
-		if err := pause(ctx, length); err != nil {
+		if err := netlab.Pause(ctx, length); err != nil {
 			return err
 		}
 		return s.StartEtcd(ctx)
@@ -342,7 +342,7 @@ func compaction(ctx context.Context, s *scene) error {
 		if _, err := s.Client().Compact(ctx, put.Header.Revision); err != nil {
 			return err
 		}
-		if err := pause(ctx, s.chance(time.Second)); err != nil {
+		if err := netlab.Pause(ctx, s.chance(time.Second)); err != nil {
 			return err
 		}
 		return mend()
@@ -394,7 +394,7 @@ func cloned(ctx context.Context, s *scene) error {
 	}); err != nil {
 		return err
 	}
-	if err := pause(ctx, time.Second); err != nil { // it must not win later
+	if err := netlab.Pause(ctx, time.Second); err != nil { // it must not win later
 		return err
 	}
 	if code, _, err := clone.HTTP(ctx, "/readyz"); err == nil && code == 200 {

@@ -108,20 +108,8 @@ func (t *traffic) flows() error {
 func (t *traffic) settled(ctx context.Context, from time.Time) netlab.PingWindow {
 	to := time.Now()
 	w := t.window(from, to)
-	for w.Lost > 0 && time.Since(to) < late && pause(ctx, 20*time.Millisecond) == nil {
+	for w.Lost > 0 && time.Since(to) < late && netlab.Pause(ctx, 20*time.Millisecond) == nil {
 		w = t.window(from, to)
 	}
 	return w
-}
-
-// pause waits, or returns ctx's error if that ends first.
-func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }

@@ -106,7 +106,7 @@ func hardware(p *netlab.Place, dev string) (net.HardwareAddr, error) {
 // pace pauses after every burst.
 func pace(ctx context.Context, i int) error {
 	if i%burst == burst-1 {
-		return pause(ctx, 2*time.Millisecond)
+		return netlab.Pause(ctx, 2*time.Millisecond)
 	}
 	return nil
 }

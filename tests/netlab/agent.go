@@ -159,7 +159,7 @@ func (n *Node) WaitReady(ctx context.Context) error {
 			return fmt.Errorf("weftd on %s has ended: %s\n%s", n.name, n.agent.cmd.ProcessState, n.lab.tail(n.name, 20))
 		default:
 		}
-		if pause(ctx, 20*time.Millisecond) != nil {
+		if Pause(ctx, 20*time.Millisecond) != nil {
 			return fmt.Errorf("weftd on %s is not ready: %s\n%s", n.name, last, n.lab.tail(n.name, 20))
 		}
 	}

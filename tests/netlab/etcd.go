@@ -109,7 +109,7 @@ func (l *Lab) StartEtcd(ctx context.Context) error {
 		if err == nil {
 			return nil
 		}
-		if err := pause(ctx, 50*time.Millisecond); err != nil {
+		if err := Pause(ctx, 50*time.Millisecond); err != nil {
 			return fmt.Errorf("wait for etcd: %w", err)
 		}
 	}
@@ -207,8 +207,8 @@ func runEtcd(args []string) error {
 	return <-e.Err()
 }
 
-// pause waits, or returns ctx's error if that ends first.
-func pause(ctx context.Context, d time.Duration) error {
+// Pause waits, or returns ctx's error if that ends first.
+func Pause(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {

@@ -215,7 +215,7 @@ func (n *Node) waitRoutes(ctx context.Context) error {
 		if err == nil && len(missing) == 0 {
 			return nil
 		}
-		if pause(ctx, 20*time.Millisecond) != nil {
+		if Pause(ctx, 20*time.Millisecond) != nil {
 			if err != nil {
 				return err
 			}

@@ -153,12 +153,12 @@ func (g *Pinger) Window(from, to time.Time) PingWindow {
 func (g *Pinger) send(ctx context.Context, interval time.Duration) {
 	defer close(g.done)
 	defer g.conn.Close()
-	for next := g.start; pause(ctx, time.Until(next)) == nil; next = next.Add(interval) {
+	for next := g.start; Pause(ctx, time.Until(next)) == nil; next = next.Add(interval) {
 		g.request()
 	}
 	late, cancel := context.WithTimeout(context.Background(), linger)
 	defer cancel()
-	for g.missing() && pause(late, 10*time.Millisecond) == nil {
+	for g.missing() && Pause(late, 10*time.Millisecond) == nil {
 	}
 }
 

@@ -242,7 +242,7 @@ func (l *Lab) Settle(ctx context.Context) error {
 			if len(tentative) == 0 {
 				break
 			}
-			if err := pause(ctx, 50*time.Millisecond); err != nil {
+			if err := Pause(ctx, 50*time.Millisecond); err != nil {
 				return fmt.Errorf("addresses on %s stay tentative: %v", p.name, tentative)
 			}
 		}
