@@ -30,15 +30,17 @@ type mirror struct {
 	always  []subnet.Problem // part of every snapshot
 	rev     int64
 	cluster uint64
-	items   map[string]item
+	items   []item         // in no order
+	index   map[string]int // into items, by key
 
 	rewound   time.Time // when the store was first seen at an older revision
 	delivered bool
-	last      subnet.Snapshot // as delivered
+	changed   bool // since the last snapshot was delivered
 }
 
 // An item is one key.
 type item struct {
+	key     string
 	changed int64 // revision of what is here
 	lease   subnet.Lease
 	usable  bool  // lease is the key's current or last good one
@@ -46,7 +48,7 @@ type item struct {
 }
 
 func newMirror(prefix string, always []subnet.Problem) *mirror {
-	return &mirror{prefix: prefix, always: always, items: make(map[string]item)}
+	return &mirror{prefix: prefix, always: always, index: map[string]int{}}
 }
 
 // admit reports whether a listing at revision rev of cluster may replace the
@@ -55,65 +57,93 @@ func newMirror(prefix string, always []subnet.Problem) *mirror {
 func (m *mirror) admit(cluster uint64, rev int64, now time.Time) bool {
 	switch {
 	case !m.delivered, rev >= m.rev && cluster == m.cluster:
+		m.changed = m.changed || !m.rewound.IsZero()
 		m.rewound = time.Time{}
 		return true
 	case m.rewound.IsZero():
-		m.rewound = now
+		m.rewound, m.changed = now, true
 	}
 	return now.Sub(m.rewound) >= rewindGrace
 }
 
-// replace takes a listing that admit let pass.
+// replace makes a listing the content.
 func (m *mirror) replace(resp *clientv3.GetResponse) {
-	before := m.items
-	m.items = make(map[string]item, len(resp.Kvs))
+	listed := make(map[string]bool, len(resp.Kvs))
+	m.items = slices.Grow(m.items, max(0, len(resp.Kvs)-len(m.items)))
 	for _, kv := range resp.Kvs {
-		m.put(before[string(kv.Key)], readRecord(m.prefix, kv))
+		listed[string(kv.Key)] = true
+		m.put(readRecord(m.prefix, kv))
 	}
+	for i := len(m.items) - 1; i >= 0; i-- {
+		if !listed[m.items[i].key] {
+			m.remove(i)
+		}
+	}
+	m.changed = m.changed || !m.rewound.IsZero()
 	m.rev, m.cluster, m.rewound = resp.Header.Revision, resp.Header.ClusterId, time.Time{}
 }
 
-// put stores r over what was there before.
-func (m *mirror) put(before item, r record) {
-	now := item{changed: r.changed, lease: r.lease, usable: r.err == nil, err: r.err}
-	if r.err != nil && before.usable {
-		now.lease, now.usable = before.lease, true
+// put makes r what is at its key. What is equal to what was there stays the
+// same in memory too.
+func (m *mirror) put(r record) {
+	now := item{key: r.key, changed: r.changed, lease: r.lease, usable: r.err == nil, err: r.err}
+	i, known := m.index[r.key]
+	if !known {
+		m.index[r.key] = len(m.items)
+		m.items = append(m.items, now)
+		m.changed = true
+		return
 	}
-	m.items[r.key] = now
+	before := &m.items[i]
+	if before.usable && (r.err != nil || now.lease.Equal(before.lease)) {
+		now.lease, now.usable = before.lease, true
+	} else {
+		m.changed = true
+	}
+	m.changed = m.changed || fmt.Sprint(now.err) != fmt.Sprint(before.err)
+	*before = now
 }
 
-// apply takes the events of one response. An event that is not newer than
-// what is here is a repetition and changes nothing.
+// remove takes the i-th item out; the last one takes its place.
+func (m *mirror) remove(i int) {
+	last := len(m.items) - 1
+	delete(m.index, m.items[i].key)
+	if i != last {
+		m.items[i] = m.items[last]
+		m.index[m.items[i].key] = i
+	}
+	m.items[last] = item{}
+	m.items = m.items[:last]
+	m.changed = true
+}
+
+// apply takes over what a watch brought. Events older than what is there are
+// passed over.
 func (m *mirror) apply(resp clientv3.WatchResponse) {
 	for _, e := range resp.Events {
-		key := string(e.Kv.Key)
-		before, known := m.items[key]
+		i, known := m.index[string(e.Kv.Key)]
 		switch {
-		case known && e.Kv.ModRevision <= before.changed:
-		case e.Type == clientv3.EventTypeDelete:
-			delete(m.items, key)
-		default:
-			m.put(before, readRecord(m.prefix, e.Kv))
+		case known && e.Kv.ModRevision <= m.items[i].changed:
+		case e.Type != clientv3.EventTypeDelete:
+			m.put(readRecord(m.prefix, e.Kv))
+		case known:
+			m.remove(i)
 		}
 	}
 	m.rev = max(m.rev, resp.Header.Revision)
 }
 
-// snapshot renders the content, ordered by key.
+// snapshot returns the content. Leases that have not changed since the last
+// one share their memory with it.
 func (m *mirror) snapshot() subnet.Snapshot {
-	keys := make([]string, 0, len(m.items))
-	for key := range m.items {
-		keys = append(keys, key)
-	}
-	slices.Sort(keys)
-	snap := subnet.Snapshot{Problems: slices.Clone(m.always)}
-	for _, key := range keys {
-		it := m.items[key]
+	snap := subnet.Snapshot{Leases: make([]subnet.Lease, 0, len(m.items)), Problems: slices.Clone(m.always)}
+	for i := range m.items {
+		it := &m.items[i]
 		if it.usable {
 			snap.Leases = append(snap.Leases, it.lease)
 		}
 		if it.err != nil {
-			snap.Problems = append(snap.Problems, junk(key, it))
+			snap.Problems = append(snap.Problems, junk(it))
 		}
 	}
 	if !m.rewound.IsZero() {
@@ -123,12 +153,12 @@ func (m *mirror) snapshot() subnet.Snapshot {
 	return snap
 }
 
-func junk(key string, it item) subnet.Problem {
+func junk(it *item) subnet.Problem {
 	detail := it.err.Error()
 	if it.usable {
 		detail = "its last good value is kept: " + detail
 	}
-	return subnet.Problem{Kind: "JunkLease", Object: clip(key), Detail: clip(detail)}
+	return subnet.Problem{Kind: "JunkLease", Object: clip(it.key), Detail: clip(detail)}
 }
 
 // clip bounds text that came from the store.
@@ -142,10 +172,9 @@ func clip(text string) string {
 // deliver hands the content to set when it differs from what was delivered.
 // Leases are not modified later; the receiver must not modify them either.
 func (m *mirror) deliver(set func(subnet.Snapshot)) {
-	snap := m.snapshot()
-	if m.delivered && slices.EqualFunc(snap.Leases, m.last.Leases, subnet.Lease.Equal) && slices.Equal(snap.Problems, m.last.Problems) {
+	if m.delivered && !m.changed {
 		return
 	}
-	m.last, m.delivered = snap, true
-	set(subnet.Snapshot{Leases: slices.Clone(snap.Leases), Problems: slices.Clone(snap.Problems)})
+	m.delivered, m.changed = true, false
+	set(m.snapshot())
 }
