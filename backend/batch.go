@@ -141,10 +141,16 @@ func (a *applier) flush(ctx context.Context) []error {
 		if _, route := p.change.Entry.(overlay.Route); route && p.change.Op != overlay.Delete {
 			clear(a.odd) // it may stand where an odd one stood, and match its deletion
 		}
+		if e, ok := echoOf(p.change, p.dev.index); ok {
+			a.k.echoes.expect(e)
+		}
 	}
 	var errs []error
 	for i, err := range a.k.conn.batch(ctx, requests) {
 		p := a.waiting[i]
+		if e, ok := echoOf(p.change, p.dev.index); ok && err != nil {
+			a.k.echoes.hear(e) // it will not come
+		}
 		if err := a.settle(ctx, p.change, p.dev, err); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", title(p.change), err))
 		}

@@ -43,6 +43,7 @@ type Kernel struct {
 	filter  filterCache
 	devices []string
 	log     logrus.FieldLogger
+	echoes  echoes
 }
 
 var _ overlay.Kernel = (*Kernel)(nil)

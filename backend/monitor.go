@@ -249,6 +249,12 @@ func (m *Monitor) discard(ctx context.Context) {
 // about other links or their addresses. Neighbours of other devices, which
 // come and go all the time, are about neither.
 func (m *Monitor) concerns(msg syscall.NetlinkMessage) (own, host bool) {
+	if msg.Header.Pid == m.k.conn.pid && msg.Header.Type >= unix.RTM_NEWROUTE {
+		if msg.Header.Type <= unix.RTM_DELROUTE {
+			m.carries(msg.Data)
+		}
+		return false, false // our own doing: routes and neighbours say who asked
+	}
 	switch msg.Header.Type {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 		// struct ifinfomsg: the index is at 4. Bridge ports are announced as
@@ -266,7 +272,7 @@ func (m *Monitor) concerns(msg syscall.NetlinkMessage) (own, host bool) {
 		return ok && (m.own[index] || m.direct[index]), ok && !m.own[index]
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH: // struct ndmsg: index at 4
 		index, ok := indexAt(msg.Data, 4)
-		return ok && m.own[index], false
+		return ok && m.own[index] && !m.k.isEcho(msg.Header.Type == unix.RTM_DELNEIGH, msg.Data), false
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		return m.routeIsOurs(msg), false
 	case unix.RTM_NEWRULE, unix.RTM_DELRULE:
