@@ -23,12 +23,16 @@ const (
 // loop is the state of Run's goroutine.
 type loop struct {
 	r        *Reconciler
-	due      time.Time     // of the next pass
-	rest     time.Time     // no pass before this one
+	due      time.Time     // of the next whole pass
+	quickDue bool          // a quick pass is to be made
+	soon     time.Time     // of the quick pass
+	gap      time.Time     // no quick pass before this one
+	rest     time.Time     // no whole pass before this one
 	calm     time.Time     // no pass before this one on the kernel's account
 	retry    time.Duration // wait after the last pass fell short; 0 after a good one
 	last     *decision     // nil before the first
 	tried    *decision     // of the last pass
+	crowd    *crowd        // who claims what in last; nil when that is not known
 	clean    bool          // that pass left nothing undone, as far as it could see
 	hold     holding
 	linger   lingering
@@ -63,21 +67,59 @@ func (r *Reconciler) Run(ctx context.Context) error {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			l.pass(ctx)
+			l.turn(ctx)
 		}
-		timer.Reset(time.Until(l.due))
+		timer.Reset(time.Until(l.next()))
 	}
 }
 
-// woken decides when to look after a poke.
+// woken decides when to look after a poke: a change of some leases may be
+// applied by itself, and waits for no more than the gap to the last one.
 func (l *loop) woken() {
-	at := l.rest
 	in, err := l.r.inputs()
-	if err == nil && l.last != nil && in == l.last.inputs && !l.r.released.Load() && l.calm.After(at) {
-		at = l.calm
+	news := err != nil || l.last == nil || in != l.last.inputs || l.r.released.Load()
+	switch {
+	case news && err == nil && l.calmFor(in):
+		l.quickDue, l.soon = true, l.gap
+	case news:
+		l.due = earlier(l.due, l.rest)
 	}
-	if at.Before(l.due) {
-		l.due = at
+	if l.r.poked.Swap(false) {
+		at := l.rest
+		if !news && l.calm.After(at) {
+			at = l.calm
+		}
+		l.due = earlier(l.due, at)
+	}
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// next is when something is to be done next. soon may be long past.
+func (l *loop) next() time.Time {
+	if l.quickDue {
+		return earlier(l.soon, l.due)
+	}
+	return l.due
+}
+
+// turn does what is due: the news of some leases by themselves, or else a
+// whole pass.
+func (l *loop) turn(ctx context.Context) {
+	if l.quickDue {
+		l.quickDue = false
+		if in, err := l.r.inputs(); err == nil && l.quick(ctx, in) {
+			return
+		}
+		l.due = earlier(l.due, l.rest)
+	}
+	if !time.Now().Before(l.due) {
+		l.pass(ctx)
 	}
 }
 
@@ -97,8 +139,9 @@ func (l *loop) pass(ctx context.Context) {
 		return
 	}
 	end := time.Now()
-	st.LastPass = end
+	st.LastPass, st.LastLook = end, end
 	st.Synced = st.InSync || l.r.Status().Synced
+	l.gap = end.Add(l.r.opts.MinGap)
 	l.rest = end.Add(max(l.r.opts.MinGap, min(restFactor*end.Sub(start), restMax)))
 	if st.InSync {
 		l.retry = 0

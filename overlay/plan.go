@@ -68,6 +68,7 @@ func (l *loop) decide(in inputs, have State) {
 		d.planner = newPlanner(*in.self, *in.config, incumbents)
 		d.planner.run(in.snap.Leases)
 		d.planner.have = programmed{} // or each state would keep the one before
+		l.crowd = newCrowd(in.config, in.snap.Leases)
 	}
 	l.followLinks(d, have)
 	l.followHold(d, before, now)

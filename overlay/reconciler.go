@@ -43,6 +43,7 @@ type Reconciler struct {
 	released atomic.Bool    // Release was called and not yet acted on
 	spread   func() float64 // from [0, 1): spreads audits
 	wake     chan struct{}  // one slot: something has changed
+	poked    atomic.Bool    // Poke was called and not yet acted on
 	plans    chan planRequest
 }
 
@@ -92,26 +93,31 @@ func NewReconciler(k Kernel, o Options) *Reconciler {
 // must not be changed afterwards.
 func (r *Reconciler) SetConfig(c subnet.Config) {
 	r.config.Store(&c)
-	r.Poke()
+	r.signal()
 }
 
 // SetSelf hands over what is known of this node. s must not be changed
 // afterwards.
 func (r *Reconciler) SetSelf(s Self) {
 	r.self.Store(&s)
-	r.Poke()
+	r.signal()
 }
 
 // SetSnapshot hands over the store's content. s must not be changed
 // afterwards.
 func (r *Reconciler) SetSnapshot(s subnet.Snapshot) {
 	r.snapshot.Store(&delivery{s, time.Now()})
-	r.Poke()
+	r.signal()
 }
 
 // Poke asks for a pass soon: something may have changed in the kernel. It
 // never blocks.
 func (r *Reconciler) Poke() {
+	r.poked.Store(true)
+	r.signal()
+}
+
+func (r *Reconciler) signal() {
 	select {
 	case r.wake <- struct{}{}:
 	default:
@@ -122,7 +128,7 @@ func (r *Reconciler) Poke() {
 // removed now. It does not bear on later removals.
 func (r *Reconciler) Release() {
 	r.released.Store(true)
-	r.Poke()
+	r.signal()
 }
 
 // Status returns what the last pass found. Its slices are shared and must not

@@ -75,6 +75,28 @@ func (s State) Add(e Entry) {
 	}
 }
 
+// remove takes e out of the set of its kind.
+func (s State) remove(e Entry) {
+	switch e := e.(type) {
+	case Filter:
+		delete(s.Filters, e)
+	case Node:
+		delete(s.Nodes, e)
+	case Source:
+		delete(s.Sources, e)
+	case Link:
+		delete(s.Links, e)
+	case Addr:
+		delete(s.Addrs, e)
+	case FDB:
+		delete(s.FDB, e)
+	case Neigh:
+		delete(s.Neighs, e)
+	case Route:
+		delete(s.Routes, e)
+	}
+}
+
 // Counts says how many entries of each kind a State holds. Comparable.
 type Counts struct{ Filters, Nodes, Sources, Links, Addrs, FDB, Neighs, Routes int }
 

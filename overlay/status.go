@@ -23,6 +23,7 @@ type Status struct {
 	Pending  Changes          // what the last pass could not apply
 	Problems []subnet.Problem // sorted by Kind, Object
 	LastPass time.Time        // end of the last pass; zero before the first
+	LastLook time.Time        // when the whole kernel was last compared; quick passes do not
 	Snapshot time.Time        // when the store last delivered; zero before
 }
 

@@ -361,7 +361,9 @@ func (p *program) start() {
 	p.r = NewReconciler(p.k, Options{Config: config, MassRemovalHold: p.hold, OnStatus: func(s Status) {
 		p.k.mu.Lock()
 		defer p.k.mu.Unlock()
-		p.passes = append(p.passes, pass{time.Now(), p.k.writes, s.InSync, p.k.guessed})
+		if s.LastLook == s.LastPass {
+			p.passes = append(p.passes, pass{time.Now(), p.k.writes, s.InSync, p.k.guessed})
+		}
 		p.note("pass: in sync %t, %s, pending\n%s", s.InSync, s.Reason, s.Pending)
 	}})
 	audits := rand.New(rand.NewPCG(p.seed, 6)) // drawn from in Run's goroutine

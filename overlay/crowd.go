@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package overlay
+
+import (
+	"hash/maphash"
+	"net/netip"
+	"slices"
+
+	"weft.dev/weft/subnet"
+)
+
+// A crowd knows how many leases claim each name, MAC, address and subnet, so
+// that of a change of a few it can be told that it concerns nobody else.
+// Claims are kept as hashes: where two meet by chance, a change looks less
+// independent than it is.
+type crowd struct {
+	cfg    *subnet.Config
+	leases []subnet.Lease // as last seen; nothing in them is changed
+	seed   maphash.Seed
+	claims map[uint64]uint32
+	odd    int // leases whose subnets or addresses may meet others' without being equal to them
+}
+
+func newCrowd(cfg *subnet.Config, leases []subnet.Lease) *crowd {
+	// About a name and, for each of two families, a subnet, a MAC and an
+	// address.
+	c := &crowd{cfg: cfg, leases: leases, seed: maphash.MakeSeed(), claims: make(map[uint64]uint32, 7*len(leases))}
+	for i := range leases {
+		c.count(&leases[i], 1)
+	}
+	return c
+}
+
+// differences returns the leases that are in one of both lists only, however
+// they are ordered. Neighbours in time share most of their leases at the same
+// place, and in memory.
+func differences(was, is []subnet.Lease) (removed, added []subnet.Lease) {
+	for i := range max(len(was), len(is)) {
+		switch {
+		case i >= len(was):
+			added = append(added, is[i])
+		case i >= len(is):
+			removed = append(removed, was[i])
+		case !sameLease(&was[i], &is[i]):
+			removed, added = append(removed, was[i]), append(added, is[i])
+		}
+	}
+	// What has only moved in the list.
+	removed = slices.DeleteFunc(removed, func(l subnet.Lease) bool {
+		i := slices.IndexFunc(added, l.Equal)
+		if i >= 0 {
+			added = slices.Delete(added, i, i+1)
+		}
+		return i >= 0
+	})
+	return removed, added
+}
+
+// sameLease is Equal, and quicker for one that was copied.
+func sameLease(a, b *subnet.Lease) bool {
+	if len(a.Paths) > 0 && len(a.Paths) == len(b.Paths) && &a.Paths[0] == &b.Paths[0] && len(a.Sources) == len(b.Sources) &&
+		(len(a.Sources) == 0 || &a.Sources[0] == &b.Sources[0]) && a.Node == b.Node && a.Instance == b.Instance && a.Backend == b.Backend {
+		return true
+	}
+	return a.Equal(*b)
+}
+
+// follow makes leases the ones that c knows. It reports false when one that is
+// removed or added claims what another does, or could overlap it.
+func (c *crowd) follow(leases, removed, added []subnet.Lease) bool {
+	alone := c.odd == 0
+	for i := range removed {
+		alone = alone && c.alone(&removed[i])
+		c.count(&removed[i], -1)
+	}
+	for i := range added {
+		c.count(&added[i], 1)
+	}
+	for i := range added {
+		alone = alone && c.alone(&added[i])
+	}
+	c.leases = leases
+	return alone && c.odd == 0
+}
+
+// alone reports whether nobody but l claims what it does.
+func (c *crowd) alone(l *subnet.Lease) bool {
+	var space [claimsMost]uint64
+	return !slices.ContainsFunc(c.hashes(space[:0], l), func(h uint64) bool { return c.claims[h] > 1 })
+}
+
+func (c *crowd) count(l *subnet.Lease, by int) {
+	var space [claimsMost]uint64
+	for _, h := range c.hashes(space[:0], l) {
+		if n := int(c.claims[h]) + by; n > 0 {
+			c.claims[h] = uint32(n)
+		} else {
+			delete(c.claims, h)
+		}
+	}
+	if !c.ordinary(l) {
+		c.odd += by
+	}
+}
+
+// claimsMost is how many claims a lease of two families with two further
+// sources has; more are possible.
+const claimsMost = 9
+
+// hashes appends the hash of each thing that l claims, each once.
+func (c *crowd) hashes(out []uint64, l *subnet.Lease) []uint64 {
+	var h maphash.Hash
+	h.SetSeed(c.seed)
+	add := func(kind byte, what []byte) {
+		h.Reset()
+		_ = h.WriteByte(kind)
+		_, _ = h.Write(what)
+		if s := h.Sum64(); !slices.Contains(out, s) {
+			out = append(out, s)
+		}
+	}
+	address := func(kind byte, a netip.Addr) {
+		b := a.Unmap().As16()
+		add(kind, b[:])
+	}
+	if l.Node != "" {
+		add('n', []byte(l.Node))
+	}
+	for _, p := range l.Paths {
+		address('s', p.Subnet.Addr())
+		address('a', p.Underlay)
+		if p.MAC != (subnet.MAC{}) {
+			add('m', p.MAC[:])
+		}
+	}
+	for _, a := range l.Sources {
+		address('a', a)
+	}
+	return out
+}
+
+// ordinary reports whether what l claims can meet what another ordinary lease
+// claims only by being equal to it: its subnets are of the network's length,
+// and its addresses are no pods'.
+func (c *crowd) ordinary(l *subnet.Lease) bool {
+	for _, p := range l.Paths {
+		n, ok := c.cfg.Network(subnet.FamilyOf(p.Subnet.Addr()))
+		if !ok || p.Subnet.Bits() != n.SubnetLen || p.Subnet != p.Subnet.Masked() || !n.Prefix.Contains(p.Subnet.Addr()) || c.isPod(p.Underlay) {
+			return false
+		}
+	}
+	return !slices.ContainsFunc(l.Sources, c.isPod)
+}
+
+func (c *crowd) isPod(a netip.Addr) bool {
+	a = a.Unmap()
+	n, ok := c.cfg.Network(subnet.FamilyOf(a))
+	return ok && n.Prefix.Contains(a)
+}
