@@ -17,10 +17,11 @@ import (
 // sends it while it handles the request.
 const echoTime = time.Second
 
-// echoes knows which events of FDB entries our own requests cause. Those of
-// neighbours and routes carry the port of the socket that asked; the VXLAN
-// driver's do not (vxlan_fdb_notify, drivers/net/vxlan/vxlan_core.c). Each is
-// taken for an echo once. Where somebody makes the very same change at the
+// echoes knows which events our own requests cause where the kernel does not
+// say it: those of routes, and of neighbours that come, carry the port of the
+// socket that asked; those of neighbours that go (neigh_cleanup_and_release,
+// net/core/neighbour.c) and of the VXLAN driver's FDB entries (vxlan_fdb_notify,
+// drivers/net/vxlan/vxlan_core.c) do not. Each is taken for an echo once. Where somebody makes the very same change at the
 // same moment, one of the two events is still news.
 type echoes struct {
 	mu      sync.Mutex
@@ -29,19 +30,25 @@ type echoes struct {
 	earlier map[echo]bool // expected before turned
 }
 
-// echo is what an event of an FDB entry says.
+// echo is what the event of an entry says.
 type echo struct {
-	dev  int32 // index
-	mac  subnet.MAC
-	dst  netip.Addr
+	dev  int32      // index
+	mac  subnet.MAC // zero for a neighbour
+	addr netip.Addr // destination of an FDB entry, or the neighbour
 	gone bool
 }
 
-// echoOf returns the event that a change of an FDB entry on the device with an
-// index will cause. ok is false for other entries.
+// echoOf returns the event that a change on the device with an index will
+// cause without saying who asked. ok is false where there is none.
 func echoOf(c overlay.Change, index int) (e echo, ok bool) {
-	f, ok := c.Entry.(overlay.FDB)
-	return echo{int32(index), f.MAC, f.Dst, c.Op == overlay.Delete}, ok
+	e = echo{dev: int32(index), gone: c.Op == overlay.Delete}
+	switch entry := c.Entry.(type) {
+	case overlay.FDB:
+		e.mac, e.addr, ok = entry.MAC, entry.Dst, true
+	case overlay.Neigh:
+		e.addr, ok = entry.IP, e.gone
+	}
+	return e, ok
 }
 
 // expect notes that e is about to be caused.
@@ -82,22 +89,22 @@ func (s *echoes) turn() {
 // request of k's. data begins with struct ndmsg (linux/neighbour.h).
 func (k *Kernel) isEcho(gone bool, data []byte) bool {
 	index, ok := indexAt(data, 4)
-	if !ok || len(data) < unix.SizeofNdMsg || data[0] != unix.AF_BRIDGE {
+	if !ok || len(data) < unix.SizeofNdMsg {
 		return false
 	}
+	fdb := data[0] == unix.AF_BRIDGE
 	e := echo{dev: index, gone: gone}
 	for typ, val := range attrs(data[unix.SizeofNdMsg:]) {
 		switch typ {
 		case unix.NDA_LLADDR:
-			if len(val) != len(e.mac) {
+			if fdb && copy(e.mac[:], val) != len(val) {
 				return false
 			}
-			copy(e.mac[:], val)
 		case unix.NDA_DST:
-			e.dst, _ = netip.AddrFromSlice(val)
+			e.addr, _ = netip.AddrFromSlice(val)
 		case unix.NDA_MASTER, unix.NDA_VLAN, unix.NDA_PORT, unix.NDA_VNI, unix.NDA_SRC_VNI:
 			return false // not an entry that we make
 		}
 	}
-	return k.echoes.hear(e)
+	return (fdb || gone) && k.echoes.hear(e)
 }

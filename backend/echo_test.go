@@ -78,12 +78,12 @@ func quiet(t *testing.T, h *heard) {
 
 func TestEchoIsHeardOnce(t *testing.T) {
 	var s echoes
-	e := echo{dev: 3, mac: subnet.MAC{2}, dst: netip.MustParseAddr("10.0.0.2")}
+	e := echo{dev: 3, mac: subnet.MAC{2}, addr: netip.MustParseAddr("10.0.0.2")}
 	if s.hear(e) {
 		t.Error("heard before it was expected")
 	}
 	s.expect(e)
-	if other := (echo{dev: 3, mac: subnet.MAC{2}, dst: e.dst, gone: true}); s.hear(other) {
+	if other := (echo{dev: 3, mac: subnet.MAC{2}, addr: e.addr, gone: true}); s.hear(other) {
 		t.Error("the deletion of an entry passed for the echo of its addition")
 	}
 	if !s.hear(e) || s.hear(e) {
