@@ -190,3 +190,21 @@ func TestStatusShowsGuardAndRefusals(t *testing.T) {
 		t.Errorf("counters that cannot be read: %d %s", code, body)
 	}
 }
+
+// Profiles are for whoever may use the socket, and for nobody on the network.
+func TestProfiles(t *testing.T) {
+	a, _ := bare(t)
+	for _, name := range []string{"heap", "goroutine", "cpu?seconds=1"} {
+		if code, body := request(t, a.socketRoutes(), api.ProfilePath+name); code != 200 || !strings.HasPrefix(body, "\x1f\x8b") { // gzip, RFC 1952
+			t.Errorf("%s: %d, %.20q", name, code, body)
+		}
+		if code, _ := request(t, a.healthRoutes(), api.ProfilePath+name); code != 404 {
+			t.Errorf("%s on the health address: %d", name, code)
+		}
+	}
+	for name, want := range map[string]string{"nosuch": "there are cpu, allocs,", "cpu?seconds=99": "want 1 to 50"} {
+		if code, body := request(t, a.socketRoutes(), api.ProfilePath+name); code < 400 || !strings.Contains(body, want) {
+			t.Errorf("%s: %d, %q", name, code, body)
+		}
+	}
+}

@@ -24,6 +24,8 @@ type request struct {
 	Storm   int           // leases that join within a second; 0 for none
 	Idle    time.Duration // that CPU time is counted for; 0 for none
 	BinDir  string
+
+	Profiles string // directory for profiles of the agent; empty for none
 }
 
 func (q request) String() string {
@@ -80,7 +82,6 @@ func (q request) run(ctx context.Context, log io.Writer) (figures, error) {
 			l.Dump(ctx, log)
 			return out, fmt.Errorf("%s: %w", q, err)
 		}
-		l.Progress("%s: %+v", q, out)
 	}
 	return out, nil
 }
@@ -131,6 +132,9 @@ func (n *node) starts(ctx context.Context, out *figures) error {
 			return err
 		}
 	}
+	if err := n.profile(ctx, "heap"); err != nil {
+		return err
+	}
 	peak, err := peakOf(n.AgentPID())
 	out.Peak = peak
 	return err
@@ -169,6 +173,8 @@ func (n *node) restart(ctx context.Context, out *figures) error {
 	if err := n.StartAgent(ctx); err != nil {
 		return err
 	}
+	profiled := make(chan error, 1)
+	go func() { profiled <- n.profile(ctx, "cpu") }()
 	if err := n.WaitReady(ctx); err != nil {
 		return err
 	}
@@ -187,7 +193,7 @@ func (n *node) restart(ctx context.Context, out *figures) error {
 	}
 	fresh, err := n.confirmedSince(begin)
 	out.Writes = after - before + fresh
-	return err
+	return errors.Join(err, <-profiled)
 }
 
 // drift deletes an entry of each kind of every hundredth peer while the agent

@@ -69,6 +69,7 @@ type options struct {
 	binDir   string
 	json     string
 	markdown string
+	profiles string
 }
 
 func parse(args []string, stderr io.Writer) (o options, err error) {
@@ -79,6 +80,7 @@ func parse(args []string, stderr io.Writer) (o options, err error) {
 	f.IntVar(&o.changes, "changes", 200, "isolated changes at each size, five a second; 0 for none")
 	f.DurationVar(&o.idle, "idle", 30*time.Second, "time that idle CPU is counted for; 0 for none")
 	f.StringVar(&o.binDir, "bin-dir", "", "directory with weftd (default: that of weft-bench)")
+	f.StringVar(&o.profiles, "profiles", "", "write profiles of the agent into this directory; taking them costs time and memory that the figures then show")
 	f.StringVar(&o.json, "json", "", "write the report to this file as JSON")
 	f.StringVar(&o.markdown, "markdown", "", "write the report to this file")
 	if err := f.Parse(args); err != nil {
@@ -105,7 +107,7 @@ func (o options) requests() []request {
 	var out []request
 	for _, dual := range []bool{true, false} {
 		for i, n := range o.sizes {
-			q := request{Peers: n, Dual: dual, Starts: o.starts, BinDir: o.binDir}
+			q := request{Peers: n, Dual: dual, Starts: o.starts, BinDir: o.binDir, Profiles: o.profiles}
 			if dual {
 				q.Changes, q.Idle = o.changes, o.idle
 			}
@@ -126,6 +128,11 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	}
 	if err := netlab.Preflight("ip", "bridge", "nft"); err != nil {
 		return err
+	}
+	if o.profiles != "" {
+		if o.profiles, err = filepath.Abs(o.profiles); err != nil {
+			return err
+		}
 	}
 	if o.binDir, err = netlab.FindBin(o.binDir); err != nil {
 		return err

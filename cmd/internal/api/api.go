@@ -27,11 +27,13 @@ import (
 const DefaultSocket = "/run/weft/weftd.sock"
 
 // The paths of the documents below the socket. ReleasePath is not read but
-// posted to.
+// posted to; ProfilePath is followed by the name of a profile of the agent,
+// "cpu", "heap" or another of runtime/pprof.
 const (
 	StatusPath  = "/v1/status"
 	PlanPath    = "/v1/plan"
 	ReleasePath = "/v1/peers/release"
+	ProfilePath = "/v1/profile/"
 )
 
 // maxDocument bounds what the client reads: 20,000 peers at 400 bytes each.
