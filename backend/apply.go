@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"net/netip"
 	"slices"
 
@@ -198,16 +199,25 @@ func (a *applier) deleteExactly(ctx context.Context, r overlay.Route, dev device
 
 // oddRoutes returns the routes of family f on dev that are not Onlink.
 func (k *Kernel) oddRoutes(ctx context.Context, f subnet.Family, dev device) (oddRoutes, error) {
-	isOdd := func(r overlay.Route) bool { return !r.Onlink }
+	odd := func(raw rawRoute) iter.Seq[overlay.Route] {
+		return func(yield func(overlay.Route) bool) {
+			for r := range raw.on(dev) {
+				if !r.Onlink && !yield(r) {
+					return
+				}
+			}
+		}
+	}
 	routes, err := k.routes(ctx, f, dev.index, func(raw rawRoute) bool {
-		return slices.ContainsFunc(raw.on(dev), isOdd)
+		for range odd(raw) {
+			return true
+		}
+		return false
 	})
 	out := oddRoutes{}
 	for _, raw := range routes {
-		for _, r := range raw.on(dev) {
-			if isOdd(r) {
-				out[r] = append(out[r], raw)
-			}
+		for r := range odd(raw) {
+			out[r] = append(out[r], raw)
 		}
 	}
 	return out, err

@@ -98,7 +98,7 @@ func (c *conn) do(ctx context.Context, r *nl.NetlinkRequest) ([][]byte, error) {
 // read does the same and hands each message to each, which must neither keep
 // it nor use c.
 func (c *conn) read(ctx context.Context, r *nl.NetlinkRequest, each func(msg []byte)) error {
-	_, err := c.turn(ctx, func() (int, error) { return 0, c.exchange(r, each) })
+	_, err := c.turn(ctx, func() (int, error) { return 0, c.exchange(ctx, r, each) })
 	return err
 }
 
@@ -142,19 +142,25 @@ func (c *conn) dump(ctx context.Context, build func() *nl.NetlinkRequest) ([][]b
 // table is thus never in memory as messages.
 func gather[E any](ctx context.Context, c *conn, build func() *nl.NetlinkRequest, collect func(out []E, m []byte) []E) ([]E, error) {
 	var out []E
+	err := c.stream(ctx, build, func() { out = out[:0] }, func(m []byte) { out = collect(out, m) })
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// stream does the same, and hands each message to each, which must neither
+// keep it nor use c. begin is called before each attempt.
+func (c *conn) stream(ctx context.Context, build func() *nl.NetlinkRequest, begin func(), each func(m []byte)) error {
 	for range dumpAttempts {
 		r := build()
 		r.Flags |= unix.NLM_F_DUMP
-		out = out[:0]
-		err := c.read(ctx, r, func(m []byte) { out = collect(out, m) })
-		if err == nil {
-			return out, nil
-		}
-		if !errors.Is(err, nl.ErrDumpInterrupted) {
-			return nil, err
+		begin()
+		if err := c.read(ctx, r, each); !errors.Is(err, nl.ErrDumpInterrupted) {
+			return err
 		}
 	}
-	return nil, fmt.Errorf("interrupted %d times by changes to the table: %w", dumpAttempts, unix.EINTR)
+	return fmt.Errorf("interrupted %d times by changes to the table: %w", dumpAttempts, unix.EINTR)
 }
 
 // attrs walks the attributes (struct rtattr, linux/rtnetlink.h) in b: type

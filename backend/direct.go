@@ -18,11 +18,11 @@ import (
 // This file deals with routes on devices that are not ours: those to peers on
 // our own link, of DirectRouting and host-gw.
 
-// dumpDirect adds to s the main table's routes on other devices that are ours
+// dumpDirect hands to to the main table's routes on other devices that are ours
 // by their mark, and those that flannel may have left. The kernel picks both
 // by their protocol, so that a large table of others costs a walk over it and
 // no messages.
-func (k *Kernel) dumpDirect(ctx context.Context, own []int, s overlay.Set[overlay.Route]) error {
+func (k *Kernel) dumpDirect(ctx context.Context, own []int, to sink[overlay.Route]) error {
 	names := map[int]string{}
 	elsewhere := func(index int) (name string, ok bool, err error) {
 		name, known := names[index]
@@ -40,7 +40,7 @@ func (k *Kernel) dumpDirect(ctx context.Context, own []int, s overlay.Set[overla
 	}
 	for _, f := range subnet.Families() {
 		for _, proto := range []uint8{overlay.RouteProtocol, unix.RTPROT_BOOT} {
-			if err := k.dumpProto(ctx, f, proto, own, elsewhere, s); err != nil {
+			if err := k.dumpProto(ctx, f, proto, own, elsewhere, to); err != nil {
 				return fmt.Errorf("%v routes of protocol %d: %w", f, proto, err)
 			}
 		}
@@ -48,11 +48,11 @@ func (k *Kernel) dumpDirect(ctx context.Context, own []int, s overlay.Set[overla
 	return nil
 }
 
-// dumpProto adds the routes of one protocol. own are the indexes of
+// dumpProto hands out the routes of one protocol. own are the indexes of
 // our devices; elsewhere names a device that is not ours.
-func (k *Kernel) dumpProto(ctx context.Context, f subnet.Family, proto uint8, own []int, elsewhere func(int) (string, bool, error), s overlay.Set[overlay.Route]) error {
+func (k *Kernel) dumpProto(ctx context.Context, f subnet.Family, proto uint8, own []int, elsewhere func(int) (string, bool, error), to sink[overlay.Route]) error {
 	head := unix.RtMsg{Family: afOf(f), Table: unix.RT_TABLE_MAIN, Protocol: proto}
-	routes, err := gatherRoutes(ctx, k, head, 0, func(out []rawRoute, m []byte) []rawRoute {
+	routes, err := gatherRoutes(ctx, k.tables.conn, head, 0, func(out []rawRoute, m []byte) []rawRoute {
 		if oif := oifOf(m); oif != 0 && slices.Contains(own, oif) {
 			return out // most are: no need to look closer
 		}
@@ -66,6 +66,7 @@ func (k *Kernel) dumpProto(ctx context.Context, f subnet.Family, proto uint8, ow
 	if err != nil {
 		return err
 	}
+	to.begin()
 	for _, r := range routes {
 		for _, h := range r.hops {
 			name, ok, err := elsewhere(h.index)
@@ -75,11 +76,12 @@ func (k *Kernel) dumpProto(ctx context.Context, f subnet.Family, proto uint8, ow
 			if !ok {
 				continue
 			}
-			for _, o := range r.on(device{name: name, index: h.index}) {
-				s.Add(o)
+			for o := range r.on(device{name: name, index: h.index}) {
+				to.add(o)
 			}
 		}
 	}
+	to.end()
 	return nil
 }
 

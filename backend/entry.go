@@ -121,19 +121,18 @@ func addrRequest(a overlay.Addr, index int, del bool) *nl.NetlinkRequest {
 	return request(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, m, nl.NewRtAttr(unix.IFA_LOCAL, ip), address)
 }
 
-// dumpNeighs adds dev's permanent unicast neighbours of family f to s.
-func (k *Kernel) dumpNeighs(ctx context.Context, dev device, f subnet.Family, s overlay.Set[overlay.Neigh]) error {
-	neighs, err := gather(ctx, k.conn, func() *nl.NetlinkRequest {
+// dumpNeighs hands dev's permanent unicast neighbours of family f to to.
+func (k *Kernel) dumpNeighs(ctx context.Context, dev device, f subnet.Family, to sink[overlay.Neigh]) error {
+	err := k.tables.conn.stream(ctx, func() *nl.NetlinkRequest {
 		return request(unix.RTM_GETNEIGH, 0, ndmsg{family: afOf(f)}, nl.NewRtAttr(unix.NDA_IFINDEX, nl.Uint32Attr(uint32(dev.index))))
-	}, func(out []overlay.Neigh, m []byte) []overlay.Neigh {
+	}, to.begin, func(m []byte) {
 		if n, index, ok := decodeNeigh(m); ok && index == dev.index {
 			n.Dev = dev.name
-			out = append(out, n)
+			to.add(n)
 		}
-		return out
 	})
-	for _, n := range neighs {
-		s.Add(n)
+	if err == nil {
+		to.end()
 	}
 	return err
 }

@@ -3,6 +3,7 @@
 package backend
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -18,8 +19,10 @@ import (
 // (*nl.NetlinkRequest).Execute does, which panics where a dump fails and the
 // kernel says why: such an NLMSG_DONE has no copy of the request between the
 // errno and its attributes (netlink_dump_done, net/netlink/af_netlink.c).
-// A dump that changes interrupted fails with nl.ErrDumpInterrupted.
-func (c *conn) exchange(r *nl.NetlinkRequest, each func([]byte)) error {
+// A dump that changes interrupted fails with nl.ErrDumpInterrupted, one that
+// ctx ends with its error; the kernel goes on with the latter when the socket
+// is used next.
+func (c *conn) exchange(ctx context.Context, r *nl.NetlinkRequest, each func([]byte)) error {
 	c.seq++
 	r.Seq = c.seq
 	if err := c.send(r.Serialize()); err != nil {
@@ -30,6 +33,9 @@ func (c *conn) exchange(r *nl.NetlinkRequest, each func([]byte)) error {
 		b, err := c.receive()
 		if err != nil {
 			return err
+		}
+		if r.Flags&unix.NLM_F_DUMP == unix.NLM_F_DUMP && ctx.Err() != nil {
+			return ctx.Err()
 		}
 		for m := range messages(b) {
 			if m.Header.Seq != r.Seq || m.Header.Pid != c.pid {

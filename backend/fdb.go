@@ -65,26 +65,23 @@ func (e rawFDB) overlay(dev string) overlay.FDB {
 	return f
 }
 
-// gatherFDB returns what collect makes of dev's FDB: see gather. Entries that
-// a device learned by itself are left out while it is meant to learn: they
-// come and go with traffic.
-func gatherFDB[E any](ctx context.Context, k *Kernel, dev device, collect func(out []E, e rawFDB) []E) ([]E, error) {
-	return gather(ctx, k.conn, func() *nl.NetlinkRequest {
+// streamFDB hands dev's FDB entries to each: see stream. Those that a device
+// learned by itself are left out while it is meant to learn: they come and go
+// with traffic.
+func (k *Kernel) streamFDB(ctx context.Context, dev device, begin func(), each func(e rawFDB)) error {
+	return k.tables.conn.stream(ctx, func() *nl.NetlinkRequest {
 		return request(unix.RTM_GETNEIGH, 0, ndmsg{family: unix.AF_BRIDGE, index: dev.index})
-	}, func(out []E, m []byte) []E {
+	}, begin, func(m []byte) {
 		if e, ok := decodeFDB(m); ok && e.index == dev.index && (e.static() || !dev.learning) {
-			out = collect(out, e)
+			each(e)
 		}
-		return out
 	})
 }
 
-func (k *Kernel) dumpFDB(ctx context.Context, dev device, s overlay.Set[overlay.FDB]) error {
-	entries, err := gatherFDB(ctx, k, dev, func(out []overlay.FDB, e rawFDB) []overlay.FDB {
-		return append(out, e.overlay(dev.name))
-	})
-	for _, e := range entries {
-		s.Add(e)
+func (k *Kernel) dumpFDB(ctx context.Context, dev device, to sink[overlay.FDB]) error {
+	err := k.streamFDB(ctx, dev, to.begin, func(e rawFDB) { to.add(e.overlay(dev.name)) })
+	if err == nil {
+		to.end()
 	}
 	return err
 }
@@ -124,12 +121,12 @@ func (a *applier) deleteOdd(ctx context.Context, dev device, mac subnet.MAC) err
 
 // oddFDB returns requests that delete the entries of dev that are not plain.
 func (k *Kernel) oddFDB(ctx context.Context, dev device) (map[subnet.MAC][]*nl.NetlinkRequest, error) {
-	odd, err := gatherFDB(ctx, k, dev, func(out []rawFDB, e rawFDB) []rawFDB {
-		if e.plain() {
-			return out
+	var odd []rawFDB
+	err := k.streamFDB(ctx, dev, func() { odd = odd[:0] }, func(e rawFDB) {
+		if !e.plain() {
+			e.attrs = bytes.Clone(e.attrs)
+			odd = append(odd, e)
 		}
-		e.attrs = bytes.Clone(e.attrs)
-		return append(out, e)
 	})
 	out := map[subnet.MAC][]*nl.NetlinkRequest{}
 	for _, e := range odd {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -65,80 +66,111 @@ func inFilter(e overlay.Entry) bool {
 	return false
 }
 
-// filterCache is what the last Dump read of our table. It holds as long as the
+// filterCache is what the last dump saw of our table. It holds as long as the
 // kernel counts no further transaction of anybody, so the kernel vouches for
-// it. Its sets are handed out and never changed; the counts tell if somebody
-// did.
+// it.
 type filterCache struct {
 	mu         sync.Mutex
 	valid      bool
 	generation uint32
-	content    overlay.State // Filters, Nodes, Sources
-	counts     overlay.Counts
+	filters    overlay.Set[overlay.Filter]
+	nodes      tally
+	sources    tally
 }
 
-// dumpFilter adds our table to s. A kernel without nf_tables has no table;
-// that is said when one is to be made.
-func (k *Kernel) dumpFilter(ctx context.Context, s *overlay.State) error {
+// has reports whether the elements are those of s.
+func (c *filterCache) has(h hasher, s overlay.State) bool {
+	return c.nodes.n == len(s.Nodes) && c.sources.n == len(s.Sources) &&
+		c.nodes == tallyOf(h, s.Nodes) && c.sources == tallyOf(h, s.Sources)
+}
+
+// dumpFilter adds our table to s. What it has in common with like is shared. A
+// kernel without nf_tables has no table; that is said when one is to be made.
+func (k *Kernel) dumpFilter(ctx context.Context, like overlay.State, s *overlay.State) error {
 	if k.nft == nil {
 		return nil
 	}
 	k.filter.mu.Lock()
 	defer k.filter.mu.Unlock()
-	content, err := k.readFilter(ctx)
-	if errors.Is(err, nft.ErrUnsupported) {
-		return nil
-	} else if err != nil {
+	if err := k.readFilter(ctx, like, s); !errors.Is(err, nft.ErrUnsupported) {
 		return err
 	}
-	s.Filters, s.Nodes, s.Sources = content.Filters, content.Nodes, content.Sources
 	return nil
 }
 
-// readFilter returns the table from the cache, or reads it anew.
-func (k *Kernel) readFilter(ctx context.Context) (overlay.State, error) {
-	c := &k.filter
-	before, err := k.nft.Generation(ctx)
+// readFilter asks the cache whether the table is as in like, reads it as far
+// as is necessary to know, and all of it if it is not.
+func (k *Kernel) readFilter(ctx context.Context, like overlay.State, s *overlay.State) error {
+	c, h := &k.filter, k.tables.hasher
+	generation, err := k.tables.nft.Generation(ctx)
 	if err != nil {
-		return overlay.State{}, err
+		return err
 	}
-	if c.valid && c.generation == before && c.content.Counts() == c.counts {
-		return c.content, nil
-	}
-	c.valid, c.content = false, overlay.State{}
-	for range 2 { // with transactions all the time, what is read is not kept
-		content, err := k.decodeFilter(ctx)
+	if expected := len(like.Nodes)+len(like.Sources) > 0; expected && (!c.valid || c.generation != generation) {
+		nodes, sources := counting[overlay.Node]{hasher: h}, counting[overlay.Source]{hasher: h}
+		filters, err := k.decodeFilter(ctx, &nodes, &sources)
 		if err != nil {
-			return overlay.State{}, err
+			return err
 		}
-		after, err := k.nft.Generation(ctx)
-		if err != nil {
-			return overlay.State{}, err
+		if err := k.keepFilter(ctx, &generation, filters, nodes.total, sources.total); err != nil {
+			return err
 		}
-		c.valid, c.generation, c.content, c.counts = after == before, after, content, content.Counts()
-		if c.valid {
-			break
+		if c.has(h, like) {
+			s.Filters, s.Nodes, s.Sources = filters, like.Nodes, like.Sources
+			return nil
 		}
-		before = after
+	} else if c.valid && c.generation == generation && c.has(h, like) {
+		s.Filters, s.Nodes, s.Sources = maps.Clone(c.filters), kept(like.Nodes), kept(like.Sources)
+		return nil
 	}
-	return c.content, nil
+	nodes, sources := sole[overlay.Node]{room: c.nodes.n}, sole[overlay.Source]{room: c.sources.n}
+	if s.Filters, err = k.decodeFilter(ctx, &nodes, &sources); err != nil {
+		return err
+	}
+	s.Nodes, s.Sources = kept(nodes.set), kept(sources.set)
+	return k.keepFilter(ctx, &generation, s.Filters, tallyOf(h, s.Nodes), tallyOf(h, s.Sources))
 }
 
-// decodeFilter reads the table: what it says it was made from, in what it
-// differs from a table made from that, and the elements.
-func (k *Kernel) decodeFilter(ctx context.Context) (overlay.State, error) {
-	var s overlay.State
+// kept returns s, or an empty set in the place of none.
+func kept[E comparable](s overlay.Set[E]) overlay.Set[E] {
+	if s == nil {
+		return overlay.Set[E]{}
+	}
+	return s
+}
+
+// keepFilter remembers what was read since the kernel was at generation,
+// unless there have been transactions since. generation is brought up to date.
+func (k *Kernel) keepFilter(ctx context.Context, generation *uint32, filters overlay.Set[overlay.Filter], nodes, sources tally) error {
+	after, err := k.tables.nft.Generation(ctx)
+	if err != nil {
+		return err
+	}
+	c := &k.filter
+	c.valid, c.generation = after == *generation, after
+	c.filters, c.nodes, c.sources = maps.Clone(filters), nodes, sources
+	*generation = after
+	return nil
+}
+
+// decodeFilter reads the table and returns what it says it was made from, and
+// in what it differs from a table made from that. The elements go to nodes and
+// sources.
+func (k *Kernel) decodeFilter(ctx context.Context, nodes sink[overlay.Node], sources sink[overlay.Source]) (overlay.Set[overlay.Filter], error) {
 	var odd map[string]int // elements that weft does not make, by set
-	have, err := k.nft.DumpTo(ctx, tableWeft(), func() func(string, []byte) bool {
-		s, odd = overlay.NewState(), map[string]int{}
-		// As many as there were: growing costs more than they do.
-		s.Nodes = make(overlay.Set[overlay.Node], k.filter.counts.Nodes)
-		s.Sources = make(overlay.Set[overlay.Source], k.filter.counts.Sources)
-		return collector(s, odd)
+	have, err := k.tables.nft.DumpTo(ctx, tableWeft(), func() func(string, []byte) bool {
+		odd = map[string]int{}
+		nodes.begin()
+		sources.begin()
+		return collector(nodes, sources, odd)
 	})
 	if err != nil || !have.Present {
-		return overlay.NewState(), err
+		nodes.begin()
+		sources.begin()
+		return overlay.Set[overlay.Filter]{}, err
 	}
+	nodes.end()
+	sources.end()
 	var f overlay.Filter
 	var why []string
 	if p, err := have.Params(); err != nil {
@@ -151,8 +183,7 @@ func (k *Kernel) decodeFilter(ctx context.Context) (overlay.State, error) {
 		why = append(why, fmt.Sprintf("set %s: %d elements not ours", set, n))
 	}
 	f.Foreign = reasons(why)
-	s.Filters.Add(f)
-	return s, nil
+	return overlay.Set[overlay.Filter]{f: {}}, nil
 }
 
 // reasons joins why to one line of bounded length, always the same for the
@@ -165,9 +196,11 @@ func reasons(why []string) string {
 	return strings.Join(why, "; ")
 }
 
-// collector returns what puts elements into s, and counts in odd those that
-// overlay has no words for. Elements of sets that are not ours go with those.
-func collector(s overlay.State, odd map[string]int) func(set string, key []byte) bool {
+// collector returns what hands elements to nodes and sources, and counts in odd
+// those that overlay has no words for. Elements of sets that are not ours go
+// with those. The kernel may list one twice where it lacks another: a sink that
+// does not see that, a tally, is then another than it should be.
+func collector(nodes sink[overlay.Node], sources sink[overlay.Source], odd map[string]int) func(set string, key []byte) bool {
 	var last string
 	var members nft.Members
 	var known bool
@@ -183,15 +216,12 @@ func collector(s overlay.State, odd map[string]int) func(set string, key []byte)
 		switch {
 		case !ok:
 			odd[set]++
-			return true
 		case inner.IsValid():
-			n := len(s.Sources)
-			s.Sources.Add(overlay.Source{Outer: outer, Inner: inner})
-			return len(s.Sources) > n
+			return sources.add(overlay.Source{Outer: outer, Inner: inner})
+		default:
+			return nodes.add(overlay.Node{Addr: outer, Own: members.Own})
 		}
-		n := len(s.Nodes)
-		s.Nodes.Add(overlay.Node{Addr: outer, Own: members.Own})
-		return len(s.Nodes) > n
+		return true
 	}
 }
 

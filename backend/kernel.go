@@ -3,8 +3,8 @@
 package backend
 
 import (
-	"context"
 	"fmt"
+	"hash/maphash"
 	"io"
 	"slices"
 
@@ -33,13 +33,14 @@ type Options struct {
 	Log logrus.FieldLogger
 }
 
-// Kernel is the network namespace in which it was made, reached through an
-// rtnetlink and an nfnetlink socket that stay open. It remembers nothing about
+// Kernel is the network namespace in which it was made, reached through
+// rtnetlink and nfnetlink sockets that stay open. It remembers nothing about
 // the kernel's state but what the kernel confirms to be so still. Its methods
 // may be called from any goroutine.
 type Kernel struct {
 	conn    *conn
 	nft     *nft.Conn // nil without Options.Filter
+	tables  reader
 	filter  filterCache
 	devices []string
 	log     logrus.FieldLogger
@@ -64,108 +65,53 @@ func New(o Options) (*Kernel, error) {
 		l.SetOutput(io.Discard)
 		o.Log = l
 	}
-	k := &Kernel{devices: slices.Clone(o.Devices), log: o.Log}
-	var err error
-	if k.conn, err = dial(); err != nil {
+	k := &Kernel{devices: slices.Clone(o.Devices), log: o.Log, tables: reader{hasher: hasher{maphash.MakeSeed()}}}
+	if err := k.dial(o.Filter); err != nil {
+		k.Close()
 		return nil, err
-	}
-	if o.Filter {
-		if k.nft, err = nft.Dial(); err != nil {
-			k.Close()
-			return nil, err
-		}
 	}
 	return k, nil
 }
 
-// Close releases the sockets. What is in the kernel stays there.
-func (k *Kernel) Close() {
-	k.conn.close()
-	if k.nft != nil {
-		_ = k.nft.Close() // nothing waits to be written
-	}
+// reader is what large tables are read with: sockets of its own, for what is
+// left of a dump that was given up is in the way of whoever uses the socket
+// next.
+type reader struct {
+	hasher
+	conn *conn
+	nft  *nft.Conn // nil without Options.Filter
 }
 
-// Dump implements overlay.Kernel. A device of ours that does not exist adds
-// nothing; one that is no VXLAN device is a ForeignDeviceError.
-//
-// It returns, of each own device: all addresses but IPv6 link-local ones;
-// permanent unicast neighbours; FDB entries with a destination; unicast routes
-// of the main table except those the kernel made itself (protocol 2). Of other
-// devices it returns the main table's routes that carry our mark, and of
-// protocol 3 (boot) gateway routes of the kind that flannel's host-gw and
-// DirectRouting leave: whose those are only their prefix and gateway can tell.
-// Some things that overlay's types cannot say are made to differ from anything
-// wanted, so that Diff replaces or removes them:
-//
-//   - an FDB entry with a port, VNI, device or nexthop group of its own, or
-//     one that ages, has the zero Dst (Apply deletes exactly those);
-//   - a route with attributes that weft never sets (TOS, metrics, encapsulation,
-//     nexthop object, further paths) has Onlink false;
-//   - an address with a peer is the peer's.
-//
-// With Options.Filter it returns table inet weft too. The table carries what it
-// was made from; a Filter's Foreign tells in what the table is another than
-// weft makes from that. Nodes and Sources are shared with later dumps and must
-// not be changed.
-//
-// An entry that somebody changes meanwhile may be missing or stale in the
-// result; a table that changed under the dump is read again.
-func (k *Kernel) Dump(ctx context.Context) (overlay.State, error) {
-	s := overlay.NewState()
-	var own []int
-	for _, name := range k.devices {
-		l, found, err := k.ownLink(ctx, name)
-		if err != nil {
-			return overlay.State{}, err
-		}
-		if !found {
-			continue
-		}
-		own = append(own, l.index)
-		if err := k.dumpDevice(ctx, l, s); err != nil {
-			return overlay.State{}, fmt.Errorf("dump device %s: %w", name, err)
+// dial opens the sockets.
+func (k *Kernel) dial(filter bool) (err error) {
+	for _, c := range []**conn{&k.conn, &k.tables.conn} {
+		if *c, err = dial(); err != nil {
+			return err
 		}
 	}
-	if err := k.dumpDirect(ctx, own, s.Routes); err != nil {
-		return overlay.State{}, fmt.Errorf("dump other devices: %w", err)
+	if !filter {
+		return nil
 	}
-	if err := k.dumpFilter(ctx, &s); err != nil {
-		return overlay.State{}, err
-	}
-	return s, nil
-}
-
-// dumpDevice adds l and what is on it to s.
-func (k *Kernel) dumpDevice(ctx context.Context, l rawLink, s overlay.State) error {
-	link, err := k.overlayLink(ctx, l)
-	if err != nil {
-		return err
-	}
-	s.Add(link)
-	dev := device{name: l.name, index: l.index, learning: link.Learning}
-	if err := k.dumpFDB(ctx, dev, s.FDB); err != nil {
-		return fmt.Errorf("FDB: %w", err)
-	}
-	for _, f := range subnet.Families() {
-		if err := k.dumpAddrs(ctx, dev, f, s.Addrs); err != nil {
-			return fmt.Errorf("%v addresses: %w", f, err)
-		}
-		if err := k.dumpNeighs(ctx, dev, f, s.Neighs); err != nil {
-			return fmt.Errorf("%v neighbours: %w", f, err)
-		}
-		if err := k.dumpRoutes(ctx, dev, f, s.Routes); err != nil {
-			return fmt.Errorf("%v routes: %w", f, err)
+	for _, c := range []**nft.Conn{&k.nft, &k.tables.nft} {
+		if *c, err = nft.Dial(); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// device is one of ours as it stands at the moment.
-type device struct {
-	name     string
-	index    int
-	learning bool
+// Close releases the sockets. What is in the kernel stays there.
+func (k *Kernel) Close() {
+	for _, c := range []*conn{k.conn, k.tables.conn} {
+		if c != nil {
+			c.close()
+		}
+	}
+	for _, c := range []*nft.Conn{k.nft, k.tables.nft} {
+		if c != nil {
+			_ = c.Close() // nothing waits to be written
+		}
+	}
 }
 
 // afOf returns the kernel's number of an address family (bits/socket.h).

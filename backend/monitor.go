@@ -217,7 +217,7 @@ func (m *Monitor) orient(ctx context.Context) {
 	}
 	for _, f := range subnet.Families() {
 		head := unix.RtMsg{Family: afOf(f), Table: unix.RT_TABLE_MAIN, Protocol: overlay.RouteProtocol}
-		_, _ = gatherRoutes(ctx, m.k, head, 0, func(_ []struct{}, msg []byte) []struct{} {
+		_, _ = gatherRoutes(ctx, m.k.conn, head, 0, func(_ []struct{}, msg []byte) []struct{} {
 			m.carries(msg)
 			return nil
 		})

@@ -92,11 +92,15 @@ func newKernel(t testing.TB, devices ...string) *Kernel {
 
 func mustDump(t testing.TB, k *Kernel) overlay.State {
 	t.Helper()
-	s, err := k.Dump(t.Context())
+	s, err := k.Dump(t.Context(), overlay.State{})
 	if err != nil {
 		t.Fatalf("dump: %v", err)
 	}
-	return s
+	like, err := k.Dump(t.Context(), s)
+	if err != nil || !like.Equal(s) {
+		t.Fatalf("dump: %v; as expected %v, else %v", err, like.Counts(), s.Counts())
+	}
+	return like
 }
 
 func mustApply(t testing.TB, k *Kernel, c ...overlay.Change) {
@@ -298,7 +302,7 @@ func TestContext(t *testing.T) {
 	k := newKernel(t, "weft.1")
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := k.Dump(ctx); !errors.Is(err, context.Canceled) {
+	if _, err := k.Dump(ctx, overlay.State{}); !errors.Is(err, context.Canceled) {
 		t.Errorf("Dump: %v, want context.Canceled", err)
 	}
 	err := k.Apply(ctx, overlay.Changes{add(link(subnet.IPv4)), del(link(subnet.IPv4))})

@@ -144,7 +144,7 @@ func routeProblems(ctx context.Context, spec ProbeSpec) ([]subnet.Problem, error
 // whole Internet of others beside them: those are not even decoded.
 func (k *Kernel) routesInside(ctx context.Context, f subnet.Family, networks []netip.Prefix) ([]rawRoute, error) {
 	head := unix.RtMsg{Family: afOf(f), Table: unix.RT_TABLE_MAIN}
-	return gatherRoutes(ctx, k, head, 0, func(out []rawRoute, msg []byte) []rawRoute {
+	return gatherRoutes(ctx, k.conn, head, 0, func(out []rawRoute, msg []byte) []rawRoute {
 		if len(msg) < unix.SizeofRtMsg {
 			return out
 		}

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"iter"
 	"net/netip"
 
 	"github.com/vishvananda/netlink/nl"
@@ -138,22 +139,23 @@ func decodeHops(b []byte) []hop {
 
 // on returns r as overlay sees it: one Route for each path on dev. A path
 // without a device is on dev, because the kernel picked r when asked for dev.
-func (r rawRoute) on(dev device) []overlay.Route { return r.appendOn(nil, dev) }
-
-// appendOn appends the same to out.
-func (r rawRoute) appendOn(out []overlay.Route, dev device) []overlay.Route {
-	if r.typ != unix.RTN_UNICAST || r.proto == unix.RTPROT_KERNEL {
-		return out
-	}
-	for _, h := range r.hops {
-		if h.index == dev.index || h.index == 0 {
-			out = append(out, overlay.Route{
+func (r rawRoute) on(dev device) iter.Seq[overlay.Route] {
+	return func(yield func(overlay.Route) bool) {
+		if r.typ != unix.RTN_UNICAST || r.proto == unix.RTPROT_KERNEL {
+			return
+		}
+		for _, h := range r.hops {
+			if h.index != dev.index && h.index != 0 {
+				continue
+			}
+			if !yield(overlay.Route{
 				Dev: dev.name, Dst: r.dst, Via: h.via, Src: r.src, Metric: r.metric,
 				Onlink: h.onlink && !r.odd, Proto: r.proto,
-			})
+			}) {
+				return
+			}
 		}
 	}
-	return out
 }
 
 // routes returns the main table's routes of family f that keep wants. When
@@ -161,7 +163,7 @@ func (r rawRoute) appendOn(out []overlay.Route, dev device) []overlay.Route {
 // Internet of them: what is not kept is dropped as it comes.
 func (k *Kernel) routes(ctx context.Context, f subnet.Family, index int, keep func(rawRoute) bool) ([]rawRoute, error) {
 	head := unix.RtMsg{Family: afOf(f), Table: unix.RT_TABLE_MAIN}
-	return gatherRoutes(ctx, k, head, index, func(out []rawRoute, m []byte) []rawRoute {
+	return gatherRoutes(ctx, k.conn, head, index, func(out []rawRoute, m []byte) []rawRoute {
 		r, ok := decodeRoute(m, f)
 		if !ok || !keep(r) {
 			return out
@@ -171,35 +173,49 @@ func (k *Kernel) routes(ctx context.Context, f subnet.Family, index int, keep fu
 	})
 }
 
-func (k *Kernel) dumpRoutes(ctx context.Context, dev device, f subnet.Family, s overlay.Set[overlay.Route]) error {
+// dumpRoutes hands dev's routes of family f to to.
+func (k *Kernel) dumpRoutes(ctx context.Context, dev device, f subnet.Family, to sink[overlay.Route]) error {
 	head := unix.RtMsg{Family: afOf(f), Table: unix.RT_TABLE_MAIN}
-	routes, err := gatherRoutes(ctx, k, head, dev.index, func(out []overlay.Route, m []byte) []overlay.Route {
+	err := k.tables.conn.streamRoutes(ctx, head, dev.index, to.begin, func(m []byte) {
 		if r, ok := decodeRoute(m, f); ok {
-			out = r.appendOn(out, dev)
+			for o := range r.on(dev) {
+				to.add(o)
+			}
 		}
-		return out
 	})
-	for _, r := range routes {
-		s.Add(r)
+	if err == nil {
+		to.end()
 	}
 	return err
 }
 
 // gatherRoutes returns what collect makes of the routes that match head and,
-// when index is not 0, use that device: see gather. The kernel filters where
-// it can (strict checking, Linux 4.20): collect looks again.
-func gatherRoutes[E any](ctx context.Context, k *Kernel, head unix.RtMsg, index int, collect func(out []E, m []byte) []E) ([]E, error) {
-	out, err := gather(ctx, k.conn, func() *nl.NetlinkRequest {
+// when index is not 0, use that device: see gather and streamRoutes.
+func gatherRoutes[E any](ctx context.Context, c *conn, head unix.RtMsg, index int, collect func(out []E, m []byte) []E) ([]E, error) {
+	var out []E
+	err := c.streamRoutes(ctx, head, index, func() { out = out[:0] }, func(m []byte) { out = collect(out, m) })
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// streamRoutes hands the routes that match head and, when index is not 0, use
+// that device to each: see stream. The kernel filters where it can (strict
+// checking, Linux 4.20): each looks again.
+func (c *conn) streamRoutes(ctx context.Context, head unix.RtMsg, index int, begin func(), each func(m []byte)) error {
+	err := c.stream(ctx, func() *nl.NetlinkRequest {
 		r := request(unix.RTM_GETROUTE, 0, &nl.RtMsg{RtMsg: head})
 		if index != 0 {
 			r.AddData(nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(index))))
 		}
 		return r
-	}, collect)
+	}, begin, each)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) {
-		return nil, nil // no such table yet; or the device has just gone
+		begin() // no such table yet; or the device has just gone
+		return nil
 	}
-	return out, err
+	return err
 }
 
 // routeRequest adds or deletes a route. flags are NLM_F_EXCL or NLM_F_REPLACE

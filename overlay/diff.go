@@ -32,6 +32,9 @@ const protoBoot = 3
 // only what ours reports. Diff changes neither argument, and Diff(s, s) is
 // empty.
 func Diff(want, have State) Changes {
+	if want.is(have) {
+		return nil
+	}
 	guard := diffFilter(want, have)
 	links := diffLinks(want.Links, have.Links)
 	c, early := links.cascade(want, have)
@@ -151,6 +154,9 @@ type delta struct{ put, del Changes }
 // wanted is replaced by a wanted one of the same key, or else deleted if
 // stale says so.
 func diffSet[E entryOf[E], K comparable](want, have Set[E], key func(E) K, stale func(E) bool) delta {
+	if want.is(have) {
+		return delta{}
+	}
 	var missing, extra []E
 	for e := range want {
 		if !have.Has(e) {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -27,11 +28,11 @@ type fakeKernel struct {
 
 func newFakeKernel() *fakeKernel { return &fakeKernel{state: NewState()} }
 
-func (k *fakeKernel) Dump(ctx context.Context) (State, error) {
+func (k *fakeKernel) Dump(ctx context.Context, like State) (State, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.dumps++
-	return k.state.Clone(), errors.Join(ctx.Err(), k.failDump)
+	return k.state.sharing(like), errors.Join(ctx.Err(), k.failDump)
 }
 
 func (k *fakeKernel) Apply(ctx context.Context, changes Changes) error {
@@ -66,6 +67,24 @@ func (k *fakeKernel) Apply(ctx context.Context, changes Changes) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// sharing returns a copy of s, with like's own sets where they are equal.
+func (s State) sharing(like State) State {
+	c := s.Clone()
+	share(&c.Filters, like.Filters)
+	share(&c.Nodes, like.Nodes)
+	share(&c.Sources, like.Sources)
+	share(&c.FDB, like.FDB)
+	share(&c.Neighs, like.Neighs)
+	share(&c.Routes, like.Routes)
+	return c
+}
+
+func share[E comparable](s *Set[E], like Set[E]) {
+	if like != nil && maps.Equal(*s, like) {
+		*s = like
+	}
 }
 
 // edit lets a test meddle.

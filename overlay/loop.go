@@ -164,7 +164,7 @@ func (l *loop) sync(ctx context.Context, in inputs) Status {
 	st := l.r.Status()
 	st.InSync, st.Reason = false, ""
 	st.Lease, st.Snapshot = in.self.Lease, in.snap.at
-	have, err := l.r.kernel.Dump(ctx)
+	have, err := l.look(ctx)
 	if err != nil {
 		st.Reason = fmt.Sprintf("read the kernel's state: %v", err)
 		return st
@@ -204,7 +204,7 @@ func (l *loop) apply(ctx context.Context, st *Status, changes Changes, again boo
 	if undone {
 		l.fight.count(now, changes[0])
 	}
-	have, err := l.r.kernel.Dump(ctx)
+	have, err := l.look(ctx)
 	if err != nil {
 		st.Pending = changes
 		st.Reason = fmt.Sprintf("read the kernel's state: %v", err)
@@ -246,13 +246,22 @@ func shortfall(err error, tried int, pending Changes) string {
 	return fmt.Sprintf("%d of %d changes failed, the first: %v", n, tried, first)
 }
 
+// look dumps the kernel, which is expected to be as it was to become.
+func (l *loop) look(ctx context.Context) (State, error) {
+	var like State
+	if l.last != nil {
+		like = l.last.target
+	}
+	return l.r.kernel.Dump(ctx, like)
+}
+
 // plan is a pass without its effects.
 func (l *loop) plan(ctx context.Context) planReply {
 	in, err := l.r.inputs()
 	if err != nil {
 		return planReply{err: err}
 	}
-	have, err := l.r.kernel.Dump(ctx)
+	have, err := l.look(ctx)
 	if err != nil {
 		return planReply{err: fmt.Errorf("read the kernel's state: %w", err)}
 	}

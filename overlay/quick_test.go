@@ -18,7 +18,9 @@ import (
 // modelKernel applies changes to a state as a kernel would.
 type modelKernel struct{ state State }
 
-func (k *modelKernel) Dump(context.Context) (State, error) { return k.state.Clone(), nil }
+func (k *modelKernel) Dump(_ context.Context, like State) (State, error) {
+	return k.state.sharing(like), nil
+}
 
 func (k *modelKernel) Apply(_ context.Context, c Changes) error { return applyAll(k.state, c) }
 

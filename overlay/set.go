@@ -5,6 +5,7 @@ package overlay
 import (
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 )
 
@@ -22,6 +23,11 @@ func (s Set[E]) Add(e E) { s[e] = struct{}{} }
 func (s Set[E]) Has(e E) bool {
 	_, ok := s[e]
 	return ok
+}
+
+// is reports whether s and o are one set, which is quickly told.
+func (s Set[E]) is(o Set[E]) bool {
+	return s != nil && reflect.ValueOf(s).UnsafePointer() == reflect.ValueOf(o).UnsafePointer()
 }
 
 // NewState returns an empty State with sets that can be added to.
@@ -51,6 +57,13 @@ func (s State) Equal(o State) bool {
 	return maps.Equal(s.Filters, o.Filters) && maps.Equal(s.Nodes, o.Nodes) && maps.Equal(s.Sources, o.Sources) &&
 		maps.Equal(s.Links, o.Links) && maps.Equal(s.Addrs, o.Addrs) && maps.Equal(s.FDB, o.FDB) &&
 		maps.Equal(s.Neighs, o.Neighs) && maps.Equal(s.Routes, o.Routes)
+}
+
+// is reports whether s and o hold the same entries, the many ones in the same
+// sets.
+func (s State) is(o State) bool {
+	return s.Nodes.is(o.Nodes) && s.Sources.is(o.Sources) && s.FDB.is(o.FDB) && s.Neighs.is(o.Neighs) && s.Routes.is(o.Routes) &&
+		maps.Equal(s.Filters, o.Filters) && maps.Equal(s.Links, o.Links) && maps.Equal(s.Addrs, o.Addrs)
 }
 
 // Add puts e into the set of its kind, which must not be nil.
