@@ -24,15 +24,41 @@ type fakeKernel struct {
 	fail     func(c Change) error // nil: nothing fails
 	during   func()               // called in the middle of Apply, with the lock held
 	slow     time.Duration        // what each change takes
+	long     time.Duration        // what each dump takes
+	given    int                  // dumps that their context ended
 }
 
 func newFakeKernel() *fakeKernel { return &fakeKernel{state: NewState()} }
 
 func (k *fakeKernel) Dump(ctx context.Context, like State) (State, error) {
+	if !k.read(ctx) {
+		return State{}, ctx.Err()
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.dumps++
 	return k.state.sharing(like), errors.Join(ctx.Err(), k.failDump)
+}
+
+// read takes as long as a dump does, and reports whether it came to its end.
+func (k *fakeKernel) read(ctx context.Context) bool {
+	k.mu.Lock()
+	long := k.long
+	k.mu.Unlock()
+	if long == 0 {
+		return true
+	}
+	t := time.NewTimer(long)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		k.mu.Lock()
+		k.given++
+		k.mu.Unlock()
+		return false
+	}
 }
 
 func (k *fakeKernel) Apply(ctx context.Context, changes Changes) error {

@@ -37,6 +37,7 @@ type loop struct {
 	hold     holding
 	linger   lingering
 	fight    fight
+	audits   audits
 	told     time.Time // of the last repair
 	problems Set[subnet.Problem]
 }
@@ -134,8 +135,15 @@ func (l *loop) pass(ctx context.Context) {
 		l.publish(st)
 		return
 	}
-	st := l.sync(ctx, in)
+	st, done := l.sync(ctx, in)
 	if ctx.Err() != nil {
+		return
+	}
+	if !done { // what is due stays due, but after the news
+		l.woken()
+		if l.quickDue && l.due.Before(l.soon) {
+			l.due = l.soon
+		}
 		return
 	}
 	end := time.Now()
@@ -145,7 +153,7 @@ func (l *loop) pass(ctx context.Context) {
 	l.rest = end.Add(max(l.r.opts.MinGap, min(restFactor*end.Sub(start), restMax)))
 	if st.InSync {
 		l.retry = 0
-		l.due = end.Add(l.r.jittered(l.r.opts.Resync))
+		l.due = end.Add(l.r.jittered(l.audits.period(l.r.opts.Resync)))
 	} else {
 		l.retry = min(max(2*l.retry, retryMin), retryMax)
 		l.due = end.Add(max(l.retry, time.Until(l.rest)))
@@ -160,14 +168,19 @@ func (l *loop) pass(ctx context.Context) {
 
 // sync dumps, compares and applies; if there was anything to apply it looks
 // again, because only the kernel knows what has become of it.
-func (l *loop) sync(ctx context.Context, in inputs) Status {
+// It reports false, and has done nothing, when it gave way to news.
+func (l *loop) sync(ctx context.Context, in inputs) (Status, bool) {
 	st := l.r.Status()
 	st.InSync, st.Reason = false, ""
 	st.Lease, st.Snapshot = in.self.Lease, in.snap.at
-	have, err := l.look(ctx)
+	begin := time.Now()
+	have, err := l.audit(ctx, in)
+	if errors.Is(err, errYielded) {
+		return st, false
+	}
 	if err != nil {
 		st.Reason = fmt.Sprintf("read the kernel's state: %v", err)
-		return st
+		return st, true
 	}
 	l.decide(in, have)
 	again := l.tried == l.last
@@ -177,15 +190,18 @@ func (l *loop) sync(ctx context.Context, in inputs) Status {
 	changes := Diff(l.last.target, have)
 	if changes.Empty() {
 		st.InSync, l.clean = true, true
+		if again {
+			l.audits.note(time.Since(begin))
+		}
 		st.Problems = l.problemList()
-		return st
+		return st, true
 	}
 	if ctx.Err() != nil {
-		return st
+		return st, true
 	}
 	l.apply(ctx, &st, changes, again)
 	st.Problems = l.problemList()
-	return st
+	return st, true
 }
 
 // apply makes the changes and looks what has become of them. again says that

@@ -19,8 +19,11 @@ import (
 // Options configures a Reconciler. The zero value of a field other than
 // Config means its default.
 type Options struct {
-	Config   subnet.Config      // until SetConfig gives another
-	Resync   time.Duration      // the kernel is audited at least so often, and up to 30% earlier; default 5 s
+	Config subnet.Config // until SetConfig gives another
+	// Resync is how often the kernel is audited, or up to 30% earlier, unless
+	// audits are so costly that they take more than half a percent of a core:
+	// then that often, but once a minute. Default 5 s.
+	Resync   time.Duration
 	MinGap   time.Duration      // least time between two passes; default 50 ms
 	Log      logrus.FieldLogger // default: nowhere
 	OnStatus func(Status)       // called after each pass, from the goroutine of Run; must not block
@@ -40,10 +43,11 @@ type Reconciler struct {
 	self     atomic.Pointer[Self]
 	snapshot atomic.Pointer[delivery]
 	status   atomic.Pointer[Status]
-	released atomic.Bool    // Release was called and not yet acted on
-	spread   func() float64 // from [0, 1): spreads audits
-	wake     chan struct{}  // one slot: something has changed
-	poked    atomic.Bool    // Poke was called and not yet acted on
+	released atomic.Bool            // Release was called and not yet acted on
+	spread   func() float64         // from [0, 1): spreads audits
+	yield    atomic.Pointer[func()] // makes the audit that is being made give way
+	wake     chan struct{}          // one slot: something has changed
+	poked    atomic.Bool            // Poke was called and not yet acted on
 	plans    chan planRequest
 }
 
@@ -93,21 +97,21 @@ func NewReconciler(k Kernel, o Options) *Reconciler {
 // must not be changed afterwards.
 func (r *Reconciler) SetConfig(c subnet.Config) {
 	r.config.Store(&c)
-	r.signal()
+	r.news()
 }
 
 // SetSelf hands over what is known of this node. s must not be changed
 // afterwards.
 func (r *Reconciler) SetSelf(s Self) {
 	r.self.Store(&s)
-	r.signal()
+	r.news()
 }
 
 // SetSnapshot hands over the store's content. s must not be changed
 // afterwards.
 func (r *Reconciler) SetSnapshot(s subnet.Snapshot) {
 	r.snapshot.Store(&delivery{s, time.Now()})
-	r.signal()
+	r.news()
 }
 
 // Poke asks for a pass soon: something may have changed in the kernel. It
