@@ -40,6 +40,7 @@ type conn struct {
 	sock  *nl.NetlinkSocket
 	pid   uint32    // the socket's port, which answers carry
 	seq   uint32    // of the last request
+	open  bool      // that was a dump which has not been read to its end
 	until time.Time // when the caller's patience ends
 	in    []byte    // the datagram that is being read
 	out   []byte    // the one that is being written

@@ -20,21 +20,26 @@ import (
 // kernel says why: such an NLMSG_DONE has no copy of the request between the
 // errno and its attributes (netlink_dump_done, net/netlink/af_netlink.c).
 // A dump that changes interrupted fails with nl.ErrDumpInterrupted, one that
-// ctx ends with its error; the kernel goes on with the latter when the socket
-// is used next.
+// ctx ends with its error; the rest of the latter is read before the socket is
+// used next.
 func (c *conn) exchange(ctx context.Context, r *nl.NetlinkRequest, each func([]byte)) error {
+	if err := c.finish(); err != nil {
+		return err
+	}
 	c.seq++
 	r.Seq = c.seq
 	if err := c.send(r.Serialize()); err != nil {
 		return err
 	}
+	c.open = r.Flags&unix.NLM_F_DUMP == unix.NLM_F_DUMP
 	interrupted := false
 	for {
 		b, err := c.receive()
 		if err != nil {
 			return err
 		}
-		if r.Flags&unix.NLM_F_DUMP == unix.NLM_F_DUMP && ctx.Err() != nil {
+		if c.open && ctx.Err() != nil {
+			c.open = !c.ends(b)
 			return ctx.Err()
 		}
 		for m := range messages(b) {
@@ -45,7 +50,7 @@ func (c *conn) exchange(ctx context.Context, r *nl.NetlinkRequest, each func([]b
 			done := m.Header.Flags&unix.NLM_F_MULTI == 0
 			switch m.Header.Type {
 			case unix.NLMSG_DONE, unix.NLMSG_ERROR:
-				done = true
+				done, c.open = true, false
 				if err := outcome(m); err != nil {
 					return err
 				}
@@ -60,6 +65,30 @@ func (c *conn) exchange(ctx context.Context, r *nl.NetlinkRequest, each func([]b
 			}
 		}
 	}
+}
+
+// finish reads what is left of a dump that was given up: the kernel has one at
+// a time for a socket, and refuses another with EBUSY.
+func (c *conn) finish() error {
+	for c.open {
+		b, err := c.receive()
+		if err != nil {
+			return err
+		}
+		c.open = !c.ends(b)
+	}
+	return nil
+}
+
+// ends reports whether b has the end of the answer to the last request.
+func (c *conn) ends(b []byte) bool {
+	for m := range messages(b) {
+		t := m.Header.Type
+		if m.Header.Seq == c.seq && m.Header.Pid == c.pid && (t == unix.NLMSG_DONE || t == unix.NLMSG_ERROR) {
+			return true
+		}
+	}
+	return false
 }
 
 // send gives the kernel a datagram, which it has dealt with on return.

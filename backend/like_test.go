@@ -91,17 +91,29 @@ func TestDumpGivenUp(t *testing.T) {
 	enterNetns(t)
 	addUnderlay(t)
 	k := newKernel(t, "weft.1")
-	want := peersState(250)
+	want := manyPeers(2000)
+	maps.Copy(want.Filters, filterState(filter(), 0).Filters)
+	maps.Copy(want.Nodes, filterState(filter(), 2000).Nodes)
 	pass(t, k, want)
-	pass(t, k, want)
-	for after := range 12 {
+	pass(t, k, want) // a new device loses what came with it
+	left := 0
+	for after := range 100 {
 		ctx := &dying{Context: t.Context(), after: after}
-		if _, err := k.Dump(ctx, want); err != nil && !errors.Is(err, context.Canceled) {
+		_, err := k.Dump(ctx, want)
+		if err != nil && !errors.Is(err, context.Canceled) {
 			t.Fatal(err)
 		}
-		mustApply(t, k, overlay.Change{Op: overlay.Delete, Entry: overlay.Node{Addr: ip("10.9.0.2")}})
-		mustApply(t, k, overlay.Change{Op: overlay.Add, Entry: overlay.Node{Addr: ip("10.9.0.2")}})
-		wantState(t, k, want)
+		if k.tables.conn.open {
+			left++
+		}
+		node := overlay.Node{Addr: ip("10.9.0.2")}
+		mustApply(t, k, del(node), add(node))
+		if s, err := k.Dump(t.Context(), want); err != nil || !s.Equal(want) {
+			t.Fatalf("given up after %d: %v, dumped %v, want %v", after, err, s.Counts(), want.Counts())
+		}
+	}
+	if left < 10 {
+		t.Errorf("%d dumps were left open", left)
 	}
 }
 

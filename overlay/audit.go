@@ -44,7 +44,7 @@ func (a *audits) period(least time.Duration) time.Duration {
 func (l *loop) audit(ctx context.Context, in inputs) (State, error) {
 	if l.last == nil || l.last.inputs != in || l.audits.yielded >= yieldMost {
 		l.audits.yielded = 0
-		return l.look(ctx)
+		return l.look(ctx, in)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -54,7 +54,7 @@ func (l *loop) audit(ctx context.Context, in inputs) (State, error) {
 	if now, err := l.r.inputs(); err == nil && now != in { // it came before it could have called
 		return State{}, errYielded
 	}
-	have, err := l.look(ctx)
+	have, err := l.look(ctx, in)
 	if err != nil && errors.Is(context.Cause(ctx), errYielded) {
 		l.audits.yielded++
 		return State{}, errYielded

@@ -38,6 +38,7 @@ type loop struct {
 	linger   lingering
 	fight    fight
 	audits   audits
+	guess    *planner  // before the first decision: what it will be in an empty kernel, and where all is in place
 	told     time.Time // of the last repair
 	problems Set[subnet.Problem]
 }
@@ -220,7 +221,7 @@ func (l *loop) apply(ctx context.Context, st *Status, changes Changes, again boo
 	if undone {
 		l.fight.count(now, changes[0])
 	}
-	have, err := l.look(ctx)
+	have, err := l.look(ctx, l.last.inputs)
 	if err != nil {
 		st.Pending = changes
 		st.Reason = fmt.Sprintf("read the kernel's state: %v", err)
@@ -263,12 +264,13 @@ func shortfall(err error, tried int, pending Changes) string {
 }
 
 // look dumps the kernel, which is expected to be as it was to become.
-func (l *loop) look(ctx context.Context) (State, error) {
-	var like State
+func (l *loop) look(ctx context.Context, in inputs) (State, error) {
 	if l.last != nil {
-		like = l.last.target
+		return l.r.kernel.Dump(ctx, l.last.target)
 	}
-	return l.r.kernel.Dump(ctx, like)
+	l.guess = newPlanner(*in.self, *in.config, NewState())
+	l.guess.run(in.snap.Leases)
+	return l.r.kernel.Dump(ctx, l.guess.state)
 }
 
 // plan is a pass without its effects.
@@ -277,7 +279,7 @@ func (l *loop) plan(ctx context.Context) planReply {
 	if err != nil {
 		return planReply{err: err}
 	}
-	have, err := l.look(ctx)
+	have, err := l.look(ctx, in)
 	if err != nil {
 		return planReply{err: fmt.Errorf("read the kernel's state: %w", err)}
 	}

@@ -65,8 +65,7 @@ func (l *loop) decide(in inputs, have State) {
 	if l.last != nil && l.last.inputs == in {
 		d.planner = l.last.planner
 	} else {
-		d.planner = newPlanner(*in.self, *in.config, incumbents)
-		d.planner.run(in.snap.Leases)
+		d.planner = l.planFor(in, incumbents)
 		d.planner.have = programmed{} // or each state would keep the one before
 		l.crowd = newCrowd(in.config, in.snap.Leases)
 	}
@@ -77,6 +76,20 @@ func (l *loop) decide(in inputs, have State) {
 		d.target = d.target.with(l.linger.state)
 	}
 	l.last = d
+}
+
+// planFor returns what is wanted where incumbents are programmed. At the start
+// that has been found out for an empty kernel; it is the same where all that
+// is wanted, and nothing else, is programmed already.
+func (l *loop) planFor(in inputs, incumbents State) *planner {
+	p := l.guess
+	l.guess = nil
+	if l.last == nil && p != nil && (incumbents.Counts().Total() == 0 || incumbents.is(p.state)) {
+		return p
+	}
+	p = newPlanner(*in.self, *in.config, incumbents)
+	p.run(in.snap.Leases)
+	return p
 }
 
 // followHold begins, narrows or ends the hold. The time runs from when it

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -39,6 +40,9 @@ type Conn struct {
 	raw  syscall.RawConn
 	buf  []byte
 	room int // send buffer, bytes
+
+	open bool   // a dump has not been read to its end
+	seq  uint32 // of that one
 }
 
 // Dial opens a socket in the calling thread's network namespace.
@@ -98,7 +102,7 @@ func (c *Conn) Apply(ctx context.Context, p Plan) error {
 func (c *Conn) transaction(ctx context.Context, msgs []message) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.deadline(ctx); err != nil {
+	if err := c.ready(ctx); err != nil {
 		return err
 	}
 	sub := body(unix.NFPROTO_UNSPEC, unix.NFNL_SUBSYS_NFTABLES)
@@ -166,6 +170,30 @@ func (c *Conn) deadline(ctx context.Context) error {
 	return c.sock.SetDeadline(t)
 }
 
+// ready bounds the calls that follow by ctx, and reads what is left of a dump
+// that was given up: the kernel has one at a time for a socket, and refuses
+// another with EBUSY.
+func (c *Conn) ready(ctx context.Context) error {
+	if err := c.deadline(ctx); err != nil {
+		return err
+	}
+	for c.open {
+		got, err := c.receive(ctx)
+		if err != nil {
+			return err
+		}
+		c.open = !c.ends(got)
+	}
+	return nil
+}
+
+// ends reports whether got has the end of the dump that is open.
+func (c *Conn) ends(got []reply) bool {
+	return slices.ContainsFunc(got, func(r reply) bool {
+		return r.seq == c.seq && (r.typ == unix.NLMSG_DONE || r.typ == unix.NLMSG_ERROR)
+	})
+}
+
 // receive reads one datagram.
 func (c *Conn) receive(ctx context.Context) ([]reply, error) {
 	n, err := read(c.raw, c.buf)
@@ -205,7 +233,7 @@ func ctxError(ctx context.Context, err error) error {
 func (c *Conn) ask(ctx context.Context, typ, flags uint16, req []byte, f func([]byte) error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.deadline(ctx); err != nil {
+	if err := c.ready(ctx); err != nil {
 		return err
 	}
 	sent, err := c.sock.Send(netlink.Message{
@@ -215,11 +243,16 @@ func (c *Conn) ask(ctx context.Context, typ, flags uint16, req []byte, f func([]
 	if err != nil {
 		return ctxError(ctx, err)
 	}
+	c.open, c.seq = flags&unix.NLM_F_DUMP == unix.NLM_F_DUMP, sent.Header.Sequence
 	var failed error
 	for {
 		got, err := c.receive(ctx)
 		if err != nil {
 			return errors.Join(failed, err)
+		}
+		if c.open && ctx.Err() != nil {
+			c.open = !c.ends(got)
+			return ctx.Err()
 		}
 		for _, r := range got {
 			switch {
@@ -230,6 +263,7 @@ func (c *Conn) ask(ctx context.Context, typ, flags uint16, req []byte, f func([]
 			}
 			switch r.typ {
 			case unix.NLMSG_DONE, unix.NLMSG_ERROR:
+				c.open = false
 				return errors.Join(failed, r.err())
 			default:
 				if failed == nil {

@@ -31,12 +31,17 @@ type metric struct {
 type collector struct {
 	a       *agent
 	metrics []metric
+	peers   *prometheus.Desc // counted, not listed
 	refused *prometheus.Desc
 }
 
 func (a *agent) collector() *collector {
-	c := &collector{a: a, refused: prometheus.NewDesc("weft_guard_refused_total",
-		"VXLAN packets that the ingress guard has refused since its table was made.", []string{"reason"}, nil)}
+	c := &collector{
+		a:     a,
+		peers: prometheus.NewDesc("weft_peers", "Nodes whose leases the store holds, without this one.", nil, nil),
+		refused: prometheus.NewDesc("weft_guard_refused_total",
+			"VXLAN packets that the ingress guard has refused since its table was made.", []string{"reason"}, nil),
+	}
 	add := func(kind prometheus.ValueType, name, help string, read func(api.Status) float64) {
 		c.metrics = append(c.metrics, metric{prometheus.NewDesc(name, help, nil, nil), kind, read})
 	}
@@ -49,7 +54,6 @@ func (a *agent) collector() *collector {
 	gauge := prometheus.GaugeValue
 	add(gauge, "weft_ready", "1 when a pod started on this node would have its network.", func(s api.Status) float64 { return flag(s.Ready) })
 	add(gauge, "weft_in_sync", "1 when the kernel holds what it should.", func(s api.Status) float64 { return flag(s.InSync) })
-	add(gauge, "weft_peers", "Nodes whose leases the store holds, without this one.", func(s api.Status) float64 { return float64(len(s.Peers)) })
 	add(gauge, "weft_pending_changes", "Changes that the last pass could not make.", func(s api.Status) float64 { return float64(len(s.Pending)) })
 	add(gauge, "weft_problems", "Problems known now; `weft status` names them.", func(s api.Status) float64 { return float64(len(s.Problems)) })
 	add(gauge, "weft_mass_removal_held", "Routes of peers that are kept although the store has lost them.", func(s api.Status) float64 {
@@ -67,12 +71,14 @@ func (c *collector) Describe(out chan<- *prometheus.Desc) {
 	for _, m := range c.metrics {
 		out <- m.desc
 	}
+	out <- c.peers
 	out <- c.refused
 }
 
 // Collect implements prometheus.Collector.
 func (c *collector) Collect(out chan<- prometheus.Metric) {
-	s := c.a.status()
+	s := c.a.brief()
+	out <- prometheus.MustNewConstMetric(c.peers, prometheus.GaugeValue, float64(c.a.countPeers()))
 	for _, m := range c.metrics {
 		out <- prometheus.MustNewConstMetric(m.desc, m.kind, m.read(s))
 	}

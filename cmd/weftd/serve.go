@@ -99,7 +99,7 @@ func (a *agent) healthRoutes() http.Handler {
 		fmt.Fprintln(w, "ok")
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
-		s := a.status()
+		s := a.brief()
 		if !s.Ready {
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}

@@ -14,9 +14,18 @@ import (
 	"weft.dev/weft/subnet"
 )
 
-// status is the one account of how this node does, from which readiness, the
-// metrics, `weft status` and the CNI plugin's messages are all made.
+// status is brief with the list of peers, which may be long.
 func (a *agent) status() api.Status {
+	s := a.brief()
+	if snap := a.snapshot.Load(); snap != nil && a.reconciler.Load() != nil {
+		s.Peers = peers(snap.Leases, a.reconciler.Load().Status().Lease)
+	}
+	return s
+}
+
+// brief is the one account of how this node does, from which readiness, the
+// metrics, `weft status` and the CNI plugin's messages are all made.
+func (a *agent) brief() api.Status {
 	s := api.Status{
 		Node: a.o.NodeName, Version: api.Version(),
 		Guard:   api.Guard{Mode: string(a.o.Guard), Masquerade: a.o.IPMasq},
@@ -95,17 +104,13 @@ func (a *agent) fill(s *api.Status, st overlay.Status) {
 			Name: l.Name, VNI: l.VNI, Port: l.Port, MAC: l.MAC, MTU: l.MTU, Local: l.Local, Underlay: l.Underlay,
 		})
 	}
-	if snap := a.snapshot.Load(); snap != nil {
-		s.Peers = peers(snap.Leases, st.Lease)
-	}
 }
 
 // peers lists the leases of other nodes, by subnet.
 func peers(leases []subnet.Lease, own subnet.Lease) []api.Peer {
 	out := []api.Peer{}
 	for _, l := range leases {
-		unclaimed := l.Backend == "" // a reservation
-		if unclaimed || len(l.Paths) == 0 || (len(own.Paths) > 0 && l.Paths[0].Subnet == own.Paths[0].Subnet) {
+		if !isPeer(l, own) {
 			continue
 		}
 		p := api.Peer{Node: l.Node}
@@ -118,6 +123,27 @@ func peers(leases []subnet.Lease, own subnet.Lease) []api.Peer {
 		return cmp.Or(x.Paths[0].Subnet.Addr().Compare(y.Paths[0].Subnet.Addr()), cmp.Compare(x.Node, y.Node))
 	})
 	return out
+}
+
+// countPeers returns how many peers would be listed.
+func (a *agent) countPeers() int {
+	snap, r := a.snapshot.Load(), a.reconciler.Load()
+	if snap == nil || r == nil {
+		return 0
+	}
+	n, own := 0, r.Status().Lease
+	for _, l := range snap.Leases {
+		if isPeer(l, own) {
+			n++
+		}
+	}
+	return n
+}
+
+// isPeer reports whether l is another node's.
+func isPeer(l, own subnet.Lease) bool {
+	unclaimed := l.Backend == "" // a reservation
+	return !unclaimed && len(l.Paths) > 0 && (len(own.Paths) == 0 || l.Paths[0].Subnet != own.Paths[0].Subnet)
 }
 
 // plan asks the reconciler what it would do now.

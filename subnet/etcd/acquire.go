@@ -62,6 +62,7 @@ type attempt struct {
 	cfg   subnet.Config
 	want  subnet.Lease
 	table *table // nil: list again
+	read  bool   // the store was read
 	grant grant  // made once, used by the try that wins
 	races int
 }
@@ -94,11 +95,15 @@ var errPlan = errors.New("cannot publish the lease")
 // once tries to get the lease. It returns nil, nil after a lost race.
 func (a *attempt) once(ctx context.Context) (*held, error) {
 	if a.table == nil {
-		t, err := a.s.list(ctx)
+		read := a.s.read
+		if !a.read {
+			read = a.s.join // one that is some milliseconds old loses a race at worst
+		}
+		l, err := read(ctx)
 		if err != nil {
 			return nil, err
 		}
-		a.table = t
+		a.table, a.read = newTable(a.s.subnetsKey(), l), true
 	}
 	p, err := planFor(a.table, a.cfg, a.want, a.s.dice.below)
 	if err != nil {

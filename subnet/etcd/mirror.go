@@ -67,20 +67,20 @@ func (m *mirror) admit(cluster uint64, rev int64, now time.Time) bool {
 }
 
 // replace makes a listing the content.
-func (m *mirror) replace(resp *clientv3.GetResponse) {
-	listed := make(map[string]bool, len(resp.Kvs))
-	m.items = slices.Grow(m.items, max(0, len(resp.Kvs)-len(m.items)))
-	for _, kv := range resp.Kvs {
-		listed[string(kv.Key)] = true
-		m.put(readRecord(m.prefix, kv))
+func (m *mirror) replace(l listing) {
+	if len(m.items) == 0 {
+		m.items, m.index = make([]item, 0, len(l.records)), make(map[string]int, len(l.records))
+	}
+	for _, r := range l.records {
+		m.put(r)
 	}
 	for i := len(m.items) - 1; i >= 0; i-- {
-		if !listed[m.items[i].key] {
+		if !l.has(m.items[i].key) {
 			m.remove(i)
 		}
 	}
 	m.changed = m.changed || !m.rewound.IsZero()
-	m.rev, m.cluster, m.rewound = resp.Header.Revision, resp.Header.ClusterId, time.Time{}
+	m.rev, m.cluster, m.rewound = l.rev, l.cluster, time.Time{}
 }
 
 // put makes r what is at its key. What is equal to what was there stays the

@@ -55,9 +55,9 @@ func TestMirror(t *testing.T) {
 			t.Fatalf("%s: %+v, want %d leases and %d problems", name, last, leases, problems)
 		}
 	}
-	m.replace(listing(10))
+	m.replace(listed(10))
 	step("an empty store is a snapshot, too", 1, 0, 0)
-	m.replace(listing(11, kv(t, one, 11, 1)))
+	m.replace(listed(11, kv(t, one, 11, 1)))
 	step("first lease", 2, 1, 0)
 	m.apply(events(13, put(kv(t, two, 12, 1)), put(kv(t, two, 13, 2))))
 	step("two events, one change", 3, 2, 0)
@@ -68,7 +68,7 @@ func TestMirror(t *testing.T) {
 	if p := d.snaps[3].Problems[0]; p.Kind != "JunkLease" || p.Object != prefix+"10.42.2.0-24" || !strings.Contains(p.Detail, "last good value is kept") {
 		t.Errorf("problem %v", p)
 	}
-	m.replace(listing(16, kv(t, one, 14, 9), junk(15)))
+	m.replace(listed(16, kv(t, one, 14, 9), junk(15)))
 	step("so does a new listing", 4, 2, 1)
 	m.apply(events(17, put(kv(t, moved, 17, 3))))
 	step("good again", 5, 2, 0)
@@ -76,7 +76,7 @@ func TestMirror(t *testing.T) {
 	step("an old event is not believed", 5, 2, 0)
 	m.apply(events(18, del("10.42.2.0-24", 18), put(junk(19))))
 	step("junk after deletion has no last good", 6, 1, 1)
-	m.replace(listing(20))
+	m.replace(listed(20))
 	step("all gone", 7, 0, 0)
 }
 
@@ -84,7 +84,7 @@ func TestMirrorSlashIsJunk(t *testing.T) {
 	good := kv(t, at(node("n1", "i1", "192.0.2.1"), "10.42.1.0/24"), 5, 1)
 	good.Key = []byte(prefix + "old/10.42.1.0-24")
 	m := newMirror(prefix, nil)
-	m.replace(listing(10, good))
+	m.replace(listed(10, good))
 	if s := m.snapshot(); len(s.Leases) != 0 || len(s.Problems) != 1 {
 		t.Errorf("snapshot %+v, want a problem alone", s)
 	}
@@ -96,7 +96,7 @@ func TestMirrorAdmit(t *testing.T) {
 	if !m.admit(1, 100, start) {
 		t.Fatal("the first listing is refused")
 	}
-	m.replace(listing(100))
+	m.replace(listed(100))
 	m.cluster = 1
 	m.deliver(func(subnet.Snapshot) {})
 	for _, c := range []struct {
@@ -121,7 +121,7 @@ func TestMirrorAdmit(t *testing.T) {
 			t.Errorf("%s: problem %t, want %t", c.name, got, c.problem)
 		}
 	}
-	m.replace(listing(501))
+	m.replace(listed(501))
 	if ps := m.snapshot().Problems; len(ps) != 0 {
 		t.Errorf("problems %v after the listing is taken", ps)
 	}
@@ -131,7 +131,7 @@ func TestDrain(t *testing.T) {
 	one := kv(t, at(node("n1", "i1", "192.0.2.1"), "10.42.1.0/24"), 11, 1)
 	two := kv(t, at(node("n2", "i2", "192.0.2.2"), "10.42.2.0/24"), 12, 1)
 	m := newMirror(prefix, nil)
-	m.replace(listing(10))
+	m.replace(listed(10))
 	more := make(chan clientv3.WatchResponse, 1)
 	more <- events(12, put(two))
 	if err := m.drain(events(11, put(one)), true, more); err != nil {

@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -55,8 +54,13 @@ func kv(t *testing.T, l subnet.Lease, rev, lease int64) *mvccpb.KeyValue {
 	return &mvccpb.KeyValue{Key: []byte(prefix + key), Value: value, CreateRevision: rev, ModRevision: rev, Lease: lease}
 }
 
-func listing(rev int64, kvs ...*mvccpb.KeyValue) *clientv3.GetResponse {
-	return &clientv3.GetResponse{Header: &etcdserverpb.ResponseHeader{Revision: rev}, Kvs: kvs}
+func listed(rev int64, kvs ...*mvccpb.KeyValue) listing {
+	l := listing{rev: rev}
+	for _, kv := range kvs {
+		l.records = append(l.records, readRecord(prefix, kv))
+	}
+	slices.SortFunc(l.records, func(a, b record) int { return strings.Compare(a.key, b.key) })
+	return l
 }
 
 func TestStanding(t *testing.T) {
@@ -142,7 +146,7 @@ func TestPlan(t *testing.T) {
 			subnets: []string{"fd42:0:0:7::/64"}, entry: "fd42:0:0:07::0-64", reserve: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			p, err := planFor(newTable(prefix, listing(10, c.kvs...)), c.cfg, c.want, func(int) int { return 0 })
+			p, err := planFor(newTable(prefix, listed(10, c.kvs...)), c.cfg, c.want, func(int) int { return 0 })
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -170,11 +174,11 @@ func TestPlan(t *testing.T) {
 func TestPlanFails(t *testing.T) {
 	cfg := config(t, `{"Network":"10.42.0.0/16","SubnetMin":"10.42.1.0","SubnetMax":"10.42.1.0"}`)
 	me := node("n1", "i1", "192.0.2.1")
-	full := newTable(prefix, listing(10, &mvccpb.KeyValue{Key: []byte(prefix + "10.42.0.0-20"), Value: []byte("junk")}))
+	full := newTable(prefix, listed(10, &mvccpb.KeyValue{Key: []byte(prefix + "10.42.0.0-20"), Value: []byte("junk")}))
 	if _, err := planFor(full, cfg, me, nil); !errors.Is(err, subnet.ErrExhausted) {
 		t.Errorf("error %v, want ErrExhausted", err)
 	}
-	clone := newTable(prefix, listing(10, kv(t, at(node("n1", "i2", "192.0.2.2"), "10.42.1.0/24"), 5, 1)))
+	clone := newTable(prefix, listed(10, kv(t, at(node("n1", "i2", "192.0.2.2"), "10.42.1.0/24"), 5, 1)))
 	_, err := planFor(clone, cfg, me, nil)
 	if !errors.Is(err, subnet.ErrConflict) {
 		t.Fatalf("error %v, want ErrConflict", err)
@@ -282,7 +286,7 @@ func TestObstacles(t *testing.T) {
 			there("n3", "i3", "192.0.2.3", "10.42.7.128/25", after, 1)}, by: "10.42.7.128-25"},
 	} {
 		h := &held{lease: mine, key: prefix + "10.42.7.0-24", wrote: 4}
-		drop, err := h.obstacles(newTable(prefix, listing(10, c.kvs...)))
+		drop, err := h.obstacles(newTable(prefix, listed(10, c.kvs...)))
 		var lost *lostError
 		if errors.As(err, &lost) != (c.by != "") || len(drop) != c.drop {
 			t.Errorf("%s: %d to drop, error %v", name, len(drop), err)

@@ -13,6 +13,7 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"golang.org/x/sync/singleflight"
 	"google.golang.org/grpc"
 	grpcbackoff "google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
@@ -47,6 +48,8 @@ type Store struct {
 	cancel context.CancelFunc
 	dial   chan struct{} // holds one token while conn is being set
 	conn   *clientv3.Client
+
+	reads singleflight.Group // see join
 
 	configWait, holdWait, watchWait, newsWait hindrance
 }

@@ -59,16 +59,18 @@ type table struct {
 
 // list reads the table, linearizably.
 func (s *Store) list(ctx context.Context) (*table, error) {
-	resp, err := s.get(ctx, s.subnetsKey(), clientv3.WithPrefix())
+	l, err := s.read(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return newTable(s.subnetsKey(), resp), nil
+	return newTable(s.subnetsKey(), l), nil
 }
 
-func newTable(prefix string, resp *clientv3.GetResponse) *table {
-	t := &table{prefix: prefix, rev: resp.Header.Revision, records: make(map[string]record, len(resp.Kvs))}
-	t.add(resp.Kvs)
+func newTable(prefix string, l listing) *table {
+	t := &table{prefix: prefix, rev: l.rev, records: make(map[string]record, len(l.records))}
+	for _, r := range l.records {
+		t.records[r.key] = r
+	}
 	return t
 }
 

@@ -53,15 +53,19 @@ func (s *Store) Watch(ctx context.Context, _ subnet.Config, set func(subnet.Snap
 
 // follow lists, delivers, and streams what comes after.
 func (s *Store) follow(ctx context.Context, m *mirror, b *backoff, set func(subnet.Snapshot)) error {
-	resp, err := s.get(ctx, s.subnetsKey(), clientv3.WithPrefix())
+	read := s.read
+	if !m.delivered {
+		read = s.join
+	}
+	l, err := read(ctx)
 	if err != nil {
 		return err
 	}
-	if !m.admit(resp.Header.ClusterId, resp.Header.Revision, time.Now()) {
+	if !m.admit(l.cluster, l.rev, time.Now()) {
 		return fmt.Errorf("list %s: at revision %d of cluster %x, after %d of %x: %w", s.subnetsKey(),
-			resp.Header.Revision, resp.Header.ClusterId, m.rev, m.cluster, errRewound)
+			l.rev, l.cluster, m.rev, m.cluster, errRewound)
 	}
-	m.replace(resp)
+	m.replace(l)
 	m.deliver(set)
 	s.watchWait.clear()
 
