@@ -132,7 +132,7 @@ func (n *node) starts(ctx context.Context, out *figures) error {
 			return err
 		}
 	}
-	if err := n.profile(ctx, "heap"); err != nil {
+	if err := n.profile(ctx, "heap", "start", 0); err != nil {
 		return err
 	}
 	peak, err := peakOf(n.AgentPID())
@@ -174,7 +174,7 @@ func (n *node) restart(ctx context.Context, out *figures) error {
 		return err
 	}
 	profiled := make(chan error, 1)
-	go func() { profiled <- n.profile(ctx, "cpu") }()
+	go func() { profiled <- n.profile(ctx, "cpu", "restart", 3*time.Second) }()
 	if err := n.WaitReady(ctx); err != nil {
 		return err
 	}
@@ -311,12 +311,14 @@ func (n *node) idle(ctx context.Context, out *figures) error {
 		return err
 	}
 	begin := time.Now()
+	profiled := make(chan error, 1)
+	go func() { profiled <- n.profile(ctx, "cpu", "idle", min(n.q.Idle, 50*time.Second)) }()
 	if err := netlab.Pause(ctx, n.q.Idle); err != nil {
 		return err
 	}
 	after, err := cpuOf(n.AgentPID())
 	out.Idle = (after - before).Seconds() / time.Since(begin).Seconds()
-	return err
+	return errors.Join(err, <-profiled)
 }
 
 // launch measures in a lab of its own.

@@ -17,9 +17,9 @@ import (
 	"weft.dev/weft/tests/netlab"
 )
 
-// profile writes a profile of the agent, "heap", or "cpu" of the next seconds,
+// profile writes a profile of the agent, "heap", or "cpu" of the time to come,
 // if profiles are asked for, and /proc/PID/status after it. An agent that has just been started is waited for.
-func (n *node) profile(ctx context.Context, name string) error {
+func (n *node) profile(ctx context.Context, name, when string, length time.Duration) error {
 	if n.q.Profiles == "" {
 		return nil
 	}
@@ -28,17 +28,17 @@ func (n *node) profile(ctx context.Context, name string) error {
 		return d.DialContext(ctx, "unix", n.Path("/run/weft/weftd.sock"))
 	}}}
 	defer client.CloseIdleConnections()
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, length+30*time.Second)
 	defer cancel()
 	for {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://weftd/v1/profile/"+name+"?seconds=3", nil)
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://weftd/v1/profile/%s?seconds=%d", name, max(1, int(length.Seconds()))), nil)
 		if err != nil {
 			return err
 		}
 		resp, err := client.Do(req)
 		if err == nil {
 			defer resp.Body.Close()
-			return n.keep(name, resp)
+			return n.keep(name+", "+when, resp)
 		}
 		if err := netlab.Pause(ctx, time.Millisecond); err != nil {
 			return fmt.Errorf("profile %s: %w", name, err)
