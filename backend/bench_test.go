@@ -48,9 +48,9 @@ func BenchmarkAudit(b *testing.B) { benchDump(b, true) }
 
 func benchDump(b *testing.B, expected bool) {
 	bench(b, func(b *testing.B, k *Kernel, want overlay.State) {
-		var like overlay.State
+		var like overlay.Digest
 		if expected {
-			like = want
+			like = want.Digest(overlay.NewHasher())
 		}
 		for b.Loop() {
 			if _, err := k.Dump(b.Context(), like); err != nil {

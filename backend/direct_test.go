@@ -332,7 +332,7 @@ func bigTable(b *testing.B) *Kernel {
 func BenchmarkDumpBigTable(b *testing.B) {
 	k := bigTable(b)
 	for b.Loop() {
-		if _, err := k.Dump(b.Context(), overlay.State{}); err != nil {
+		if _, err := k.Dump(b.Context(), overlay.Digest{}); err != nil {
 			b.Fatal(err)
 		}
 	}

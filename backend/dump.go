@@ -32,31 +32,28 @@ import (
 // was made from; a Filter's Foreign tells in what the table is another than
 // weft makes from that.
 //
-// What is as like has it costs no memory, and what is not is read twice. A dump
-// given up by its context leaves the rest of a table to be skipped by the next.
+// What like stands for costs no memory, and what is otherwise is read twice. A
+// dump given up by its context leaves the rest of a table to be skipped by the
+// next.
 //
 // An entry that somebody changes meanwhile may be missing or stale in the
 // result; a table that changed under the dump is read again.
-func (k *Kernel) Dump(ctx context.Context, like overlay.State) (overlay.State, error) {
+func (k *Kernel) Dump(ctx context.Context, like overlay.Digest) (overlay.State, error) {
 	fdb, neighs, routes := filling[overlay.FDB]{}, filling[overlay.Neigh]{}, filling[overlay.Route]{}
 	to := entries{&fdb, &neighs, &routes}
-	if len(like.FDB)+len(like.Neighs)+len(like.Routes) > 0 {
-		s, err := k.compare(ctx, like, &to)
-		if err != nil {
+	var s overlay.State
+	var err error
+	if like.Hasher != (overlay.Hasher{}) {
+		if s, err = k.compare(ctx, like, &to); err != nil {
 			return overlay.State{}, err
 		}
-		if to.none() {
-			s.FDB, s.Neighs, s.Routes = like.FDB, like.Neighs, like.Routes
-			return s, k.dumpFilter(ctx, like, &s)
+	}
+	if !to.none() {
+		if s, err = k.dumpLinks(ctx, to); err != nil {
+			return overlay.State{}, err
 		}
 	}
-	s, err := k.dumpLinks(ctx, to)
-	if err != nil {
-		return overlay.State{}, err
-	}
-	s.FDB = either(to.fdb, fdb.set, like.FDB)
-	s.Neighs = either(to.neighs, neighs.set, like.Neighs)
-	s.Routes = either(to.routes, routes.set, like.Routes)
+	s.FDB, s.Neighs, s.Routes = filled(to.fdb, fdb.set), filled(to.neighs, neighs.set), filled(to.routes, routes.set)
 	return s, k.dumpFilter(ctx, like, &s)
 }
 
@@ -70,32 +67,34 @@ type entries struct {
 // none reports whether no entries need to be read.
 func (e entries) none() bool { return !wanted(e.fdb) && !wanted(e.neighs) && !wanted(e.routes) }
 
-// compare finds out of which kinds the kernel has what like has. Those need
-// not be read: what is in to for them is replaced by nowhere. It returns the
-// links and addresses.
-func (k *Kernel) compare(ctx context.Context, like overlay.State, to *entries) (overlay.State, error) {
-	h := k.tables.hasher
-	fdb, neighs, routes := counting[overlay.FDB]{hasher: h}, counting[overlay.Neigh]{hasher: h}, counting[overlay.Route]{hasher: h}
+// compare finds out of which kinds the kernel has what like stands for. Those
+// need not be read: what is in to for them is replaced by nowhere. It returns
+// the links and addresses.
+func (k *Kernel) compare(ctx context.Context, like overlay.Digest, to *entries) (overlay.State, error) {
+	h := like.Hasher
+	fdb, neighs, routes := counting[overlay.FDB]{Hasher: h}, counting[overlay.Neigh]{Hasher: h}, counting[overlay.Route]{Hasher: h}
 	s, err := k.dumpLinks(ctx, entries{&fdb, &neighs, &routes})
-	if err == nil && fdb.total == tallyOf(h, like.FDB) {
+	if err == nil && fdb.total == like.FDB {
 		to.fdb = nowhere[overlay.FDB]{}
 	}
-	if err == nil && neighs.total == tallyOf(h, like.Neighs) {
+	if err == nil && neighs.total == like.Neighs {
 		to.neighs = nowhere[overlay.Neigh]{}
 	}
-	if err == nil && routes.total == tallyOf(h, like.Routes) {
+	if err == nil && routes.total == like.Routes {
 		to.routes = nowhere[overlay.Route]{}
 	}
 	return s, err
 }
 
-// either returns the set that was filled if there was anything to be read, and
-// else the one that is known to be the same.
-func either[E comparable](to sink[E], filled, known overlay.Set[E]) overlay.Set[E] {
-	if !wanted(to) {
-		return known
+// filled returns the set that was filled, or nil if it needed not to be.
+func filled[E comparable](to sink[E], set overlay.Set[E]) overlay.Set[E] {
+	switch {
+	case !wanted(to):
+		return nil
+	case set == nil: // there was no table
+		return overlay.Set[E]{}
 	}
-	return kept(filled)
+	return set
 }
 
 // dumpLinks returns our links and their addresses. The entries go to to.

@@ -73,20 +73,32 @@ type filterCache struct {
 	mu         sync.Mutex
 	valid      bool
 	generation uint32
+	hasher     overlay.Hasher
 	filters    overlay.Set[overlay.Filter]
-	nodes      tally
-	sources    tally
+	nodes      overlay.Tally
+	sources    overlay.Tally
 }
 
-// has reports whether the elements are those of s.
-func (c *filterCache) has(h hasher, s overlay.State) bool {
-	return c.nodes.n == len(s.Nodes) && c.sources.n == len(s.Sources) &&
-		c.nodes == tallyOf(h, s.Nodes) && c.sources == tallyOf(h, s.Sources)
+// at reports whether the table is as remembered at generation.
+func (c *filterCache) at(generation uint32, h overlay.Hasher) bool {
+	return c.valid && c.generation == generation && c.hasher == h
 }
 
-// dumpFilter adds our table to s. What it has in common with like is shared. A
-// kernel without nf_tables has no table; that is said when one is to be made.
-func (k *Kernel) dumpFilter(ctx context.Context, like overlay.State, s *overlay.State) error {
+// has reports whether the elements are those that d stands for.
+func (c *filterCache) has(d overlay.Digest) bool { return c.nodes == d.Nodes && c.sources == d.Sources }
+
+// dumpFilter adds our table to s, without the elements if they are those that
+// like stands for. A kernel without nf_tables has no table; that is said when
+// one is to be made.
+func (k *Kernel) dumpFilter(ctx context.Context, like overlay.Digest, s *overlay.State) error {
+	s.Filters, s.Nodes, s.Sources = overlay.Set[overlay.Filter]{}, overlay.Set[overlay.Node]{}, overlay.Set[overlay.Source]{}
+	if like.Hasher != (overlay.Hasher{}) && like.Nodes.N+like.Sources.N == 0 {
+		defer func() {
+			if len(s.Nodes)+len(s.Sources) == 0 {
+				s.Nodes, s.Sources = nil, nil
+			}
+		}()
+	}
 	if k.nft == nil {
 		return nil
 	}
@@ -98,58 +110,46 @@ func (k *Kernel) dumpFilter(ctx context.Context, like overlay.State, s *overlay.
 	return nil
 }
 
-// readFilter asks the cache whether the table is as in like, reads it as far
-// as is necessary to know, and all of it if it is not.
-func (k *Kernel) readFilter(ctx context.Context, like overlay.State, s *overlay.State) error {
-	c, h := &k.filter, k.tables.hasher
+// readFilter asks the cache whether the table is what like stands for, reads it
+// as far as is necessary to know, and all of it if it is not.
+func (k *Kernel) readFilter(ctx context.Context, like overlay.Digest, s *overlay.State) error {
+	c, h := &k.filter, like.Hasher
 	generation, err := k.tables.nft.Generation(ctx)
 	if err != nil {
 		return err
 	}
-	if expected := len(like.Nodes)+len(like.Sources) > 0; expected && (!c.valid || c.generation != generation) {
-		nodes, sources := counting[overlay.Node]{hasher: h}, counting[overlay.Source]{hasher: h}
-		filters, err := k.decodeFilter(ctx, &nodes, &sources)
-		if err != nil {
-			return err
+	if h != (overlay.Hasher{}) {
+		if !c.at(generation, h) {
+			nodes, sources := counting[overlay.Node]{Hasher: h}, counting[overlay.Source]{Hasher: h}
+			filters, err := k.decodeFilter(ctx, &nodes, &sources)
+			if err != nil {
+				return err
+			}
+			if err := k.keepFilter(ctx, generation, h, filters, nodes.total, sources.total); err != nil {
+				return err
+			}
 		}
-		if err := k.keepFilter(ctx, &generation, filters, nodes.total, sources.total); err != nil {
-			return err
-		}
-		if c.has(h, like) {
-			s.Filters, s.Nodes, s.Sources = filters, like.Nodes, like.Sources
+		if c.has(like) {
+			s.Filters, s.Nodes, s.Sources = maps.Clone(c.filters), nil, nil
 			return nil
 		}
-	} else if c.valid && c.generation == generation && c.has(h, like) {
-		s.Filters, s.Nodes, s.Sources = maps.Clone(c.filters), kept(like.Nodes), kept(like.Sources)
-		return nil
 	}
-	nodes, sources := sole[overlay.Node]{room: c.nodes.n}, sole[overlay.Source]{room: c.sources.n}
-	if s.Filters, err = k.decodeFilter(ctx, &nodes, &sources); err != nil {
-		return err
-	}
-	s.Nodes, s.Sources = kept(nodes.set), kept(sources.set)
-	return k.keepFilter(ctx, &generation, s.Filters, tallyOf(h, s.Nodes), tallyOf(h, s.Sources))
+	nodes, sources := sole[overlay.Node]{room: c.nodes.N}, sole[overlay.Source]{room: c.sources.N}
+	s.Filters, err = k.decodeFilter(ctx, &nodes, &sources)
+	s.Nodes, s.Sources = nodes.set, sources.set
+	return err
 }
 
-// kept returns s, or an empty set in the place of none.
-func kept[E comparable](s overlay.Set[E]) overlay.Set[E] {
-	if s == nil {
-		return overlay.Set[E]{}
-	}
-	return s
-}
-
-// keepFilter remembers what was read since the kernel was at generation,
-// unless there have been transactions since. generation is brought up to date.
-func (k *Kernel) keepFilter(ctx context.Context, generation *uint32, filters overlay.Set[overlay.Filter], nodes, sources tally) error {
+// keepFilter remembers what was read since the kernel was at generation. It
+// counts as long as there are no transactions, from then on.
+func (k *Kernel) keepFilter(ctx context.Context, generation uint32, h overlay.Hasher, filters overlay.Set[overlay.Filter], nodes, sources overlay.Tally) error {
 	after, err := k.tables.nft.Generation(ctx)
 	if err != nil {
 		return err
 	}
 	c := &k.filter
-	c.valid, c.generation = after == *generation, after
+	c.valid, c.generation, c.hasher = after == generation, after, h
 	c.filters, c.nodes, c.sources = maps.Clone(filters), nodes, sources
-	*generation = after
 	return nil
 }
 

@@ -4,7 +4,6 @@ package backend
 
 import (
 	"fmt"
-	"hash/maphash"
 	"io"
 	"slices"
 
@@ -65,7 +64,7 @@ func New(o Options) (*Kernel, error) {
 		l.SetOutput(io.Discard)
 		o.Log = l
 	}
-	k := &Kernel{devices: slices.Clone(o.Devices), log: o.Log, tables: reader{hasher: hasher{maphash.MakeSeed()}}}
+	k := &Kernel{devices: slices.Clone(o.Devices), log: o.Log}
 	if err := k.dial(o.Filter); err != nil {
 		k.Close()
 		return nil, err
@@ -77,7 +76,6 @@ func New(o Options) (*Kernel, error) {
 // left of a dump that was given up is in the way of whoever uses the socket
 // next.
 type reader struct {
-	hasher
 	conn *conn
 	nft  *nft.Conn // nil without Options.Filter
 }

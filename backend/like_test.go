@@ -5,20 +5,14 @@ package backend
 import (
 	"context"
 	"errors"
-	"hash/maphash"
 	"maps"
 	"net/netip"
-	"reflect"
+	"slices"
 	"testing"
 
 	"weft.dev/weft/overlay"
 	"weft.dev/weft/subnet"
 )
-
-// sameSet reports whether a and b are one set.
-func sameSet[E comparable](a, b overlay.Set[E]) bool {
-	return reflect.ValueOf(a).UnsafePointer() == reflect.ValueOf(b).UnsafePointer()
-}
 
 // peersState is n peers with all that they have on a device and in the table.
 func peersState(n int) overlay.State {
@@ -35,35 +29,47 @@ func peersState(n int) overlay.State {
 	return s
 }
 
-// A dump shares with what was expected exactly the kinds in which nothing
-// differs, whatever somebody did to the others.
+// A dump leaves out exactly the kinds in which nothing differs from what was
+// expected, whatever somebody did to the others.
 func TestDumpLike(t *testing.T) {
 	enterNetns(t)
 	addUnderlay(t)
 	k := newKernel(t, "weft.1")
 	want := peersState(200)
+	like := want.Digest(overlay.NewHasher())
 	pass(t, k, want)
 	pass(t, k, want) // a new device loses what came with it
 	check := func(name string, damaged ...string) {
 		t.Helper()
-		alone, err := k.Dump(t.Context(), overlay.State{})
+		alone, err := k.Dump(t.Context(), overlay.Digest{})
 		if err != nil {
 			t.Fatal(err)
 		}
-		s, err := k.Dump(t.Context(), want)
-		if err != nil || !s.Equal(alone) {
-			t.Fatalf("%s: %v; like %v it is %v, and by itself %v", name, err, want.Counts(), s.Counts(), alone.Counts())
+		s, err := k.Dump(t.Context(), like)
+		if err != nil {
+			t.Fatal(err)
 		}
-		shared := map[string]bool{
-			"FDB": sameSet(s.FDB, want.FDB), "neighbours": sameSet(s.Neighs, want.Neighs), "routes": sameSet(s.Routes, want.Routes),
-			"nodes": sameSet(s.Nodes, want.Nodes), "sources": sameSet(s.Sources, want.Sources),
+		var read []string
+		note := func(kind string, is bool) {
+			if is {
+				read = append(read, kind)
+			}
 		}
-		expect := map[string]bool{"FDB": true, "neighbours": true, "routes": true, "nodes": true, "sources": true}
-		for _, d := range damaged {
-			expect[d] = false
+		note("FDB", s.FDB != nil)
+		note("neighbours", s.Neighs != nil)
+		note("routes", s.Routes != nil)
+		note("nodes", s.Nodes != nil)
+		note("sources", s.Sources != nil)
+		if !slices.Equal(read, damaged) {
+			t.Errorf("%s: read %v, want %v", name, read, damaged)
 		}
-		if !maps.Equal(shared, expect) {
-			t.Errorf("%s: shared %v", name, shared)
+		complete(&s.FDB, want.FDB)
+		complete(&s.Neighs, want.Neighs)
+		complete(&s.Routes, want.Routes)
+		complete(&s.Nodes, want.Nodes)
+		complete(&s.Sources, want.Sources)
+		if !s.Equal(alone) {
+			t.Fatalf("%s: %v where %v was expected, and by itself %v", name, s.Counts(), want.Counts(), alone.Counts())
 		}
 	}
 	check("nothing")
@@ -85,6 +91,12 @@ func TestDumpLike(t *testing.T) {
 	check("the device", "FDB", "neighbours", "routes")
 }
 
+func complete[E comparable](s *overlay.Set[E], expected overlay.Set[E]) {
+	if *s == nil {
+		*s = expected
+	}
+}
+
 // Whoever gives a dump up finds the next one whole, and changes meanwhile are
 // not held up by what is left of it.
 func TestDumpGivenUp(t *testing.T) {
@@ -96,10 +108,11 @@ func TestDumpGivenUp(t *testing.T) {
 	maps.Copy(want.Nodes, filterState(filter(), 2000).Nodes)
 	pass(t, k, want)
 	pass(t, k, want) // a new device loses what came with it
+	like := want.Digest(overlay.NewHasher())
 	left := 0
 	for after := range 100 {
 		ctx := &dying{Context: t.Context(), after: after}
-		_, err := k.Dump(ctx, want)
+		_, err := k.Dump(ctx, like)
 		if err != nil && !errors.Is(err, context.Canceled) {
 			t.Fatal(err)
 		}
@@ -108,8 +121,8 @@ func TestDumpGivenUp(t *testing.T) {
 		}
 		node := overlay.Node{Addr: ip("10.9.0.2")}
 		mustApply(t, k, del(node), add(node))
-		if s, err := k.Dump(t.Context(), want); err != nil || !s.Equal(want) {
-			t.Fatalf("given up after %d: %v, dumped %v, want %v", after, err, s.Counts(), want.Counts())
+		if s, err := k.Dump(t.Context(), like); err != nil || s.Counts().Total() != 2 { // the link and the table
+			t.Fatalf("given up after %d: %v, dumped %v beyond %v", after, err, s.Counts(), want.Counts())
 		}
 	}
 	if left < 10 {
@@ -128,55 +141,4 @@ func (d *dying) Err() error {
 		return context.Canceled
 	}
 	return nil
-}
-
-// What a hash is made from tells every entry from every other, and costs no
-// memory.
-func TestEntryBytes(t *testing.T) {
-	seen := map[string]any{}
-	note := func(e any) {
-		t.Helper()
-		b := string(appendEntry(nil, e))
-		if o, ok := seen[b]; ok && o != e || len(b) == 0 || len(b) > 96 {
-			t.Errorf("%#v and %#v: %x", e, o, b)
-		}
-		seen[b] = e
-	}
-	four, six := ip("10.0.0.1"), ip("fd00::1")
-	for _, a := range []netip.Addr{four, six, {}, ip("10.0.0.2"), ip("::ffff:10.0.0.1")} {
-		for _, m := range []subnet.MAC{{}, {2}, {0, 2}} {
-			for _, dev := range []string{"", "weft.1", "weft.16777215123"} {
-				note(overlay.FDB{Dev: dev, MAC: m, Dst: a})
-			}
-		}
-	}
-	clear(seen)
-	for _, via := range []netip.Addr{four, six, {}} {
-		for _, src := range []netip.Addr{four, six, {}} {
-			for _, dst := range []netip.Prefix{netip.PrefixFrom(four, 24), netip.PrefixFrom(four, 25), netip.PrefixFrom(six, 24)} {
-				for _, onlink := range []bool{false, true} {
-					for _, metric := range []uint32{0, 1, 256} {
-						note(overlay.Route{Dev: "d", Dst: dst, Via: via, Src: src, Metric: metric, Onlink: onlink, Proto: 87})
-						note(overlay.Route{Dev: "d", Dst: dst, Via: via, Src: src, Metric: metric, Onlink: onlink, Proto: 3})
-					}
-				}
-			}
-		}
-	}
-	clear(seen)
-	for _, a := range []netip.Addr{four, six} {
-		note(overlay.Node{Addr: a})
-		note(overlay.Node{Addr: a, Own: true})
-	}
-	clear(seen)
-	for _, a := range []netip.Addr{four, six} {
-		for _, b := range []netip.Prefix{netip.PrefixFrom(four, 24), netip.PrefixFrom(six, 64), netip.PrefixFrom(six, 128)} {
-			note(overlay.Source{Outer: a, Inner: b})
-		}
-	}
-	h := hasher{maphash.MakeSeed()}
-	route := overlay.Route{Dev: "weft.1", Dst: netip.PrefixFrom(six, 64), Via: six, Metric: 1, Onlink: true}
-	if n := testing.AllocsPerRun(100, func() { hash(h, route) }); n != 0 {
-		t.Errorf("%v allocations for a hash", n)
-	}
 }

@@ -270,7 +270,7 @@ func TestForeignDevice(t *testing.T) {
 					raw.flags&(unix.IFF_UP|unix.IFF_NOARP), err, run(t, "ip -o addr show"))
 			}
 			before := look()
-			_, err := k.Dump(t.Context(), overlay.State{})
+			_, err := k.Dump(t.Context(), overlay.Digest{})
 			var f *ForeignDeviceError
 			if !errors.As(err, &f) || f.Dev != "weft.1" {
 				t.Errorf("Dump: %v, want a ForeignDeviceError for weft.1", err)

@@ -92,15 +92,15 @@ func newKernel(t testing.TB, devices ...string) *Kernel {
 
 func mustDump(t testing.TB, k *Kernel) overlay.State {
 	t.Helper()
-	s, err := k.Dump(t.Context(), overlay.State{})
+	s, err := k.Dump(t.Context(), overlay.Digest{})
 	if err != nil {
 		t.Fatalf("dump: %v", err)
 	}
-	like, err := k.Dump(t.Context(), s)
-	if err != nil || !like.Equal(s) {
-		t.Fatalf("dump: %v; as expected %v, else %v", err, like.Counts(), s.Counts())
+	like, err := k.Dump(t.Context(), s.Digest(overlay.NewHasher()))
+	if err != nil || like.FDB != nil || like.Neighs != nil || like.Routes != nil || like.Nodes != nil || like.Sources != nil {
+		t.Fatalf("dump: %v; what is as expected is read: %v of %v", err, like.Counts(), s.Counts())
 	}
-	return like
+	return s
 }
 
 func mustApply(t testing.TB, k *Kernel, c ...overlay.Change) {
@@ -302,7 +302,7 @@ func TestContext(t *testing.T) {
 	k := newKernel(t, "weft.1")
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := k.Dump(ctx, overlay.State{}); !errors.Is(err, context.Canceled) {
+	if _, err := k.Dump(ctx, overlay.Digest{}); !errors.Is(err, context.Canceled) {
 		t.Errorf("Dump: %v, want context.Canceled", err)
 	}
 	err := k.Apply(ctx, overlay.Changes{add(link(subnet.IPv4)), del(link(subnet.IPv4))})

@@ -19,6 +19,7 @@ type crowd struct {
 	leases []subnet.Lease // as last seen; nothing in them is changed
 	seed   maphash.Seed
 	claims map[uint64]uint32
+	shared int // claims of more than one lease
 	odd    int // leases whose subnets or addresses may meet others' without being equal to them
 }
 
@@ -84,6 +85,9 @@ func (c *crowd) follow(leases, removed, added []subnet.Lease) bool {
 	return alone && c.odd == 0
 }
 
+// apart reports whether no lease claims what another does.
+func (c *crowd) apart() bool { return c.shared == 0 && c.odd == 0 }
+
 // alone reports whether nobody but l claims what it does.
 func (c *crowd) alone(l *subnet.Lease) bool {
 	var space [claimsMost]uint64
@@ -93,8 +97,10 @@ func (c *crowd) alone(l *subnet.Lease) bool {
 func (c *crowd) count(l *subnet.Lease, by int) {
 	var space [claimsMost]uint64
 	for _, h := range c.hashes(space[:0], l) {
-		if n := int(c.claims[h]) + by; n > 0 {
+		was := int(c.claims[h])
+		if n := was + by; n > 0 {
 			c.claims[h] = uint32(n)
+			c.shared += crowded(n) - crowded(was)
 		} else {
 			delete(c.claims, h)
 		}
@@ -102,6 +108,14 @@ func (c *crowd) count(l *subnet.Lease, by int) {
 	if !c.ordinary(l) {
 		c.odd += by
 	}
+}
+
+// crowded is 1 for a claim that more than one lease has.
+func crowded(n int) int {
+	if n > 1 {
+		return 1
+	}
+	return 0
 }
 
 // claimsMost is how many claims a lease of two families with two further

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -30,14 +29,14 @@ type fakeKernel struct {
 
 func newFakeKernel() *fakeKernel { return &fakeKernel{state: NewState()} }
 
-func (k *fakeKernel) Dump(ctx context.Context, like State) (State, error) {
+func (k *fakeKernel) Dump(ctx context.Context, like Digest) (State, error) {
 	if !k.read(ctx) {
 		return State{}, ctx.Err()
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.dumps++
-	return k.state.sharing(like), errors.Join(ctx.Err(), k.failDump)
+	return k.state.without(like), errors.Join(ctx.Err(), k.failDump)
 }
 
 // read takes as long as a dump does, and reports whether it came to its end.
@@ -95,21 +94,24 @@ func (k *fakeKernel) Apply(ctx context.Context, changes Changes) error {
 	return errors.Join(errs...)
 }
 
-// sharing returns a copy of s, with like's own sets where they are equal.
-func (s State) sharing(like State) State {
+// without returns a copy of s, with nil for the sets that are as like has them.
+func (s State) without(like Digest) State {
 	c := s.Clone()
-	share(&c.Filters, like.Filters)
-	share(&c.Nodes, like.Nodes)
-	share(&c.Sources, like.Sources)
-	share(&c.FDB, like.FDB)
-	share(&c.Neighs, like.Neighs)
-	share(&c.Routes, like.Routes)
+	if like.Hasher == (Hasher{}) {
+		return c
+	}
+	d := s.Digest(like.Hasher)
+	drop(&c.Nodes, d.Nodes == like.Nodes && d.Sources == like.Sources) // one table
+	drop(&c.Sources, d.Nodes == like.Nodes && d.Sources == like.Sources)
+	drop(&c.FDB, d.FDB == like.FDB)
+	drop(&c.Neighs, d.Neighs == like.Neighs)
+	drop(&c.Routes, d.Routes == like.Routes)
 	return c
 }
 
-func share[E comparable](s *Set[E], like Set[E]) {
-	if like != nil && maps.Equal(*s, like) {
-		*s = like
+func drop[E comparable](s *Set[E], as bool) {
+	if as {
+		*s = nil
 	}
 }
 

@@ -30,9 +30,10 @@ type Store interface {
 // A Kernel is one network namespace.
 type Kernel interface {
 	// Dump returns what is on weft's devices now, complete or with an error.
-	// like is what is expected: a set in which nothing differs from like's is
-	// like's own, so that a dump that finds nothing new makes no copy.
-	Dump(ctx context.Context, like State) (State, error)
+	// like stands for what is expected: a set that is as like has it is nil,
+	// so that a dump that finds nothing new costs no memory. With the zero
+	// Digest no set is nil.
+	Dump(ctx context.Context, like Digest) (State, error)
 	// Apply makes the changes in order. It is idempotent: adding what is
 	// there and deleting what is gone succeed. A failing entry does not stop
 	// the others; all failures come back joined, each naming its entry.

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/sirupsen/logrus"
+
 	"weft.dev/weft/subnet"
 )
 
@@ -38,9 +40,15 @@ type loop struct {
 	linger   lingering
 	fight    fight
 	audits   audits
-	guess    *planner  // before the first decision: what it will be in an empty kernel, and where all is in place
+	guess    *decision // before the first one: what it will be in an empty kernel, and where all is in place
+	hasher   Hasher
+	share    int       // leases that are turned into entries at once
 	told     time.Time // of the last repair
 	problems Set[subnet.Problem]
+}
+
+func newLoop(r *Reconciler) *loop {
+	return &loop{r: r, problems: Set[subnet.Problem]{}, hasher: NewHasher(), share: shareSize}
 }
 
 // Run keeps the kernel at the desired state until ctx ends, and returns
@@ -53,7 +61,7 @@ type loop struct {
 // A pass that falls short is repeated after 100 ms, doubling up to 5 s, and at
 // each new input.
 func (r *Reconciler) Run(ctx context.Context) error {
-	l := &loop{r: r, problems: Set[subnet.Problem]{}}
+	l := newLoop(r)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -183,37 +191,72 @@ func (l *loop) sync(ctx context.Context, in inputs) (Status, bool) {
 		st.Reason = fmt.Sprintf("read the kernel's state: %v", err)
 		return st, true
 	}
-	l.decide(in, have)
+	changes, found := l.settle(in, have)
 	again := l.tried == l.last
 	l.tried = l.last
-	st.Peers, st.Links, st.MTU, st.Hold = l.last.reached, sorted(l.last.state.Links), l.last.mtu, l.hold.status()
+	st.Peers, st.Links, st.Hold = l.last.reached, sorted(l.last.state.Links), l.hold.status()
 	st.MTU, st.Pending = l.last.mtu, nil
-	changes := Diff(l.last.target, have)
-	if changes.Empty() {
+	switch {
+	case found == asWanted:
 		st.InSync, l.clean = true, true
 		if again {
 			l.audits.note(time.Since(begin))
 		}
-		st.Problems = l.problemList()
+	case ctx.Err() != nil:
 		return st, true
+	case found == nothing:
+		l.fill(ctx, &st)
+	default:
+		l.apply(ctx, &st, changes, again)
 	}
-	if ctx.Err() != nil {
-		return st, true
+	if st.InSync {
+		l.slim()
 	}
-	l.apply(ctx, &st, changes, again)
 	st.Problems = l.problemList()
 	return st, true
+}
+
+// What a dump can have found, seen from the decision.
+type finding int
+
+const (
+	otherwise finding = iota
+	asWanted
+	nothing // and the decision is thin
+)
+
+// settle brings l.last up to date with what a dump has found, and returns what
+// is to be done about it, except where that is to fill an empty kernel.
+func (l *loop) settle(in inputs, have State) (Changes, finding) {
+	expected := l.last
+	if expected == nil {
+		expected, l.guess = l.guess, nil
+		if expected.thin && expected.bare(have) {
+			l.last = expected
+			return nil, nothing
+		}
+	}
+	calm := expected.inputs == in && !l.hold.active() && !l.linger.active() && !l.r.released.Load()
+	if calm && (l.last != nil || expected.thin) && expected.expected(have) {
+		l.last = expected
+		return nil, asWanted
+	}
+	have = expected.complete(have)
+	l.decide(in, have)
+	l.last.enlarge()
+	changes := Diff(l.last.target, have)
+	if changes.Empty() {
+		return nil, asWanted
+	}
+	return changes, otherwise
 }
 
 // apply makes the changes and looks what has become of them. again says that
 // the last pass wanted the same.
 func (l *loop) apply(ctx context.Context, st *Status, changes Changes, again bool) {
-	for _, c := range changes {
-		l.r.opts.Log.Debugf("%s", c)
-	}
+	l.debug(changes)
 	undone := again && l.clean
 	applied := l.r.kernel.Apply(ctx, changes)
-	l.clean = applied == nil
 	now := time.Now()
 	if again {
 		l.calm = now.Add(l.fight.pace(now, l.r.opts.MinGap))
@@ -221,23 +264,52 @@ func (l *loop) apply(ctx context.Context, st *Status, changes Changes, again boo
 	if undone {
 		l.fight.count(now, changes[0])
 	}
-	have, err := l.look(ctx, l.last.inputs)
-	if err != nil {
-		st.Pending = changes
-		st.Reason = fmt.Sprintf("read the kernel's state: %v", err)
-		return
-	}
-	st.Pending = Diff(l.last.target, have)
-	st.InSync = st.Pending.Empty()
+	st.Pending = changes
+	l.verify(ctx, st, applied, len(changes))
 	if undone && st.InSync {
 		st.Repairs++
 		l.repaired(changes)
 	}
+}
+
+// verify looks what has become of n changes, of which applied says how they
+// went.
+func (l *loop) verify(ctx context.Context, st *Status, applied error, n int) {
+	l.clean = applied == nil
+	have, err := l.look(ctx, l.last.inputs)
+	if err != nil {
+		st.Reason = fmt.Sprintf("read the kernel's state: %v", err)
+		return
+	}
+	st.Pending = nil
+	if !l.last.expected(have) {
+		have = l.last.complete(have)
+		l.last.enlarge()
+		st.Pending = Diff(l.last.target, have)
+	}
+	st.InSync = st.Pending.Empty()
 	if !st.InSync {
-		st.Reason = shortfall(applied, len(changes), st.Pending)
+		st.Reason = shortfall(applied, n, st.Pending)
 	} else if applied != nil { // refused, and yet it is as we want it
 		l.clean = true
 		l.r.opts.Log.WithField("err", applied).Debug("in sync despite an error")
+	}
+}
+
+// debug logs changes, if anybody wants to read them: there may be many.
+func (l *loop) debug(changes Changes) {
+	switch log := l.r.opts.Log.(type) {
+	case *logrus.Logger:
+		if !log.IsLevelEnabled(logrus.DebugLevel) {
+			return
+		}
+	case *logrus.Entry:
+		if !log.Logger.IsLevelEnabled(logrus.DebugLevel) {
+			return
+		}
+	}
+	for _, c := range changes {
+		l.r.opts.Log.Debugf("%s", c)
 	}
 }
 
@@ -266,11 +338,10 @@ func shortfall(err error, tried int, pending Changes) string {
 // look dumps the kernel, which is expected to be as it was to become.
 func (l *loop) look(ctx context.Context, in inputs) (State, error) {
 	if l.last != nil {
-		return l.r.kernel.Dump(ctx, l.last.target)
+		return l.r.kernel.Dump(ctx, l.last.digest)
 	}
-	l.guess = newPlanner(*in.self, *in.config, NewState())
-	l.guess.run(in.snap.Leases)
-	return l.r.kernel.Dump(ctx, l.guess.state)
+	l.guess = l.first(in)
+	return l.r.kernel.Dump(ctx, l.guess.digest)
 }
 
 // plan is a pass without its effects.
@@ -283,8 +354,12 @@ func (l *loop) plan(ctx context.Context) planReply {
 	if err != nil {
 		return planReply{err: fmt.Errorf("read the kernel's state: %w", err)}
 	}
-	l.decide(in, have)
-	return planReply{changes: Diff(l.last.target, have), problems: l.problemList()}
+	changes, found := l.settle(in, have)
+	if found == nothing {
+		l.last.enlarge()
+		changes = Diff(l.last.target, NewState())
+	}
+	return planReply{changes: changes, problems: l.problemList()}
 }
 
 // publish makes st the status and logs what is new in it.

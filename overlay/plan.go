@@ -19,7 +19,9 @@ const linkLinger = 30 * time.Second
 type decision struct {
 	inputs
 	*planner
-	target State // what to bring about: the desired state, and what is kept beyond it
+	target State  // what to bring about: the desired state, and what is kept beyond it
+	digest Digest // of target
+	thin   bool   // planner and target are without the peers; see thin.go
 }
 
 // holding is a mass removal that waits; the zero value is none.
@@ -59,13 +61,15 @@ func (l *loop) decide(in inputs, have State) {
 	}
 	before, incumbents := have, have
 	if l.last != nil {
+		l.last.enlarge()
 		before, incumbents = l.last.state, l.last.target
 	}
 	d := &decision{inputs: in}
 	if l.last != nil && l.last.inputs == in {
 		d.planner = l.last.planner
 	} else {
-		d.planner = l.planFor(in, incumbents)
+		d.planner = newPlanner(*in.self, *in.config, incumbents)
+		d.planner.run(in.snap.Leases)
 		d.planner.have = programmed{} // or each state would keep the one before
 		l.crowd = newCrowd(in.config, in.snap.Leases)
 	}
@@ -75,21 +79,8 @@ func (l *loop) decide(in inputs, have State) {
 	if l.linger.active() {
 		d.target = d.target.with(l.linger.state)
 	}
+	d.digest = d.target.Digest(l.hasher)
 	l.last = d
-}
-
-// planFor returns what is wanted where incumbents are programmed. At the start
-// that has been found out for an empty kernel; it is the same where all that
-// is wanted, and nothing else, is programmed already.
-func (l *loop) planFor(in inputs, incumbents State) *planner {
-	p := l.guess
-	l.guess = nil
-	if l.last == nil && p != nil && (incumbents.Counts().Total() == 0 || incumbents.is(p.state)) {
-		return p
-	}
-	p = newPlanner(*in.self, *in.config, incumbents)
-	p.run(in.snap.Leases)
-	return p
 }
 
 // followHold begins, narrows or ends the hold. The time runs from when it

@@ -37,11 +37,15 @@ func (l *loop) quick(ctx context.Context, in inputs) bool {
 	changes := Diff(is.state, was.state)
 	l.crowd = crowd
 	l.last.planner.reached += is.reached - was.reached
-	l.last = &decision{inputs: in, planner: l.last.planner, target: l.last.target}
-	l.tried = l.last
+	d := *l.last
+	d.inputs = in
 	for _, c := range changes {
-		l.last.state.change(c)
+		d.digest.change(c)
+		if !d.thin {
+			d.state.change(c)
+		}
 	}
+	l.last, l.tried = &d, &d
 	l.put(ctx, in, changes)
 	return true
 }
@@ -87,9 +91,7 @@ func byThemselves(in inputs, leases []subnet.Lease) (*planner, bool) {
 
 // put applies the changes of a quick pass and publishes its outcome.
 func (l *loop) put(ctx context.Context, in inputs, changes Changes) {
-	for _, c := range changes {
-		l.r.opts.Log.Debugf("%s", c)
-	}
+	l.debug(changes)
 	st := l.r.Status()
 	st.Snapshot, st.Peers = in.snap.at, l.last.reached
 	if !changes.Empty() {

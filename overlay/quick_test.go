@@ -18,8 +18,8 @@ import (
 // modelKernel applies changes to a state as a kernel would.
 type modelKernel struct{ state State }
 
-func (k *modelKernel) Dump(_ context.Context, like State) (State, error) {
-	return k.state.sharing(like), nil
+func (k *modelKernel) Dump(_ context.Context, like Digest) (State, error) {
+	return k.state.without(like), nil
 }
 
 func (k *modelKernel) Apply(_ context.Context, c Changes) error { return applyAll(k.state, c) }
@@ -34,7 +34,8 @@ func TestAQuickPassDoesWhatAWholeOneWould(t *testing.T) {
 		k := &modelKernel{NewState()}
 		r := NewReconciler(k, Options{Config: n.cfg, MassRemovalHold: -1, Log: log})
 		r.SetSelf(n.self)
-		l := &loop{r: r, problems: Set[subnet.Problem]{}}
+		l := newLoop(r)
+		l.share = rapid.IntRange(1, 8).Draw(t, "share")
 		leases := drawMembers(t, 0)
 		if rapid.IntRange(0, 3).Draw(t, "with junk") == 0 {
 			leases = append(leases, drawJunkList(t)...)
@@ -48,7 +49,11 @@ func TestAQuickPassDoesWhatAWholeOneWould(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			l.last.enlarge()
 			before := l.last.target.Clone()
+			if rapid.Bool().Draw(t, "slim") {
+				l.slim()
+			}
 			want, problems := n.desired(leases, before)
 			if !l.quick(t.Context(), in) {
 				whole++
@@ -65,6 +70,10 @@ func TestAQuickPassDoesWhatAWholeOneWould(t *testing.T) {
 			if !st.InSync || st.Peers != reachedBy(n, leases, before) || !maps.Equal(objects(st.Problems), objects(problems)) {
 				t.Fatalf("status %+v, problems should be %v", st, problems)
 			}
+			if d := want.Digest(l.hasher); l.last.digest != d {
+				t.Fatalf("the digest is %v, and should be %v", l.last.digest, d)
+			}
+			l.last.enlarge()
 			if !k.state.Equal(want) || !l.last.target.Equal(want) {
 				t.Fatalf("the kernel should have had\n%sof the kernel, and\n%sof the target", Diff(want, k.state), Diff(want, l.last.target))
 			}

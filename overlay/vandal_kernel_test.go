@@ -70,7 +70,7 @@ func newVKernel(rng *rand.Rand, own ...string) *vkernel {
 // Dump returns what weft can see: what is on its devices and in its table, its
 // routes on other devices, and gateway routes there that flannel may have
 // left.
-func (k *vkernel) Dump(ctx context.Context, like State) (State, error) {
+func (k *vkernel) Dump(ctx context.Context, like Digest) (State, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.reads++
@@ -83,7 +83,7 @@ func (k *vkernel) Dump(ctx context.Context, like State) (State, error) {
 	maps.DeleteFunc(s.Routes, func(r Route, _ struct{}) bool {
 		return !k.own[r.Dev] && r.Proto != RouteProtocol && (r.Proto != protoBoot || !r.Via.IsValid())
 	})
-	return s.sharing(like), ctx.Err()
+	return s.without(like), ctx.Err()
 }
 
 // Apply makes the changes as backend does: what belongs to nftables in one

@@ -487,7 +487,7 @@ func (p *program) settled(passes []pass, end time.Time) []string {
 // final compares the kernel with what is wanted, and with what others want.
 func (p *program) final() []string {
 	var wrong []string
-	have, err := p.k.Dump(context.Background(), State{})
+	have, err := p.k.Dump(context.Background(), Digest{})
 	want, _ := Desired(p.self, p.config, p.leases, NewState())
 	if c := Diff(want, have); err != nil || !c.Empty() {
 		wrong = append(wrong, fmt.Sprintf("%v, still to do:\n%s", err, c))

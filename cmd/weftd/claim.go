@@ -65,7 +65,7 @@ func (a *agent) dropTable(ctx context.Context, l locks) error {
 		return err
 	}
 	defer k.Close()
-	have, err := k.Dump(ctx, overlay.State{})
+	have, err := k.Dump(ctx, overlay.Digest{})
 	if err != nil {
 		return err
 	}
@@ -116,7 +116,7 @@ func dropDevices(ctx context.Context, log logrus.FieldLogger, devices ...string)
 		return err
 	}
 	defer k.Close()
-	have, err := k.Dump(ctx, overlay.State{})
+	have, err := k.Dump(ctx, overlay.Digest{})
 	if err != nil {
 		return err
 	}

@@ -116,7 +116,7 @@ func (c *cleaner) clear(ctx context.Context, o backend.Options) error {
 	var tried overlay.Changes
 	var failed error
 	for pass := 0; ; pass++ {
-		have, err := k.Dump(ctx, overlay.State{})
+		have, err := k.Dump(ctx, overlay.Digest{})
 		if err != nil {
 			return fmt.Errorf("read the kernel's state: %w", err)
 		}
@@ -162,7 +162,7 @@ func (c *cleaner) devices(ctx context.Context) ([]string, error) {
 		return nil, err
 	}
 	defer k.Close()
-	have, err := k.Dump(ctx, overlay.State{})
+	have, err := k.Dump(ctx, overlay.Digest{})
 	if err != nil {
 		return nil, fmt.Errorf("read the kernel's state: %w", err)
 	}

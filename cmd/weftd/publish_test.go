@@ -23,7 +23,7 @@ type still struct {
 	err  error
 }
 
-func (k *still) Dump(context.Context, overlay.State) (overlay.State, error) { return k.have, k.err }
+func (k *still) Dump(context.Context, overlay.Digest) (overlay.State, error) { return k.have, k.err }
 func (k *still) Apply(context.Context, overlay.Changes) error               { return nil }
 
 // running returns an agent whose reconciler runs on a kernel that fails with

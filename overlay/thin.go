@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package overlay
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"maps"
+	"slices"
+
+	"weft.dev/weft/subnet"
+)
+
+// While no lease claims what another does, each gives what it gives by itself,
+// and all of it together need not be in memory: a digest tells whether the
+// kernel has it, and the leases tell what it is when it has not. Such a
+// decision is thin. What cannot be so, it is whole.
+
+// shareSize is how many leases are turned into entries at once. A lease has
+// about ten, of some 150 bytes each while they are on their way to the kernel.
+const shareSize = 2000
+
+// first returns the decision for an empty kernel, and for one in which all
+// that is wanted is in place.
+func (l *loop) first(in inputs) *decision {
+	d := &decision{inputs: in}
+	l.crowd = newCrowd(in.config, in.snap.Leases)
+	if !l.crowd.apart() || !d.sum(l.hasher, l.share) {
+		d.enlarge()
+		d.digest = d.target.Digest(l.hasher)
+	}
+	return d
+}
+
+// sum makes d thin, looking at so many leases at once. It reports false when something is wrong with a lease.
+func (d *decision) sum(h Hasher, size int) bool {
+	base, _ := byThemselves(d.inputs, nil)
+	alone := base.state.Digest(h)
+	all, reached := alone, 0
+	for share := range shares(d.inputs.snap.Leases, size) {
+		p, fine := byThemselves(d.inputs, share)
+		if !fine || !maps.Equal(p.state.Filters, base.state.Filters) {
+			return false
+		}
+		all = all.plus(p.state.Digest(h).minus(alone))
+		reached += p.reached
+	}
+	base.reached = reached
+	d.thin, d.planner, d.target, d.digest = true, base, base.state, all
+	return true
+}
+
+// enlarge makes a thin decision, or an empty one, whole. Of leases that are
+// each by themselves the outcome does not depend on what is programmed.
+func (d *decision) enlarge() {
+	if d.planner != nil && !d.thin {
+		return
+	}
+	p := newPlanner(*d.inputs.self, *d.inputs.config, NewState())
+	p.run(d.inputs.snap.Leases)
+	p.have = programmed{}
+	d.thin, d.planner, d.target = false, p, p.state
+}
+
+// slim makes the last decision thin if it can be: nothing waits, no two leases
+// are in each other's way, and nothing is wrong with any.
+func (l *loop) slim() {
+	d := l.last
+	if d.thin || l.hold.active() || l.linger.active() || l.crowd == nil || !l.crowd.apart() {
+		return
+	}
+	base, _ := byThemselves(d.inputs, nil)
+	if len(base.problems) != len(d.problems) || !maps.Equal(base.state.Filters, d.target.Filters) {
+		return
+	}
+	base.reached = d.reached
+	d.thin, d.planner, d.target = true, base, base.state
+}
+
+// expected reports whether the kernel has what d wants: have is a dump that d's
+// digest was given to.
+func (d *decision) expected(have State) bool {
+	return have.Nodes == nil && have.Sources == nil && have.FDB == nil && have.Neighs == nil && have.Routes == nil &&
+		maps.Equal(have.Filters, d.target.Filters) && maps.Equal(have.Links, d.target.Links) && maps.Equal(have.Addrs, d.target.Addrs)
+}
+
+// complete returns have, a dump that d's digest was given to, with the sets
+// that were as expected. They are shared.
+func (d *decision) complete(have State) State {
+	if have.Nodes != nil && have.Sources != nil && have.FDB != nil && have.Neighs != nil && have.Routes != nil {
+		return have
+	}
+	d.enlarge()
+	known(&have.Nodes, d.target.Nodes)
+	known(&have.Sources, d.target.Sources)
+	known(&have.FDB, d.target.FDB)
+	known(&have.Neighs, d.target.Neighs)
+	known(&have.Routes, d.target.Routes)
+	return have
+}
+
+func known[E comparable](s *Set[E], expected Set[E]) {
+	if *s == nil {
+		*s = expected
+	}
+}
+
+// bare reports whether a dump that d's digest was given to found nothing.
+func (d *decision) bare(have State) bool {
+	return have.Counts().Total() == 0 &&
+		(have.Nodes != nil || d.digest.Nodes.N == 0) && (have.Sources != nil || d.digest.Sources.N == 0) &&
+		(have.FDB != nil || d.digest.FDB.N == 0) && (have.Neighs != nil || d.digest.Neighs.N == 0) &&
+		(have.Routes != nil || d.digest.Routes.N == 0)
+}
+
+// shares divides leases into shares of a size, one at least.
+func shares(leases []subnet.Lease, size int) iter.Seq[[]subnet.Lease] {
+	if len(leases) == 0 {
+		return func(yield func([]subnet.Lease) bool) { yield(nil) }
+	}
+	return slices.Chunk(leases, size)
+}
+
+// fill brings about a thin decision in an empty kernel, one share of the
+// leases after the other, and looks what has become of it.
+func (l *loop) fill(ctx context.Context, st *Status) {
+	base, _ := byThemselves(l.last.inputs, nil)
+	have, made := NewState(), 0
+	var errs []error
+	for share := range shares(l.last.inputs.snap.Leases, l.share) {
+		if ctx.Err() != nil {
+			return
+		}
+		p, _ := byThemselves(l.last.inputs, share)
+		changes := Diff(p.state, have)
+		l.debug(changes)
+		errs = append(errs, l.r.kernel.Apply(ctx, changes))
+		have = base.state // the other shares' peers do not count
+		made += len(changes)
+	}
+	l.verify(ctx, st, errors.Join(errs...), made)
+}
