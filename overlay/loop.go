@@ -200,7 +200,9 @@ func (l *loop) sync(ctx context.Context, in inputs) (Status, bool) {
 	case found == asWanted:
 		st.InSync, l.clean = true, true
 		if again {
-			l.audits.note(time.Since(begin))
+			took := time.Since(begin)
+			l.audits.note(took)
+			l.r.opts.Log.Debugf("audited in %v, the next in %v or less", took.Round(time.Microsecond), l.audits.period(l.r.opts.Resync))
 		}
 	case ctx.Err() != nil:
 		return st, true

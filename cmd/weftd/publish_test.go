@@ -24,7 +24,7 @@ type still struct {
 }
 
 func (k *still) Dump(context.Context, overlay.Digest) (overlay.State, error) { return k.have, k.err }
-func (k *still) Apply(context.Context, overlay.Changes) error               { return nil }
+func (k *still) Apply(context.Context, overlay.Changes) error                { return nil }
 
 // running returns an agent whose reconciler runs on a kernel that fails with
 // err, and has what it needs; changed is poked after each pass.

@@ -59,6 +59,9 @@ type node struct {
 	mon *monitor
 }
 
+// slow is a change that is told of.
+const slow = 5 * time.Millisecond
+
 // patience bounds each wait.
 const patience = 2 * time.Minute
 
@@ -260,6 +263,9 @@ func (n *node) changes(ctx context.Context, out *figures) error {
 		select {
 		case at := <-came:
 			out.Changes = append(out.Changes, at.Sub(answered).Seconds())
+			if at.Sub(answered) > slow {
+				n.lab.Progress("%s: change %d at %s took %v", n.q, i, answered.Format("15:04:05.000"), at.Sub(answered))
+			}
 		case <-time.After(10 * time.Second):
 			return fmt.Errorf("peer %d did not move", p.n)
 		}

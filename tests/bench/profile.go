@@ -18,7 +18,8 @@ import (
 )
 
 // profile writes a profile of the agent, "heap", or "cpu" of the time to come,
-// if profiles are asked for, and /proc/PID/status after it. An agent that has just been started is waited for.
+// if profiles are asked for, and /proc/PID/status and the
+// agent's log after it. An agent that has just been started is waited for.
 func (n *node) profile(ctx context.Context, name, when string, length time.Duration) error {
 	if n.q.Profiles == "" {
 		return nil
@@ -52,8 +53,10 @@ func (n *node) keep(name string, resp *http.Response) error {
 		return fmt.Errorf("profile %s: %s, %.100q: %w", name, resp.Status, b, err)
 	}
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", n.AgentPID()))
+	log, lerr := os.ReadFile(n.lab.LogPath(n.Name()))
 	file := strings.ReplaceAll(fmt.Sprintf("%s, %s", n.q, name), " ", "-")
-	return errors.Join(err,
+	return errors.Join(err, lerr,
+		os.WriteFile(filepath.Join(n.q.Profiles, file+".log"), log, 0o644),
 		os.WriteFile(filepath.Join(n.q.Profiles, file+".pprof"), b, 0o644),
 		os.WriteFile(filepath.Join(n.q.Profiles, file+".status"), status, 0o644))
 }
