@@ -117,7 +117,7 @@ func TestAPokeDoesNotEndAnAudit(t *testing.T) {
 		if b.k.given != 0 {
 			t.Errorf("%d audits were given up", b.k.given)
 		}
-		b.SetSnapshot(subnet.Snapshot{Leases: b.leases(9)}) // the same again
+		b.SetSnapshot(subnet.Snapshot{Leases: subnet.LeasesOf(b.leases(9)...)}) // the same again
 		b.expect(9)
 	})
 }

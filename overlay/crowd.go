@@ -16,36 +16,45 @@ import (
 // independent than it is.
 type crowd struct {
 	cfg    *subnet.Config
-	leases []subnet.Lease // as last seen; nothing in them is changed
+	leases subnet.Leases // as last seen; nothing in them is changed
 	seed   maphash.Seed
 	claims map[uint64]uint32
 	shared int // claims of more than one lease
 	odd    int // leases whose subnets or addresses may meet others' without being equal to them
 }
 
-func newCrowd(cfg *subnet.Config, leases []subnet.Lease) *crowd {
+func newCrowd(cfg *subnet.Config, leases subnet.Leases) *crowd {
 	// About a name and, for each of two families, a subnet, a MAC and an
 	// address.
-	c := &crowd{cfg: cfg, leases: leases, seed: maphash.MakeSeed(), claims: make(map[uint64]uint32, 7*len(leases))}
-	for i := range leases {
-		c.count(&leases[i], 1)
+	c := &crowd{cfg: cfg, leases: leases, seed: maphash.MakeSeed(), claims: make(map[uint64]uint32, 7*leases.Len())}
+	for l := range leases.All() {
+		c.count(l, 1)
 	}
 	return c
 }
 
+// movedMost bounds the search for leases that have only moved: with more the
+// change is no small one, whatever has moved.
+const movedMost = 1 << 16
+
 // differences returns the leases that are in one of both lists only, however
-// they are ordered. Neighbours in time share most of their leases at the same
+// they are ordered, unless there are many. Neighbours in time share most of their leases at the same
 // place, and in memory.
-func differences(was, is []subnet.Lease) (removed, added []subnet.Lease) {
-	for i := range max(len(was), len(is)) {
-		switch {
-		case i >= len(was):
-			added = append(added, is[i])
-		case i >= len(is):
-			removed = append(removed, was[i])
-		case !sameLease(&was[i], &is[i]):
-			removed, added = append(removed, was[i]), append(added, is[i])
+func differences(before, after subnet.Leases) (removed, added []subnet.Lease) {
+	for was, is := range before.Changed(after) {
+		for i := range max(len(was), len(is)) {
+			switch {
+			case i >= len(was):
+				added = append(added, is[i])
+			case i >= len(is):
+				removed = append(removed, was[i])
+			case !sameLease(&was[i], &is[i]):
+				removed, added = append(removed, was[i]), append(added, is[i])
+			}
 		}
+	}
+	if len(removed)*len(added) > movedMost {
+		return removed, added
 	}
 	// What has only moved in the list.
 	removed = slices.DeleteFunc(removed, func(l subnet.Lease) bool {
@@ -69,7 +78,7 @@ func sameLease(a, b *subnet.Lease) bool {
 
 // follow makes leases the ones that c knows. It reports false when one that is
 // removed or added claims what another does, or could overlap it.
-func (c *crowd) follow(leases, removed, added []subnet.Lease) bool {
+func (c *crowd) follow(leases subnet.Leases, removed, added []subnet.Lease) bool {
 	alone := c.odd == 0
 	for i := range removed {
 		alone = alone && c.alone(&removed[i])

@@ -100,7 +100,7 @@ func TestThinDecisions(t *testing.T) {
 		r := NewReconciler(newFakeKernel(), Options{Config: n.cfg})
 		r.SetSelf(n.self)
 		leases := drawMembers(t, 0)
-		r.SetSnapshot(subnet.Snapshot{Leases: leases})
+		r.SetSnapshot(subnet.Snapshot{Leases: subnet.LeasesOf(leases...)})
 		in, err := r.inputs()
 		if err != nil {
 			t.Fatal(err)

@@ -32,7 +32,7 @@ func ready(t *testing.T, n int) *bench {
 
 // give hands over leases and lets everything that is due at once happen.
 func (b *bench) give(leases ...subnet.Lease) {
-	b.SetSnapshot(subnet.Snapshot{Leases: append(leases, b.self.Lease)})
+	b.SetSnapshot(subnet.Snapshot{Leases: subnet.LeasesOf(append(leases, b.self.Lease)...)})
 	b.sleep(time.Second)
 }
 

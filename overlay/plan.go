@@ -69,7 +69,7 @@ func (l *loop) decide(in inputs, have State) {
 		d.planner = l.last.planner
 	} else {
 		d.planner = newPlanner(*in.self, *in.config, incumbents)
-		d.planner.run(in.snap.Leases)
+		d.planner.run(in.snap.Leases.Slice())
 		d.planner.have = programmed{} // or each state would keep the one before
 		l.crowd = newCrowd(in.config, in.snap.Leases)
 	}

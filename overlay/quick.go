@@ -26,7 +26,7 @@ func (l *loop) quick(ctx context.Context, in inputs) bool {
 	removed, added := differences(l.crowd.leases, in.snap.Leases)
 	crowd := l.crowd
 	l.crowd = nil // wrong from here on, unless all goes well
-	if !few(removed, added, len(in.snap.Leases)) || !crowd.follow(in.snap.Leases, removed, added) {
+	if !few(removed, added, in.snap.Leases.Len()) || !crowd.follow(in.snap.Leases, removed, added) {
 		return false
 	}
 	was, wasFine := byThemselves(in, removed)

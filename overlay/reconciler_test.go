@@ -70,7 +70,7 @@ func (b *bench) stop() {
 
 // deliver hands over leases of nodes 2 to n+1 and our own.
 func (b *bench) deliver(n int) {
-	b.SetSnapshot(subnet.Snapshot{Leases: b.leases(n)})
+	b.SetSnapshot(subnet.Snapshot{Leases: subnet.LeasesOf(b.leases(n)...)})
 }
 
 func (b *bench) leases(n int) []subnet.Lease {
@@ -135,7 +135,7 @@ func TestFirstSync(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := start(t)
 		b.SetSelf(b.self)
-		b.SetSnapshot(subnet.Snapshot{Leases: b.leases(3), Problems: []subnet.Problem{{Kind: "Junk", Object: "key"}}})
+		b.SetSnapshot(subnet.Snapshot{Leases: subnet.LeasesOf(b.leases(3)...), Problems: []subnet.Problem{{Kind: "Junk", Object: "key"}}})
 		b.expect(3) // at once: no time has passed
 		st := b.Status()
 		if !st.InSync || !st.Synced || st.Reason != "" || st.Peers != 3 || len(st.Links) != 2 || len(st.Pending) != 0 {
@@ -305,7 +305,7 @@ func TestTheIncumbentSurvivesALostDevice(t *testing.T) {
 		rival := edit(lease(3, v4), func(p *subnet.Path) { p.Subnet = prefix("10.5.40.0/23") })
 		want, _ := Desired(b.self, testConfig(), []subnet.Lease{holder}, NewState())
 		b.k.state = want.Clone()
-		both := subnet.Snapshot{Leases: []subnet.Lease{b.self.Lease, rival, holder}}
+		both := subnet.Snapshot{Leases: subnet.LeasesOf(b.self.Lease, rival, holder)}
 		b.SetSelf(b.self)
 		b.SetSnapshot(both)
 		b.sleep(time.Second)
@@ -319,7 +319,7 @@ func TestTheIncumbentSurvivesALostDevice(t *testing.T) {
 			t.Errorf("got\n%swant\n%s", got, want)
 		}
 		b.k.edit(func(s State) { s.drop("weft.1") })
-		both.Leases = append(both.Leases, lease(5, v4)) // another decision
+		both.Leases = subnet.LeasesOf(append(both.Leases.Slice(), lease(5, v4))...) // another decision
 		b.SetSnapshot(both)
 		b.sleep(time.Second)
 		if c := Diff(want, b.k.content()); len(c) != 3 || c[0].Op != Delete {
@@ -481,7 +481,7 @@ func TestLogsEdges(t *testing.T) {
 		for i := range 300 {
 			junk = append(junk, subnet.Problem{Kind: "Junk", Object: fmt.Sprintf("key-%03d", i), Detail: "no JSON"})
 		}
-		b.SetSnapshot(subnet.Snapshot{Leases: b.leases(2), Problems: junk})
+		b.SetSnapshot(subnet.Snapshot{Leases: subnet.LeasesOf(b.leases(2)...), Problems: junk})
 		b.sleep(time.Minute)
 		b.deliver(2)
 		b.sleep(time.Minute)

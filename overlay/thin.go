@@ -5,11 +5,7 @@ package overlay
 import (
 	"context"
 	"errors"
-	"iter"
 	"maps"
-	"slices"
-
-	"weft.dev/weft/subnet"
 )
 
 // While no lease claims what another does, each gives what it gives by itself,
@@ -38,7 +34,7 @@ func (d *decision) sum(h Hasher, size int) bool {
 	base, _ := byThemselves(d.inputs, nil)
 	alone := base.state.Digest(h)
 	all, reached := alone, 0
-	for share := range shares(d.inputs.snap.Leases, size) {
+	for share := range d.inputs.snap.Leases.Shares(size) {
 		p, fine := byThemselves(d.inputs, share)
 		if !fine || !maps.Equal(p.state.Filters, base.state.Filters) {
 			return false
@@ -58,7 +54,7 @@ func (d *decision) enlarge() {
 		return
 	}
 	p := newPlanner(*d.inputs.self, *d.inputs.config, NewState())
-	p.run(d.inputs.snap.Leases)
+	p.run(d.inputs.snap.Leases.Slice())
 	p.have = programmed{}
 	d.thin, d.planner, d.target = false, p, p.state
 }
@@ -114,21 +110,13 @@ func (d *decision) bare(have State) bool {
 		(have.Routes != nil || d.digest.Routes.N == 0)
 }
 
-// shares divides leases into shares of a size, one at least.
-func shares(leases []subnet.Lease, size int) iter.Seq[[]subnet.Lease] {
-	if len(leases) == 0 {
-		return func(yield func([]subnet.Lease) bool) { yield(nil) }
-	}
-	return slices.Chunk(leases, size)
-}
-
 // fill brings about a thin decision in an empty kernel, one share of the
 // leases after the other, and looks what has become of it.
 func (l *loop) fill(ctx context.Context, st *Status) {
 	base, _ := byThemselves(l.last.inputs, nil)
 	have, made := NewState(), 0
 	var errs []error
-	for share := range shares(l.last.inputs.snap.Leases, l.share) {
+	for share := range l.last.inputs.snap.Leases.Shares(l.share) {
 		if ctx.Err() != nil {
 			return
 		}

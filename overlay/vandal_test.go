@@ -353,7 +353,7 @@ func (p *program) deliver() {
 		p.leases = append(p.leases, l)
 	}
 	p.note("%d leases", len(p.leases))
-	p.wait(func() { p.r.SetSnapshot(subnet.Snapshot{Leases: p.leases}) })
+	p.wait(func() { p.r.SetSnapshot(subnet.Snapshot{Leases: subnet.LeasesOf(p.leases...)}) })
 }
 
 func (p *program) start() {
@@ -424,7 +424,7 @@ func (p *program) step() {
 		p.stop()
 		p.note("restart")
 		p.start()
-		p.wait(func() { p.r.SetSnapshot(subnet.Snapshot{Leases: p.leases}) })
+		p.wait(func() { p.r.SetSnapshot(subnet.Snapshot{Leases: subnet.LeasesOf(p.leases...)}) })
 	}
 	if p.rng.IntN(4) > 0 { // else the event is lost, or there is none
 		p.r.Poke()

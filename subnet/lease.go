@@ -147,7 +147,7 @@ func (l Lease) VTEP(f Family) (Path, bool) {
 // included, in no particular order. Stores deliver snapshots, never events.
 // Problems name what the store could not read; they never hide other leases.
 type Snapshot struct {
-	Leases   []Lease
+	Leases   Leases
 	Problems []Problem
 }
 

@@ -150,7 +150,7 @@ func (n *node) fence(err error) {
 // leases are those that the store last delivered.
 func (n *node) leases() []subnet.Lease {
 	if s := n.a.snapshot.Load(); s != nil {
-		return s.Leases
+		return s.Leases.Slice()
 	}
 	return nil
 }

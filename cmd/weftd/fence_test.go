@@ -71,7 +71,7 @@ func fenceWith(t *testing.T, loss error, pods bool, others ...subnet.Lease) *fen
 	a, s := bare(t)
 	cfg := config(t, `{"Network":"10.42.0.0/16"}`)
 	a.network.Store(&cfg)
-	a.snapshot.Store(&subnet.Snapshot{Leases: others})
+	a.snapshot.Store(&subnet.Snapshot{Leases: subnet.LeasesOf(others...)})
 	f := &fenced{store: s, grants: make(chan subnet.Lease, 16)}
 	f.node = &node{a: a, retry: 50 * time.Millisecond, settle: time.Millisecond, pods: func(context.Context) bool { return pods }}
 	want := leaseOf("n1", "id", "10.0.0.1", "10.42.1.0/24")

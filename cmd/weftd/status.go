@@ -107,10 +107,10 @@ func (a *agent) fill(s *api.Status, st overlay.Status) {
 }
 
 // peers lists the leases of other nodes, by subnet.
-func peers(leases []subnet.Lease, own subnet.Lease) []api.Peer {
+func peers(leases subnet.Leases, own subnet.Lease) []api.Peer {
 	out := []api.Peer{}
-	for _, l := range leases {
-		if !isPeer(l, own) {
+	for l := range leases.All() {
+		if !isPeer(*l, own) {
 			continue
 		}
 		p := api.Peer{Node: l.Node}
@@ -132,8 +132,8 @@ func (a *agent) countPeers() int {
 		return 0
 	}
 	n, own := 0, r.Status().Lease
-	for _, l := range snap.Leases {
-		if isPeer(l, own) {
+	for l := range snap.Leases.All() {
+		if isPeer(*l, own) {
 			n++
 		}
 	}

@@ -30,8 +30,9 @@ type mirror struct {
 	always  []subnet.Problem // part of every snapshot
 	rev     int64
 	cluster uint64
-	items   []item         // in no order
-	index   map[string]int // into items, by key
+	items   []item           // in no order
+	parts   [][]subnet.Lease // the usable leases of items, subnet.PartSize items each, as last delivered; nil where something changed
+	index   map[string]int   // into items, by key
 
 	rewound   time.Time // when the store was first seen at an older revision
 	delivered bool
@@ -91,14 +92,14 @@ func (m *mirror) put(r record) {
 	if !known {
 		m.index[r.key] = len(m.items)
 		m.items = append(m.items, now)
-		m.changed = true
+		m.touch(len(m.items) - 1)
 		return
 	}
 	before := &m.items[i]
 	if before.usable && (r.err != nil || now.lease.Equal(before.lease)) {
 		now.lease, now.usable = before.lease, true
 	} else {
-		m.changed = true
+		m.touch(i)
 	}
 	m.changed = m.changed || fmt.Sprint(now.err) != fmt.Sprint(before.err)
 	*before = now
@@ -112,9 +113,19 @@ func (m *mirror) remove(i int) {
 		m.items[i] = m.items[last]
 		m.index[m.items[i].key] = i
 	}
+	m.touch(i)
+	m.touch(last)
 	m.items[last] = item{}
 	m.items = m.items[:last]
+}
+
+// touch notes that the i-th item changed.
+func (m *mirror) touch(i int) {
 	m.changed = true
+	for len(m.parts) <= i/subnet.PartSize {
+		m.parts = append(m.parts, nil)
+	}
+	m.parts[i/subnet.PartSize] = nil
 }
 
 // apply takes over what a watch brought. Events older than what is there are
@@ -136,13 +147,14 @@ func (m *mirror) apply(resp clientv3.WatchResponse) {
 // snapshot returns the content. Leases that have not changed since the last
 // one share their memory with it.
 func (m *mirror) snapshot() subnet.Snapshot {
-	snap := subnet.Snapshot{Leases: make([]subnet.Lease, 0, len(m.items)), Problems: slices.Clone(m.always)}
-	for i := range m.items {
-		it := &m.items[i]
-		if it.usable {
-			snap.Leases = append(snap.Leases, it.lease)
+	for i := range m.parts {
+		if m.parts[i] == nil {
+			m.parts[i] = m.part(i)
 		}
-		if it.err != nil {
+	}
+	snap := subnet.Snapshot{Leases: subnet.LeasesIn(slices.Clone(m.parts)), Problems: slices.Clone(m.always)}
+	for i := range m.items {
+		if it := &m.items[i]; it.err != nil {
 			snap.Problems = append(snap.Problems, junk(it))
 		}
 	}
@@ -151,6 +163,19 @@ func (m *mirror) snapshot() subnet.Snapshot {
 			Detail: fmt.Sprintf("etcd was restored or replaced: it is another cluster, or below revision %d seen before; what was seen is kept for %s", m.rev, rewindGrace)})
 	}
 	return snap
+}
+
+// part returns the usable leases of the i-th subnet.PartSize items.
+func (m *mirror) part(i int) []subnet.Lease {
+	from := min(i*subnet.PartSize, len(m.items))
+	items := m.items[from:min(from+subnet.PartSize, len(m.items))]
+	out := make([]subnet.Lease, 0, len(items))
+	for j := range items {
+		if items[j].usable {
+			out = append(out, items[j].lease)
+		}
+	}
+	return out
 }
 
 func junk(it *item) subnet.Problem {

@@ -51,7 +51,7 @@ func TestMirror(t *testing.T) {
 			t.Fatalf("%s: %d snapshots, want %d", name, len(d.snaps), snaps)
 		}
 		last := d.snaps[len(d.snaps)-1]
-		if len(last.Leases) != leases || len(last.Problems) != problems {
+		if last.Leases.Len() != leases || len(last.Problems) != problems {
 			t.Fatalf("%s: %+v, want %d leases and %d problems", name, last, leases, problems)
 		}
 	}
@@ -85,7 +85,7 @@ func TestMirrorSlashIsJunk(t *testing.T) {
 	good.Key = []byte(prefix + "old/10.42.1.0-24")
 	m := newMirror(prefix, nil)
 	m.replace(listed(10, good))
-	if s := m.snapshot(); len(s.Leases) != 0 || len(s.Problems) != 1 {
+	if s := m.snapshot(); s.Leases.Len() != 0 || len(s.Problems) != 1 {
 		t.Errorf("snapshot %+v, want a problem alone", s)
 	}
 }
@@ -137,7 +137,7 @@ func TestDrain(t *testing.T) {
 	if err := m.drain(events(11, put(one)), true, more); err != nil {
 		t.Fatal(err)
 	}
-	if s := m.snapshot(); len(s.Leases) != 2 || m.rev != 12 {
+	if s := m.snapshot(); s.Leases.Len() != 2 || m.rev != 12 {
 		t.Errorf("snapshot %+v at revision %d, want both leases", s, m.rev)
 	}
 	for name, resp := range map[string]clientv3.WatchResponse{

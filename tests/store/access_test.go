@@ -36,7 +36,7 @@ func (e *env) works(s *etcd.Store) {
 	e.Helper()
 	l := e.hold(s, v4(e), want(v4(e), 1)).granted()
 	w := e.watch(s)
-	if snap := w.last(); len(snap.Leases) != 1 || !snap.Leases[0].Equal(l) || len(snap.Problems) != 0 {
+	if snap := w.last(); snap.Leases.Len() != 1 || !snap.Leases.Slice()[0].Equal(l) || len(snap.Problems) != 0 {
 		e.Errorf("snapshot %+v, want the lease %+v and no problem", snap, l)
 	}
 }
@@ -174,10 +174,10 @@ func TestUserAndPassword(t *testing.T) {
 		w := e.watch(s)
 		e.eventually("our lease in the watch", func() bool {
 			snap := w.last()
-			return len(snap.Leases) == 1 && snap.Leases[0].Equal(l)
+			return snap.Leases.Len() == 1 && snap.Leases.Slice()[0].Equal(l)
 		})
 		time.Sleep(2 * ttl) // is the subject: renewals work as that user, too
-		if snap := w.last(); len(snap.Leases) != 1 || s.Reason() != "" {
+		if snap := w.last(); snap.Leases.Len() != 1 || s.Reason() != "" {
 			e.Errorf("snapshot %+v, reason %q", snap, s.Reason())
 		}
 		wrong := e.store(user("guess"))
@@ -204,7 +204,7 @@ func TestStoreWiped(t *testing.T) {
 			e.put(e.prefix+"/other", strings.Repeat("x", i))
 		}
 		w := e.watch(e.store(long))
-		e.eventually("three leases seen", func() bool { return len(w.last().Leases) == 3 })
+		e.eventually("three leases seen", func() bool { return w.last().Leases.Len() == 3 })
 		for _, f := range []func() error{e.srv.Stop, e.srv.Wipe, e.srv.Start} {
 			if err := f(); err != nil {
 				e.Fatal(err)
@@ -219,7 +219,7 @@ func TestStoreWiped(t *testing.T) {
 			}
 			return false
 		})
-		if snap := w.last(); w.count() != 2 || len(snap.Leases) != 3 {
+		if snap := w.last(); w.count() != 2 || snap.Leases.Len() != 3 {
 			e.Errorf("%d snapshots, the last %+v, want 2 and all leases", w.count(), snap)
 		}
 		for _, l := range leases {
@@ -263,6 +263,6 @@ func TestEtcdRestart(t *testing.T) {
 			l = at(l, "10.42.3.0/24")
 		}
 		e.putLease(l, 0)
-		e.eventually("a change after the restart", func() bool { return len(w.last().Leases) == 2 })
+		e.eventually("a change after the restart", func() bool { return w.last().Leases.Len() == 2 })
 	})
 }

@@ -162,7 +162,7 @@ func coexistsWithFlannel(e *env) {
 		}
 	}
 	snap := e.watch(e.store()).last()
-	if len(snap.Leases) != 3 || len(snap.Problems) != 0 {
+	if snap.Leases.Len() != 3 || len(snap.Problems) != 0 {
 		e.Errorf("snapshot %+v, want 3 leases and no problem", snap)
 	}
 }

@@ -104,8 +104,8 @@ func renamedNode(e *env) {
 	e.eventually("the etcd lease of the old name revoked", func() bool { return e.alive(before.lease) == 0 })
 	e.eventually("the new name in the watch", func() bool { return leasesOf(w.last(), map[string]subnet.Lease{"": l}) })
 	for _, snap := range w.all() {
-		if len(snap.Leases) != 1 {
-			e.Errorf("a snapshot with %d leases: %+v", len(snap.Leases), snap)
+		if snap.Leases.Len() != 1 {
+			e.Errorf("a snapshot with %d leases: %+v", snap.Leases.Len(), snap)
 		}
 	}
 }
@@ -165,7 +165,7 @@ func prefixWiped(e *env) {
 			e.Fatal(err)
 		}
 	}
-	e.eventually("all leases as before", func() bool { return leasesOf(subnet.Snapshot{Leases: e.list()}, before) })
+	e.eventually("all leases as before", func() bool { return leasesOf(subnet.Snapshot{Leases: subnet.LeasesOf(e.list()...)}, before) })
 	e.eventually("all leases watched", func() bool { return leasesOf(w.last(), before) })
 	for _, h := range hs {
 		select {

@@ -16,7 +16,7 @@ import (
 // the baseline.
 func (c *campaign) judge(snap subnet.Snapshot) {
 	c.e.Helper()
-	state, problems := overlay.Desired(c.self, c.cfg, snap.Leases, c.before)
+	state, problems := overlay.Desired(c.self, c.cfg, snap.Leases.Slice(), c.before)
 	c.before = state
 	c.checked++
 	for _, p := range append(problems, snap.Problems...) {
@@ -62,7 +62,7 @@ func (c *campaign) explain(snap subnet.Snapshot, problems []subnet.Problem) {
 			c.e.Log(p)
 		}
 	}
-	for _, l := range snap.Leases {
+	for _, l := range snap.Leases.Slice() {
 		if slices.ContainsFunc(slices.Collect(maps.Values(c.good)), func(g subnet.Lease) bool { return !l.Equal(g) && alike(l, g) }) {
 			c.e.Logf("mutant %+v", l)
 		}

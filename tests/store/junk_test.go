@@ -178,8 +178,8 @@ func (c *campaign) round(n int) {
 		}
 	}
 	c.settle()
-	if snap := c.watch.last(); len(snap.Leases) != goodPeers+2 || len(snap.Problems) != 0 {
-		e.Fatalf("after a round: %d leases, problems %v", len(snap.Leases), snap.Problems)
+	if snap := c.watch.last(); snap.Leases.Len() != goodPeers+2 || len(snap.Problems) != 0 {
+		e.Fatalf("after a round: %d leases, problems %v", snap.Leases.Len(), snap.Problems)
 	}
 }
 
@@ -190,7 +190,7 @@ func (c *campaign) settle() {
 	c.beat.Paths[0].MAC[5]++
 	c.e.putLease(c.beat, 0)
 	c.e.eventually("what was written", func() bool {
-		return slices.ContainsFunc(c.watch.last().Leases, c.beat.Equal)
+		return slices.ContainsFunc(c.watch.last().Leases.Slice(), c.beat.Equal)
 	})
 	for _, snap := range c.watch.take() {
 		c.judge(snap)

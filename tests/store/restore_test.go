@@ -66,7 +66,7 @@ func TestBackupRestored(t *testing.T) {
 		w := e.watch(e.store(long))
 
 		e.restart(func() error { return e.srv.Restore(file) })
-		e.eventually("today's leases in yesterday's etcd", func() bool { return leasesOf(subnet.Snapshot{Leases: e.list()}, today) })
+		e.eventually("today's leases in yesterday's etcd", func() bool { return leasesOf(subnet.Snapshot{Leases: subnet.LeasesOf(e.list()...)}, today) })
 		for _, h := range []*holding{same, again, named, moved, heir, late} {
 			select {
 			case err := <-h.err:

@@ -136,7 +136,7 @@ func staleReads(e *env) {
 	m.Past(0)
 	e.eventually("no problem any more", func() bool { return len(w.last().Problems) == 0 })
 	for _, snap := range w.all() {
-		if len(snap.Leases) == len(all) && !leasesOf(snap, all) || len(snap.Leases) < len(all)-1 {
+		if snap.Leases.Len() == len(all) && !leasesOf(snap, all) || snap.Leases.Len() < len(all)-1 {
 			e.Errorf("the past was told: %+v", snap)
 		}
 	}
@@ -196,8 +196,8 @@ func oneJunkKey(e *env) {
 	e.touched(all)
 	e.eventually("a peer's change", func() bool { return leasesOf(w.last(), all) })
 	for _, snap := range w.all() {
-		if len(snap.Leases) != 3 {
-			e.Errorf("a snapshot with %d peers", len(snap.Leases))
+		if snap.Leases.Len() != 3 {
+			e.Errorf("a snapshot with %d peers", snap.Leases.Len())
 		}
 	}
 	e.del(e.key("garbage"))

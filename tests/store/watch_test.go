@@ -64,11 +64,11 @@ func (e *env) peers(n int) map[string]subnet.Lease {
 
 // leasesOf reports whether snap holds exactly the given leases.
 func leasesOf(snap subnet.Snapshot, all map[string]subnet.Lease) bool {
-	if len(snap.Leases) != len(all) {
+	if snap.Leases.Len() != len(all) {
 		return false
 	}
 	for _, l := range all {
-		if !slices.ContainsFunc(snap.Leases, l.Equal) {
+		if !slices.ContainsFunc(snap.Leases.Slice(), l.Equal) {
 			return false
 		}
 	}
@@ -172,13 +172,13 @@ func watchJunk(e *env) {
 	defer w.mu.Unlock()
 	for i, snap := range w.snaps {
 		for key, l := range all {
-			if !slices.ContainsFunc(snap.Leases, l.Equal) {
+			if !slices.ContainsFunc(snap.Leases.Slice(), l.Equal) {
 				e.Fatalf("snapshot %d lacks the lease of %s", i, key)
 			}
 		}
 	}
 	snap := w.snaps[len(w.snaps)-1]
-	if n := len(snap.Leases) - len(all) + len(snap.Problems) - 1; n != 300 {
+	if n := snap.Leases.Len() - len(all) + len(snap.Problems) - 1; n != 300 {
 		e.Errorf("%d of 300 mutated entries are in the snapshot as leases or problems", n)
 	}
 	for _, p := range snap.Problems {
