@@ -10,7 +10,7 @@ import (
 )
 
 const (
-	auditShare  = 400 // an audit is made every so many times what one takes, or up to 30% earlier: a third of a percent of a core
+	auditShare  = 500 // an audit is made every so many times what one takes, or up to 30% earlier: a quarter of a percent of a core
 	auditMost   = time.Minute
 	yieldMost   = 20 // audits in a row that give way to news; the next one is finished first
 	auditsKnown = 3  // the quickest of so many counts: the others met something else that the machine did

@@ -158,7 +158,6 @@ func (l *loop) pass(ctx context.Context) {
 	end := time.Now()
 	st.LastPass, st.LastLook = end, end
 	st.Synced = st.InSync || l.r.Status().Synced
-	l.gap = end.Add(l.r.opts.MinGap)
 	l.rest = end.Add(max(l.r.opts.MinGap, min(restFactor*end.Sub(start), restMax)))
 	if st.InSync {
 		l.retry = 0
@@ -278,6 +277,8 @@ func (l *loop) apply(ctx context.Context, st *Status, changes Changes, again boo
 // went.
 func (l *loop) verify(ctx context.Context, st *Status, applied error, n int) {
 	l.clean = applied == nil
+	// After a pass without changes the next news need not wait.
+	defer func() { l.gap = time.Now().Add(l.r.opts.MinGap) }()
 	have, err := l.look(ctx, l.last.inputs)
 	if err != nil {
 		st.Reason = fmt.Sprintf("read the kernel's state: %v", err)
