@@ -13,7 +13,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 
 	"github.com/spf13/pflag"
@@ -21,16 +20,8 @@ import (
 	"weft.dev/weft/cmd/internal/api"
 )
 
-// gcPercent is how much garbage there may be beside what is in use, percent.
-// What is in use is small and lives long, so that collecting it twice as often
-// as Go does by itself costs little time; memory is what a node has least of.
-// GOGC in the environment says otherwise.
-const gcPercent = 50
-
 func main() {
-	if _, set := os.LookupEnv("GOGC"); !set {
-		debug.SetGCPercent(gcPercent)
-	}
+	collectSooner(os.LookupEnv)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	code := run(ctx, os.Args[1:], os.Environ(), os.Stdout, os.Stderr)
 	stop()
