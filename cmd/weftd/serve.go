@@ -20,7 +20,7 @@ import (
 )
 
 // stuckAfter is how long the reconciler may be silent before /livez fails: it
-// makes a pass every few seconds, and a pass is bounded by netlink timeouts.
+// makes a pass every minute at least, and a pass is bounded by netlink timeouts.
 const stuckAfter = 2 * time.Minute
 
 // serve answers on the unix socket and on the health address until ctx ends.

@@ -48,7 +48,9 @@ type figures struct {
 	Changes  []float64 // from etcd's answer to the kernel's event, s; negative: before it
 	Storm    float64   // from the last answer to the last entry, s
 	Idle     float64   // share of a core
-	Peak     float64   // VmHWM, MiB
+	Peak     float64   // VmHWM after a start from nothing, MiB
+	PeakLate float64   // that of the restarted agent after repair, changes, idling and storm, MiB
+	Kernel   float64   // what the kernel's slabs grew by at the last start, MiB
 }
 
 // node is the one under test.
@@ -86,7 +88,8 @@ func (q request) run(ctx context.Context, log io.Writer) (figures, error) {
 			return out, fmt.Errorf("%s: %w", q, err)
 		}
 	}
-	return out, nil
+	out.PeakLate, err = peakOf(n.AgentPID())
+	return out, err
 }
 
 // entries is how many a number of peers have: neighbour, forwarding entry and
@@ -114,6 +117,10 @@ func (n *node) starts(ctx context.Context, out *figures) error {
 		if n.mon, err = listen(n.Node); err != nil {
 			return err
 		}
+		slab, err := slabs()
+		if err != nil {
+			return err
+		}
 		begin := time.Now()
 		if err := n.StartAgent(ctx); err != nil {
 			return err
@@ -131,6 +138,11 @@ func (n *node) starts(ctx context.Context, out *figures) error {
 		if err := n.WaitReady(ctx); err != nil {
 			return err
 		}
+		after, err := slabs()
+		if err != nil {
+			return err
+		}
+		out.Kernel = after - slab
 		if err := n.check(ctx); err != nil {
 			return err
 		}

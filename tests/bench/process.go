@@ -38,15 +38,23 @@ func cpuOf(pid int) (time.Duration, error) {
 
 // peakOf returns the most memory that a process has had resident, MiB.
 func peakOf(pid int) (float64, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	return mib(fmt.Sprintf("/proc/%d/status", pid), "VmHWM:")
+}
+
+// slabs returns what the kernel's slabs hold, of the whole machine, MiB.
+func slabs() (float64, error) { return mib("/proc/meminfo", "Slab:") }
+
+// mib reads a line of a file in which a number of KiB follows a name.
+func mib(file, name string) (float64, error) {
+	b, err := os.ReadFile(file)
 	if err != nil {
 		return 0, err
 	}
 	for line := range strings.Lines(string(b)) {
-		if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+		if rest, ok := strings.CutPrefix(line, name); ok {
 			kib, err := strconv.ParseFloat(strings.Fields(rest)[0], 64)
 			return kib / 1024, err
 		}
 	}
-	return 0, fmt.Errorf("/proc/%d/status has no VmHWM", pid)
+	return 0, fmt.Errorf("%s has no %s", file, name)
 }

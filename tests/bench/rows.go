@@ -94,12 +94,42 @@ func costRows(all []figures) []measure.Row {
 		if bar, ok := peakBars[f.Request.Peers]; ok {
 			r = measure.AtMost(r, bar)
 		}
-		out = append(out, r)
+		out = append(out, r,
+			measure.Row{Group: group, Name: f.Request.String() + ": the same of an agent that was restarted, repaired drift and saw changes", Unit: "MiB", Value: f.PeakLate, N: 1},
+			measure.Row{Group: group, Name: f.Request.String() + ": what the kernel's slabs grew by", Unit: "MiB", Value: f.Kernel, N: 1, Note: "of the whole machine"})
 		if f.Request.Idle > 0 {
 			out = append(out, measure.AtMost(measure.Row{
 				Group: group, Name: f.Request.String() + ": idle, audits included", Unit: "% of a core", Value: 100 * f.Idle, N: 1,
 			}, 0.6))
 		}
+	}
+	return append(out, perPeer(group, all)...)
+}
+
+// perPeer says what each peer more costs, from the smallest size to the
+// largest.
+func perPeer(group string, all []figures) []measure.Row {
+	var out []measure.Row
+	for _, dual := range []bool{false, true} {
+		var few, many *figures
+		for i := range all {
+			if f := &all[i]; f.Request.Dual == dual {
+				if few == nil || f.Request.Peers < few.Request.Peers {
+					few = f
+				}
+				if many == nil || f.Request.Peers > many.Request.Peers {
+					many = f
+				}
+			}
+		}
+		if few == nil || few == many {
+			continue
+		}
+		n := float64(many.Request.Peers-few.Request.Peers) / 1024
+		family := map[bool]string{false: "each IPv4 peer", true: "each dual-stack peer"}[dual]
+		out = append(out,
+			measure.Row{Group: group, Name: family + ": peak of resident memory", Unit: "KiB", Value: (many.Peak - few.Peak) / n, N: 1},
+			measure.Row{Group: group, Name: family + ": kernel memory", Unit: "KiB", Value: (many.Kernel - few.Kernel) / n, N: 1})
 	}
 	return out
 }
