@@ -3,7 +3,6 @@
 package overlay
 
 import (
-	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -70,8 +69,8 @@ func TestAnAuditGivesWay(t *testing.T) {
 		dumps, _ := b.k.counts()
 		b.deliver(10)
 		b.expect(10)
-		if n, _ := b.k.counts(); n != dumps || b.k.given != 1 {
-			t.Errorf("%d dumps were made and %d given up when the change was in place", n-dumps, b.k.given)
+		if n, _ := b.k.counts(); n != dumps || b.k.abandoned() != 1 {
+			t.Errorf("%d dumps were made and %d given up when the change was in place", n-dumps, b.k.abandoned())
 		}
 		b.sleep(600 * time.Millisecond)
 		if n, _ := b.k.counts(); n != dumps+1 || !b.Status().InSync {
@@ -109,9 +108,7 @@ func TestNewsDoNotKeepAuditsAway(t *testing.T) {
 			b.deliver(9 + n%2)
 			n++
 			b.sleep(100 * time.Millisecond)
-			if slices.ContainsFunc(b.status, func(s Status) bool { return s.Repairs > 0 }) {
-				break
-			}
+	X
 		}
 		if took := time.Since(begin); took > 5*time.Second {
 			t.Errorf("a missing neighbour came back after %v", took)
@@ -130,8 +127,8 @@ func TestAPokeDoesNotEndAnAudit(t *testing.T) {
 		b.auditing()
 		b.Poke()
 		b.sleep(time.Second)
-		if b.k.given != 0 {
-			t.Errorf("%d audits were given up", b.k.given)
+		if n := b.k.abandoned(); n != 0 {
+			t.Errorf("%d audits were given up", n)
 		}
 		b.SetSnapshot(subnet.Snapshot{Leases: subnet.LeasesOf(b.leases(9)...)}) // the same again
 		b.expect(9)

@@ -128,6 +128,13 @@ func (k *fakeKernel) counts() (dumps, writes int) {
 	return k.dumps, k.writes
 }
 
+// abandoned returns how many dumps were given up.
+func (k *fakeKernel) abandoned() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.given
+}
+
 // applies returns how often Apply was called.
 func (k *fakeKernel) applies() int {
 	k.mu.Lock()
