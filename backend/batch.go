@@ -49,6 +49,10 @@ func (c *conn) message(ctx context.Context, requests []*nl.NetlinkRequest) []err
 // deliver sends requests in one message and notes refusals in out. It returns
 // how many were carried out or refused for certain.
 func (c *conn) deliver(requests []*nl.NetlinkRequest, out []error) (int, error) {
+	// Or the end of a dump that was given up is read here, and waited for ever after.
+	if err := c.finish(); err != nil {
+		return 0, err
+	}
 	c.out = c.out[:0]
 	first := c.seq + 1
 	for i, r := range requests {
