@@ -347,22 +347,31 @@ func (l *loop) look(ctx context.Context, in inputs) (State, error) {
 	return l.r.kernel.Dump(ctx, l.guess.digest)
 }
 
-// plan is a pass without its effects.
+// plan is a pass without its effects. What it decides on is not kept: the pass
+// that does it would find it decided already, and nothing new.
 func (l *loop) plan(ctx context.Context) planReply {
 	in, err := l.r.inputs()
 	if err != nil {
 		return planReply{err: err}
 	}
-	have, err := l.look(ctx, in)
+	trial := *l
+	if l.last != nil {
+		last := *l.last
+		trial.last = &last
+	}
+	if l.r.released.Load() {
+		defer l.r.released.Store(true)
+	}
+	have, err := trial.look(ctx, in)
 	if err != nil {
 		return planReply{err: fmt.Errorf("read the kernel's state: %w", err)}
 	}
-	changes, found := l.settle(in, have)
+	changes, found := trial.settle(in, have)
 	if found == nothing {
-		l.last.enlarge()
-		changes = Diff(l.last.target, NewState())
+		trial.last.enlarge()
+		changes = Diff(trial.last.target, NewState())
 	}
-	return planReply{changes: changes, problems: l.problemList()}
+	return planReply{changes: changes, problems: trial.problemList()}
 }
 
 // publish makes st the status and logs what is new in it.
