@@ -330,12 +330,20 @@ func shortfall(err error, tried int, pending Changes) string {
 	if err == nil {
 		return fmt.Sprintf("%d changes did not last, the first: %s", len(pending), pending[0])
 	}
-	first, n := err, 1
+	failed := failures(err)
+	return fmt.Sprintf("%d of %d changes failed, the first: %v", len(failed), tried, failed[0])
+}
+
+// failures takes apart what Kernel.Apply joined; none is nil.
+func failures(err error) []error {
 	var joined interface{ Unwrap() []error }
-	if errors.As(err, &joined) && len(joined.Unwrap()) > 0 {
-		first, n = joined.Unwrap()[0], len(joined.Unwrap())
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &joined) && len(joined.Unwrap()) > 0:
+		return joined.Unwrap()
 	}
-	return fmt.Sprintf("%d of %d changes failed, the first: %v", n, tried, first)
+	return []error{err}
 }
 
 // look dumps the kernel, which is expected to be as it was to become.

@@ -123,7 +123,7 @@ func (l *loop) fill(ctx context.Context, st *Status) {
 		p, _ := byThemselves(l.last.inputs, share)
 		changes := Diff(p.state, have)
 		l.debug(changes)
-		errs = append(errs, l.r.kernel.Apply(ctx, changes))
+		errs = append(errs, failures(l.r.kernel.Apply(ctx, changes))...)
 		have = base.state // the other shares' peers do not count
 		made += len(changes)
 	}
