@@ -137,7 +137,12 @@ func (k *Kernel) readFilter(ctx context.Context, like overlay.Digest, s *overlay
 	nodes, sources := sole[overlay.Node]{room: c.nodes.N}, sole[overlay.Source]{room: c.sources.N}
 	s.Filters, err = k.decodeFilter(ctx, &nodes, &sources)
 	s.Nodes, s.Sources = nodes.set, sources.set
-	return err
+	if err != nil || h == (overlay.Hasher{}) {
+		return err
+	}
+	// What was counted may be wrong, see collector; what was read is not.
+	d := overlay.State{Nodes: s.Nodes, Sources: s.Sources}.Digest(h)
+	return k.keepFilter(ctx, generation, h, s.Filters, d.Nodes, d.Sources)
 }
 
 // keepFilter remembers what was read since the kernel was at generation. It
