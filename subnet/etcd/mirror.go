@@ -96,9 +96,10 @@ func (m *mirror) put(r record) {
 		return
 	}
 	before := &m.items[i]
-	if before.usable && (r.err != nil || now.lease.Equal(before.lease)) {
+	switch {
+	case before.usable && (r.err != nil || now.lease.Equal(before.lease)):
 		now.lease, now.usable = before.lease, true
-	} else {
+	case before.usable || now.usable:
 		m.touch(i)
 	}
 	m.changed = m.changed || fmt.Sprint(now.err) != fmt.Sprint(before.err)

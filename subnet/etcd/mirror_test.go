@@ -90,6 +90,26 @@ func TestMirrorSlashIsJunk(t *testing.T) {
 	}
 }
 
+// A value that never parsed is no news each time that it is listed, but another
+// error is.
+func TestMirrorJunkIsNoNews(t *testing.T) {
+	junk := func(value string, rev int64) *mvccpb.KeyValue {
+		return &mvccpb.KeyValue{Key: []byte(prefix + "10.42.2.0-24"), Value: []byte(value), ModRevision: rev}
+	}
+	var d told
+	m := newMirror(prefix, nil)
+	for i, tt := range []struct {
+		value string
+		snaps int
+	}{{"junk", 1}, {"junk", 1}, {"{}", 2}, {"{}", 2}} {
+		m.replace(listed(int64(10+i), junk(tt.value, 10)))
+		m.deliver(d.set)
+		if len(d.snaps) != tt.snaps {
+			t.Errorf("listing %d: %d snapshots, want %d", i, len(d.snaps), tt.snaps)
+		}
+	}
+}
+
 func TestMirrorAdmit(t *testing.T) {
 	m := newMirror(prefix, nil)
 	start := time.Now()
