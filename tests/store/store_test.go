@@ -93,6 +93,7 @@ func cases() []testCase {
 		{"configuration that changes in a gap, compacted and half-open", configGap},
 		{"configuration watch that starts before etcd", configBeforeEtcd},
 		{"watch follows a MAC change", watchMAC},
+		{"watch reads page by page", watchPages},
 		{"watch goes on after a new connection", reconnects},
 		{"watch is silent when nothing changes", watchSilent},
 		{"B1 watch ignores a neighbouring prefix", watchNeighbour},

@@ -134,6 +134,35 @@ func (e *env) txnPut(kvs map[string]string) {
 	}
 }
 
+// watchPages has more keys than a page, of which some change between the pages:
+// every lease is there once, and what was deleted is not.
+func watchPages(e *env) {
+	all, batch := map[string]subnet.Lease{}, map[string]string{}
+	for i := range 2300 {
+		l := at(want(v4(e), i%200), fmt.Sprintf("10.%d.%d.0/24", i/256, i%256))
+		name, value, err := subnet.EncodeLease(l)
+		if err != nil {
+			e.Fatal(err)
+		}
+		all[e.key(name)], batch[e.key(name)] = l, string(value)
+		if len(batch) == 100 {
+			e.txnPut(batch)
+			clear(batch)
+		}
+	}
+	w := e.startWatch(e.store())
+	keys := slices.Sorted(maps.Keys(all))
+	for i := 0; i < len(keys); i += 50 { // at the first and at the last key of a page, too
+		e.del(keys[i])
+		delete(all, keys[i])
+		e.touched(all)
+	}
+	e.eventually("all that is left", func() bool { return leasesOf(w.last(), all) })
+	if again := e.watch(e.store()); !leasesOf(again.last(), all) {
+		e.Errorf("listed anew: %d leases, want %d", again.last().Leases.Len(), len(all))
+	}
+}
+
 // flannel watches without the slash, so that such a key removes all peers.
 func watchNeighbour(e *env) {
 	all := e.peers(2)
