@@ -144,7 +144,7 @@ func decodeAttrs(subnets []netip.Prefix, value []byte) (Lease, error) {
 	if err := decodeJSON(value, &in); err != nil {
 		return Lease{}, err
 	}
-	l := Lease{Backend: in.BackendType}
+	l := Lease{Backend: in.BackendType.known()}
 	if in.BackendType != "" {
 		if err := checkName("BackendType", string(in.BackendType)); err != nil {
 			return Lease{}, err
@@ -175,6 +175,17 @@ func decodeAttrs(subnets []netip.Prefix, value []byte) (Lease, error) {
 	}
 	l.Paths = paths
 	return l, nil
+}
+
+// known returns b, and a name that weft knows without the memory that b was
+// read into: there may be thousands of leases.
+func (b BackendType) known() BackendType {
+	for _, k := range []BackendType{BackendVXLAN, BackendHostGW, BackendWireGuard} {
+		if b == k {
+			return k
+		}
+	}
+	return b
 }
 
 // endpoint is one tunnel endpoint as a codec publishes it.
@@ -229,7 +240,7 @@ type published struct {
 // of its own family, or else the other one. Only endpoints that a subnet
 // needs must be valid.
 func joinPaths(b BackendType, subnets []netip.Prefix, pub map[Family]published) ([]Path, error) {
-	var paths []Path
+	paths := make([]Path, 0, len(subnets))
 	for _, s := range subnets {
 		f := FamilyOf(s.Addr())
 		if pub[f].absent() {

@@ -113,11 +113,12 @@ func decodeJSON(data []byte, v any) error {
 		return fmt.Errorf("%d bytes of JSON: want at most %d", len(data), maxDocument)
 	}
 	err := json.Unmarshal(data, v)
+	if err == nil {
+		return nil
+	}
 	var syntax *json.SyntaxError
 	var kind *json.UnmarshalTypeError
 	switch {
-	case err == nil:
-		return nil
 	case len(strings.TrimSpace(string(data))) == 0:
 		return errors.New("empty: want a JSON object")
 	case errors.As(err, &syntax):
