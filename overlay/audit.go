@@ -32,10 +32,15 @@ func (a *audits) note(took time.Duration) {
 	a.n++
 }
 
-// period returns the time from one audit to the next, at least least. While
-// little is known audits are cheap to make anyway.
+// period returns the time from one audit to the next, at least least. What one
+// or two have taken may be chance, and counts for less.
 func (a *audits) period(least time.Duration) time.Duration {
-	return max(least, min(auditShare*slices.Min(a.took[:]), auditMost))
+	known := min(a.n, auditsKnown)
+	if known == 0 {
+		return least
+	}
+	cost := slices.Min(a.took[:known])
+	return max(least, min(auditShare*cost*time.Duration(known)/auditsKnown, auditMost))
 }
 
 // audit looks at the kernel when there is nothing new: it gives way to news,

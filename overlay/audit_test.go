@@ -17,7 +17,8 @@ func TestAuditPeriod(t *testing.T) {
 		want time.Duration
 	}{
 		{nil, 5 * time.Second},
-		{[]time.Duration{time.Second, time.Second}, 5 * time.Second}, // two may be chance
+		{[]time.Duration{60 * ms}, 10 * time.Second}, // may be chance
+		{[]time.Duration{60 * ms, 90 * ms}, 20 * time.Second},
 		{[]time.Duration{10 * ms, 10 * ms, 9 * ms}, 5 * time.Second},
 		{[]time.Duration{100 * ms, 70 * ms, 900 * ms}, 35 * time.Second},
 		{[]time.Duration{10 * ms, 10 * ms, 10 * ms, 100 * ms, 100 * ms, 100 * ms}, 50 * time.Second},
