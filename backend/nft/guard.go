@@ -115,9 +115,15 @@ func (p Params) outer(f subnet.Family) Chain {
 // fragments are no harm without the first.
 func (p Params) fragments() Chain {
 	first := Load{From: ExtensionHeader, Key: protocolFragment, Offset: 2, Len: 2, Mask: "\xff\xf8", Type: Number, Name: "frag frag-off"}
+	udp := ProtocolIs(unix.IPPROTO_UDP)
+	other := PortIs(LoadDestPort(), p.Port)
+	notUDP := udp
+	notUDP.Not, other.Not = true, true
 	match := []Expr{FamilyIs(subnet.IPv6), Match{Load: first, Value: "\x00\x00"}}
-	return Chain{Name: "vxlan_fragment", Rules: append(p.others(),
-		rule("", ProtocolIs(unix.IPPROTO_UDP), p.vniIs(true), Verdict{Code: Return}),
+	return Chain{Name: "vxlan_fragment", Rules: []Rule{
+		rule("", notUDP, Verdict{Code: Return}),
+		rule("", udp, other, Verdict{Code: Return}),
+		rule("", udp, p.vniIs(true), Verdict{Code: Return}),
 		rule("too short to tell", append(match, verdict(Drop, RefusedFragment)...)...),
-	)}
+	}}
 }

@@ -45,11 +45,11 @@ func Ruleset(p Params) Table {
 		t.Chains = append(t.Chains, p.fragments())
 	}
 	t.Chains = append(t.Chains,
-		Chain{Name: "early_prerouting", Hook: Prerouting, Priority: PriorityRaw, Rules: slices.Concat(p.others(), p.podRules(), p.notrack(true))},
+		Chain{Name: "early_prerouting", Hook: Prerouting, Priority: PriorityRaw, Rules: append(p.podRules(), p.notrack(true)...)},
 		// Once more after address translation, which can turn a service
 		// address into a node's.
-		Chain{Name: "early_forward", Hook: Forward, Priority: PriorityRaw, Rules: slices.Concat(p.others(), p.podRules())},
-		Chain{Name: "early_output", Hook: Output, Priority: PriorityRaw, Rules: slices.Concat(p.others(), p.notrack(false))},
+		Chain{Name: "early_forward", Hook: Forward, Priority: PriorityRaw, Rules: p.podRules()},
+		Chain{Name: "early_output", Hook: Output, Priority: PriorityRaw, Rules: p.notrack(false)},
 	)
 	if p.Masquerade {
 		t.Chains = append(t.Chains, p.postrouting())
@@ -70,16 +70,6 @@ func rule(comment string, exprs ...Expr) Rule { return Rule{Exprs: exprs, Commen
 // vxlan matches UDP to our port.
 func (p Params) vxlan() []Expr {
 	return []Expr{ProtocolIs(unix.IPPROTO_UDP), PortIs(LoadDestPort(), p.Port)}
-}
-
-// others lets what is no VXLAN of ours pass the rest of a chain by: that is
-// nearly everything, and each rule costs every packet some nanoseconds. Where
-// the port is not to be seen the rules themselves say what becomes of a packet.
-func (p Params) others() []Rule {
-	udp := ProtocolIs(unix.IPPROTO_UDP)
-	notUDP, other := udp, PortIs(LoadDestPort(), p.Port)
-	notUDP.Not, other.Not = true, true
-	return []Rule{rule("", notUDP, Verdict{Code: Return}), rule("", udp, other, Verdict{Code: Return})}
 }
 
 // podRules drop VXLAN from our pods to nodes: masquerading would give it this
