@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"weft.dev/weft/tests/bench/data"
 	"weft.dev/weft/tests/bench/measure"
 	"weft.dev/weft/tests/netlab"
 )
@@ -18,6 +19,9 @@ import (
 func TestMain(m *testing.M) {
 	if code, ran := netlab.Stage(os.Args); ran {
 		os.Exit(code)
+	}
+	if data.Stage(os.Args) {
+		os.Exit(0)
 	}
 	if netlab.Inside() {
 		os.Exit(inside(context.Background()))
