@@ -236,7 +236,7 @@ func (st *stageSet) sample(ctx context.Context, t trial, v int) (s seen, err err
 		return s, err
 	case t.kind == stream:
 		return got, nil
-	case t.kind == packets && got.Count < sent.Count/10: // the rest found the socket full, at the end of the path
+	case t.kind == packets && got.Count == 0: // most may find the socket full, but that is at the end of the path
 		return s, fmt.Errorf("variant %d: %d of %d packets came", v, got.Count, sent.Count)
 	}
 	return sent, nil
