@@ -66,7 +66,7 @@ faults: need-root need-tools build ## break labs in every way of the table, unde
 	bin/weft-faults --markdown docs/faults.md --json bin/faults.json $(FAULTS)
 
 .PHONY: bench
-bench: need-root need-tools build ## measure the control plane with up to 20,000 peers; writes docs/benchmarks.md (about 8 minutes)
+bench: need-root need-tools build ## measure control plane and data path with up to 20,000 peers; writes docs/benchmarks.md (about 12 minutes)
 	$(GO) -C tests build -trimpath -buildvcs=false -o ../bin/weft-bench ./bench
 	bin/weft-bench --markdown docs/benchmarks.md --json bin/bench.json $(BENCH)
 

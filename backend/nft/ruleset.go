@@ -45,11 +45,14 @@ func Ruleset(p Params) Table {
 		t.Chains = append(t.Chains, p.fragments())
 	}
 	t.Chains = append(t.Chains,
-		Chain{Name: "early_prerouting", Hook: Prerouting, Priority: PriorityRaw, Rules: append(p.podRules(), p.notrack(true)...)},
+		Chain{Name: "vxlan_prerouting", Rules: append(p.podRules(), p.notrack(true)...)},
 		// Once more after address translation, which can turn a service
 		// address into a node's.
-		Chain{Name: "early_forward", Hook: Forward, Priority: PriorityRaw, Rules: p.podRules()},
-		Chain{Name: "early_output", Hook: Output, Priority: PriorityRaw, Rules: p.notrack(false)},
+		Chain{Name: "vxlan_forward", Rules: p.podRules()},
+		Chain{Name: "vxlan_output", Rules: p.notrack(false)},
+		p.aside(Prerouting, "early_prerouting", "vxlan_prerouting"),
+		p.aside(Forward, "early_forward", "vxlan_forward"),
+		p.aside(Output, "early_output", "vxlan_output"),
 	)
 	if p.Masquerade {
 		t.Chains = append(t.Chains, p.postrouting())
@@ -72,6 +75,15 @@ func (p Params) vxlan() []Expr {
 	return []Expr{ProtocolIs(unix.IPPROTO_UDP), PortIs(LoadDestPort(), p.Port)}
 }
 
+// aside is a base chain that sends VXLAN through another chain, which takes
+// that for granted. Of all other packets it looks at one rule: every rule in a
+// base chain is a tax on every packet of every pod, twice on each node.
+func (p Params) aside(h Hook, name, to string) Chain {
+	return Chain{Name: name, Hook: h, Priority: PriorityRaw, Rules: []Rule{
+		rule("VXLAN is looked at more closely", append(p.vxlan(), Verdict{Jump, to})...),
+	}}
+}
+
 // podRules drop VXLAN from our pods to nodes: masquerading would give it this
 // node's address, which peers trust, and a pod that sends raw packets can give
 // it any. So what comes from the bridge is a pod's whatever it says, and what
@@ -88,8 +100,7 @@ func (p Params) podRules() []Rule {
 		}
 		for _, match := range from {
 			for _, to := range []string{peerSet(f), ownSet(f)} {
-				match := append(slices.Clone(match), p.vxlan()...)
-				match = append(match, In{Fields: []Load{LoadDest(f)}, Set: to})
+				match := append(slices.Clone(match), In{Fields: []Load{LoadDest(f)}, Set: to})
 				out = append(out, rule("pods send no VXLAN to nodes", append(match, verdict(Drop, RefusedPodVXLAN)...)...))
 			}
 		}
@@ -106,9 +117,8 @@ func (p Params) notrack(in bool) []Rule {
 		if in {
 			from, to = to, from
 		}
-		match := append([]Expr{FamilyIs(f)}, p.vxlan()...)
-		match = append(match, In{Fields: []Load{LoadSource(f)}, Set: from}, In{Fields: []Load{LoadDest(f)}, Set: to}, Notrack{})
-		out = append(out, rule("peers' VXLAN needs no conntrack", match...))
+		out = append(out, rule("peers' VXLAN needs no conntrack",
+			FamilyIs(f), In{Fields: []Load{LoadSource(f)}, Set: from}, In{Fields: []Load{LoadDest(f)}, Set: to}, Notrack{}))
 	}
 	return out
 }

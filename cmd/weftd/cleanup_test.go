@@ -56,6 +56,8 @@ func install(t *testing.T, args ...string) *installed {
 		nft add table inet other
 		nft add chain inet other c
 		nft add rule inet other c counter accept`)
+	// A cable's other end hears a moment later that there is one.
+	eventually(t, "no carrier", func() bool { return !strings.Contains(sh(t, "ip -o link show"), "NO-CARRIER") })
 	n.before = dumpHost(t)
 
 	cfg := config(t, `{"Network":"10.42.0.0/16","Backend":{"DirectRouting":true}}`)

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"weft.dev/weft/tests/bench/data"
 	"weft.dev/weft/tests/bench/measure"
 	"weft.dev/weft/tests/netlab"
 )
@@ -18,6 +19,9 @@ import (
 func TestMain(m *testing.M) {
 	if code, ran := netlab.Stage(os.Args); ran {
 		os.Exit(code)
+	}
+	if data.Stage(os.Args) {
+		os.Exit(0)
 	}
 	if netlab.Inside() {
 		os.Exit(inside(context.Background()))
@@ -60,7 +64,7 @@ func TestSample(t *testing.T) {
 }
 
 func TestOptions(t *testing.T) {
-	for _, bad := range []string{"--sizes=99", "--sizes=70000", "--sizes=1000,x", "--starts=0", "--changes=-1", "--idle=-1s"} {
+	for _, bad := range []string{"--only=x", "--pairs=0", "--data-peers=1", "--sizes=99", "--sizes=70000", "--sizes=1000,x", "--starts=0", "--changes=-1", "--idle=-1s"} {
 		if o, err := parse([]string{bad}, io.Discard); err == nil {
 			t.Errorf("%s: %+v", bad, o)
 		}

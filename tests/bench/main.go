@@ -18,6 +18,7 @@ import (
 	"syscall"
 	"time"
 
+	"weft.dev/weft/tests/bench/data"
 	"weft.dev/weft/tests/bench/measure"
 	"weft.dev/weft/tests/netlab"
 )
@@ -28,6 +29,9 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	context.AfterFunc(ctx, stop)
+	if data.Stage(os.Args) {
+		return
+	}
 	if netlab.Inside() {
 		os.Exit(inside(ctx))
 	}
@@ -46,8 +50,10 @@ const requestEnv = "WEFT_BENCH_REQUEST"
 // output.
 func inside(ctx context.Context) int {
 	var q request
-	err := json.Unmarshal([]byte(os.Getenv(requestEnv)), &q)
-	if err == nil {
+	var err error
+	if data.Asked() {
+		err = data.Inside(ctx, os.Stdout, os.Stderr)
+	} else if err = json.Unmarshal([]byte(os.Getenv(requestEnv)), &q); err == nil {
 		var f figures
 		if f, err = q.run(ctx, os.Stderr); err == nil {
 			err = json.NewEncoder(os.Stdout).Encode(f)
@@ -62,6 +68,8 @@ func inside(ctx context.Context) int {
 
 // options is the command line.
 type options struct {
+	only     string
+	data     data.Request
 	sizes    []int
 	starts   int
 	changes  int
@@ -76,6 +84,9 @@ func parse(args []string, stderr io.Writer) (o options, err error) {
 	f := flag.NewFlagSet("weft-bench", flag.ContinueOnError)
 	f.SetOutput(stderr)
 	sizes := f.String("sizes", "1000,5000,10000,20000", "numbers of peers, comma-separated")
+	f.StringVar(&o.only, "only", "all", "what to measure: control, data or all")
+	f.IntVar(&o.data.Pairs, "pairs", 30, "pairs of samples for each ratio of the data path")
+	f.IntVar(&o.data.Peers, "data-peers", 10000, "peers of the larger network of the data path")
 	f.IntVar(&o.starts, "starts", 5, "starts from nothing at each size")
 	f.IntVar(&o.changes, "changes", 200, "isolated changes at each size, five a second; 0 for none")
 	f.DurationVar(&o.idle, "idle", 30*time.Second, "time that idle CPU is counted for; 0 for none")
@@ -92,6 +103,12 @@ func parse(args []string, stderr io.Writer) (o options, err error) {
 			return o, fmt.Errorf("--sizes: %q is not a number from 100 to %d", s, maxPeers-stormSize)
 		}
 		o.sizes = append(o.sizes, n)
+	}
+	if o.only != "all" && o.only != "control" && o.only != "data" {
+		return o, fmt.Errorf("--only %q: control, data or all", o.only)
+	}
+	if o.data.Pairs < 1 || o.data.Peers < 2 || o.data.Peers > maxPeers/4 {
+		return o, fmt.Errorf("--pairs %d, --data-peers %d: at least 1, and 2 to %d are allowed", o.data.Pairs, o.data.Peers, maxPeers/4)
 	}
 	if o.starts < 1 || o.changes < 0 || o.idle < 0 {
 		return o, fmt.Errorf("--starts %d, --changes %d, --idle %s: at least 1, 0 and 0 are allowed", o.starts, o.changes, o.idle)
@@ -143,15 +160,9 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) error
 		return fmt.Errorf("weftd --version: %w", err)
 	}
 	rep.Version = strings.TrimSpace(string(version))
-	var all []figures
-	for _, q := range o.requests() {
-		f, err := q.launch(ctx, stderr)
-		if err != nil {
-			return err
-		}
-		all = append(all, f)
+	if rep.Rows, err = o.measure(ctx, stderr); err != nil {
+		return err
 	}
-	rep.Rows = rows(all)
 	failed := rep.Text(stdout)
 	for name, write := range map[string]func(io.Writer) error{o.json: rep.JSON, o.markdown: func(w io.Writer) error { return document(w, rep) }} {
 		if name != "" {
@@ -159,6 +170,31 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) error
 		}
 	}
 	return failed
+}
+
+// measure takes all figures that are asked for, and judges them.
+func (o options) measure(ctx context.Context, log io.Writer) (out []measure.Row, err error) {
+	if o.only != "data" {
+		var all []figures
+		for _, q := range o.requests() {
+			f, err := q.launch(ctx, log)
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, f)
+		}
+		out = rows(all)
+	}
+	if o.only != "control" {
+		q := o.data
+		q.BinDir = o.binDir
+		path, err := q.Launch(ctx, log)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, path...)
+	}
+	return out, nil
 }
 
 func toFile(name string, write func(io.Writer) error) error {

@@ -107,3 +107,13 @@ func judge(r Row, bar string, good func(float64) bool) Row {
 	}
 	return r
 }
+
+// NoWorse returns the ratio r judged by whether its interval contains 1 or is
+// on the better side of it: above when more is better, else below.
+func NoWorse(r Row, more bool) Row {
+	r.Bar, r.Met = "contains or beats 1.00", No
+	if more && r.High >= 1 || !more && r.Low <= 1 {
+		r.Met = Yes
+	}
+	return r
+}

@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package data
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+
+	"github.com/vishvananda/netlink"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sys/unix"
+
+	"weft.dev/weft/subnet"
+	"weft.dev/weft/tests/netlab"
+)
+
+// The pairs of nodes, each on a wire of its own: a cable, no bridge.
+const (
+	few  = iota // weft, two peers
+	hand        // by hand
+	many        // weft, as many peers as asked for
+	pairs
+)
+
+const (
+	wireDev = "wire0"
+	wireMTU = 1500
+)
+
+// netConf leaves 10.64.0.0 and up, and fd42:0:0:4000:: and up, to peers that
+// do not exist.
+const netConf = `{"Network":"10.0.0.0/8","SubnetLen":24,"SubnetMin":"10.1.0.0","SubnetMax":"10.1.255.0",` +
+	`"IPv6Network":"fd42::/48","IPv6SubnetMin":"fd42:0:0:1::","IPv6SubnetMax":"fd42:0:0:fff::","Backend":{"Type":"vxlan"}}`
+
+// crowdPrefix is where the leases of the many are.
+const crowdPrefix = "/weft/many"
+
+// wireAddr is the address of node i on the wire of a pair.
+func wireAddr(f subnet.Family, pair, i int) netip.Prefix {
+	if f == subnet.IPv4 {
+		return netip.MustParsePrefix(fmt.Sprintf("192.168.%d.%d/24", 100+pair, 1+i))
+	}
+	return netip.MustParsePrefix(fmt.Sprintf("fd79:0:0:%d::%d/64", pair, 1+i))
+}
+
+// scene is the lab.
+type scene struct {
+	q     Request
+	lab   *netlab.Lab
+	nodes [pairs][2]*netlab.Node
+	pods  [pairs][2]*netlab.Pod
+}
+
+// build sets the scene up.
+func (q Request) build(ctx context.Context, l *netlab.Lab) (*scene, error) {
+	s := &scene{q: q, lab: l}
+	for p := range pairs {
+		copy(s.nodes[p][:], l.Nodes()[2*p:])
+		if err := s.wire(p); err != nil {
+			return nil, err
+		}
+		for _, n := range s.nodes[p] {
+			if err := bridgeCalls(n.Place, true); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if err := s.agents(ctx); err != nil {
+		return nil, err
+	}
+	for _, p := range []int{few, many, hand} {
+		if err := s.attach(ctx, p); err != nil {
+			return nil, err
+		}
+	}
+	return s, l.Settle(ctx)
+}
+
+// bridgeCalls has bridges of the node's namespace show their IP packets to
+// the rules for IP, or not. flannel does not start on a node that cannot.
+func bridgeCalls(p *netlab.Place, on bool) error {
+	value := "0"
+	if on {
+		value = "1"
+	}
+	for _, name := range []string{"iptables", "ip6tables"} {
+		err := p.SetSysctl("net.bridge.bridge-nf-call-"+name, value)
+		if err != nil && !(errors.Is(err, fs.ErrNotExist)) {
+			return err
+		}
+	}
+	return nil
+}
+
+// wire connects the nodes of a pair.
+func (s *scene) wire(pair int) error {
+	var far *os.File
+	err := s.nodes[pair][1].Do(func() (err error) {
+		far, err = os.Open("/proc/thread-self/ns/net")
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	defer far.Close()
+	for i, n := range s.nodes[pair] {
+		err := n.Netlink(func(h *netlink.Handle) error {
+			if i == 0 {
+				attrs := netlink.NewLinkAttrs()
+				attrs.Name, attrs.MTU, attrs.Flags = wireDev, wireMTU, net.FlagUp
+				v := &netlink.Veth{LinkAttrs: attrs, PeerName: wireDev, PeerMTU: wireMTU, PeerNamespace: netlink.NsFd(far.Fd())}
+				if err := h.LinkAdd(v); err != nil {
+					return err
+				}
+			}
+			dev, err := h.LinkByName(wireDev)
+			if err == nil {
+				err = h.LinkSetUp(dev)
+			}
+			for _, f := range subnet.Families() {
+				a := wireAddr(f, pair, i)
+				addr := &netlink.Addr{IPNet: &net.IPNet{IP: a.Addr().AsSlice(), Mask: net.CIDRMask(a.Bits(), a.Addr().BitLen())}}
+				if f == subnet.IPv6 {
+					addr.Flags = unix.IFA_F_NODAD
+				}
+				if err == nil {
+					err = h.AddrAdd(dev, addr)
+				}
+			}
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("wire of %s: %w", n, err)
+		}
+	}
+	return nil
+}
+
+// agents writes the leases of peers that do not exist and starts every weftd.
+func (s *scene) agents(ctx context.Context) error {
+	if err := enrol(ctx, s.lab.Client(), s.lab.Prefix(), 1); err != nil {
+		return err
+	}
+	if err := s.lab.StartAgents(ctx, s.nodes[few][:]...); err != nil {
+		return err
+	}
+	if _, err := s.lab.Client().Put(ctx, crowdPrefix+"/config", netConf); err != nil {
+		return err
+	}
+	if err := enrol(ctx, s.lab.Client(), crowdPrefix, s.q.Peers-1); err != nil {
+		return err
+	}
+	for _, n := range s.nodes[many] {
+		if err := n.StartAgent(ctx, "--etcd-prefix="+crowdPrefix); err != nil {
+			return err
+		}
+		if err := n.WaitReady(ctx); err != nil {
+			return err
+		}
+	}
+	for p, want := range map[int]int{few: 2, many: s.q.Peers} {
+		for _, n := range s.nodes[p] {
+			if err := s.awaitPeers(ctx, n, want); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// awaitPeers waits for the routes of so many peers, in both families.
+func (s *scene) awaitPeers(ctx context.Context, n *netlab.Node, peers int) error {
+	for range 600 {
+		routes, err := n.Routes()
+		if err != nil {
+			return err
+		}
+		if len(routes) >= 2*peers {
+			return nil
+		}
+		if err := netlab.Pause(ctx, 50e6); err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("%s has not the routes of %d peers", n, peers)
+}
+
+// attach gives both nodes of a pair a pod.
+func (s *scene) attach(ctx context.Context, pair int) error {
+	for i, n := range s.nodes[pair] {
+		if pair == hand {
+			if err := byHand(ctx, n, pair, i, s.pods[few][0].MTU()); err != nil {
+				return err
+			}
+		}
+		pod, err := n.AddPod(ctx, n.Name()+"-p1")
+		if err != nil {
+			return err
+		}
+		s.pods[pair][i] = pod
+	}
+	return nil
+}
+
+// enrol writes the leases of n peers that do not exist.
+func enrol(ctx context.Context, c *clientv3.Client, prefix string, n int) error {
+	const part = 100 // etcd takes 128 operations in a transaction
+	for first := 0; first < n; first += part {
+		var ops []clientv3.Op
+		for i := first; i < min(first+part, n); i++ {
+			key, value, err := subnet.EncodeLease(nobody(i))
+			if err != nil {
+				return err
+			}
+			ops = append(ops, clientv3.OpPut(prefix+"/subnets/"+key, string(value)))
+		}
+		if _, err := c.Txn(ctx).Then(ops...).Commit(); err != nil {
+			return fmt.Errorf("write leases from %d on: %w", first, err)
+		}
+	}
+	return nil
+}
+
+// nobody is the lease of a node that does not exist, behind the default route.
+func nobody(i int) subnet.Lease {
+	hi, lo := byte(i>>8), byte(i)
+	mac := func(f subnet.Family) subnet.MAC { return subnet.MAC{0x0a, 0x10, 0, byte(f), hi, lo} }
+	return subnet.Lease{
+		Node: fmt.Sprintf("peer-%d", i), Instance: fmt.Sprintf("%032x", i+1), Backend: subnet.BackendVXLAN,
+		Paths: []subnet.Path{
+			{
+				Subnet:   netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 64 + hi, lo, 0}), 24),
+				Underlay: netip.AddrFrom4([4]byte{172, 16, hi, lo}), MAC: mac(subnet.IPv4), VNI: 1,
+			},
+			{
+				Subnet:   netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 0x42, 6: 0x40 + hi, 7: lo}), 64),
+				Underlay: netip.AddrFrom16([16]byte{0xfd, 0x78, 14: hi, 15: lo}), MAC: mac(subnet.IPv6), VNI: 1,
+			},
+		},
+	}
+}
