@@ -53,43 +53,38 @@ func (o order) serve(out *json.Encoder) (s seen, err error) {
 	return s, echo(c)
 }
 
-// drain reads a stream to its end and measures a window of it.
+// drain reads a stream and measures a window of it, after whose end it is not
+// interested any more.
 func drain(fd int, span time.Duration) (s seen, err error) {
 	buf := make([]byte, 256<<10)
-	begin := time.Now()
-	var opened, closed time.Time
-	var cpu float64
-	total := 0
-	for {
-		n, err := unix.Read(fd, buf)
-		if err != nil {
-			return s, fmt.Errorf("read a stream: %w", err)
-		}
-		now := time.Now()
-		switch {
-		case opened.IsZero() && now.Sub(begin) >= warm:
-			if cpu, err = busy(); err != nil {
-				return s, err
+	read := func(until time.Time) (total int, err error) {
+		for time.Now().Before(until) {
+			n, err := unix.Read(fd, buf)
+			if err == nil && n == 0 {
+				err = errors.New("it ended too early")
 			}
-			opened = time.Now()
-		case !opened.IsZero() && closed.IsZero():
+			if err != nil {
+				return total, fmt.Errorf("read a stream: %w", err)
+			}
 			total += n
-			if now.Sub(opened) >= span {
-				closed = now
-				after, err := busy()
-				if err != nil {
-					return s, err
-				}
-				s.Rate, s.CPU = float64(total)/closed.Sub(opened).Seconds(), (after-cpu)/float64(total)
-			}
 		}
-		if n == 0 {
-			if closed.IsZero() {
-				return s, fmt.Errorf("the stream ended after %s", now.Sub(begin))
-			}
-			return s, nil
-		}
+		return total, nil
 	}
+	if _, err := read(time.Now().Add(warm)); err != nil {
+		return s, err
+	}
+	before, err := busy()
+	if err != nil {
+		return s, err
+	}
+	opened := time.Now()
+	total, err := read(opened.Add(span))
+	if err != nil {
+		return s, err
+	}
+	took := time.Since(opened).Seconds()
+	after, err := busy()
+	return seen{Rate: float64(total) / took, CPU: (after - before) / float64(total)}, err
 }
 
 // echo sends back what comes, to the end of the connection.
@@ -171,7 +166,7 @@ func (o order) client() (seen, error) {
 	return seen{}, fmt.Errorf("traffic %q", o.Kind)
 }
 
-// push writes until the receiver's window is over.
+// push writes until the receiver has closed.
 func (o order) push() (s seen, err error) {
 	fd, err := dial(o.At, unix.SOCK_STREAM)
 	if err != nil {
@@ -179,12 +174,15 @@ func (o order) push() (s seen, err error) {
 	}
 	defer unix.Close(fd)
 	buf := make([]byte, 128<<10)
-	for begin := time.Now(); time.Since(begin) < 2*warm+o.For; {
-		if _, err := unix.Write(fd, buf); err != nil {
+	for {
+		_, err := unix.Write(fd, buf)
+		switch {
+		case errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE):
+			return s, nil
+		case err != nil:
 			return s, fmt.Errorf("write a stream: %w", err)
 		}
 	}
-	return s, nil
 }
 
 func (o order) pingPong() (s seen, err error) {
