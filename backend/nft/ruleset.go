@@ -45,6 +45,7 @@ func Ruleset(p Params) Table {
 		t.Chains = append(t.Chains, p.fragments())
 	}
 	t.Chains = append(t.Chains,
+		p.fromPods(),
 		Chain{Name: "vxlan_prerouting", Rules: append(p.podRules(), p.notrack(true)...)},
 		// Once more after address translation, which can turn a service
 		// address into a node's.
@@ -84,28 +85,38 @@ func (p Params) aside(h Hook, name, to string) Chain {
 	}}
 }
 
-// podRules drop VXLAN from our pods to nodes: masquerading would give it this
-// node's address, which peers trust, and a pod that sends raw packets can give
-// it any. So what comes from the bridge is a pod's whatever it says, and what
-// says that it is from our subnets is a pod's wherever it comes from.
+// podRules send VXLAN from our pods through chain vxlan_from_pods. What comes
+// from the bridge is a pod's whatever it says, and what says that it is from our
+// subnets is a pod's wherever it comes from. A peer's VXLAN meets as few rules as
+// that takes.
 func (p Params) podRules() []Rule {
 	var out []Rule
+	look := func(match ...Expr) {
+		out = append(out, rule("from a pod", append(match, Verdict{Jump, "vxlan_from_pods"})...))
+	}
+	if p.Bridge != "" {
+		look(InputIs(p.Bridge))
+	}
 	for i, f := range subnet.Families() {
-		var from [][]Expr
-		if p.Bridge != "" {
-			from = append(from, []Expr{InputIs(p.Bridge), FamilyIs(f)})
-		}
 		if s := p.Subnets[i]; s.IsValid() {
-			from = append(from, []Expr{FamilyIs(f), Within(LoadSource(f), s, false)})
-		}
-		for _, match := range from {
-			for _, to := range []string{peerSet(f), ownSet(f)} {
-				match := append(slices.Clone(match), In{Fields: []Load{LoadDest(f)}, Set: to})
-				out = append(out, rule("pods send no VXLAN to nodes", append(match, verdict(Drop, RefusedPodVXLAN)...)...))
-			}
+			look(FamilyIs(f), Within(LoadSource(f), s, false))
 		}
 	}
 	return out
+}
+
+// fromPods drops VXLAN from our pods to nodes: masquerading would give it this
+// node's address, which peers trust, and a pod that sends raw packets can give
+// it any.
+func (p Params) fromPods() Chain {
+	c := Chain{Name: "vxlan_from_pods"}
+	for _, f := range subnet.Families() {
+		for _, to := range []string{peerSet(f), ownSet(f)} {
+			match := []Expr{FamilyIs(f), In{Fields: []Load{LoadDest(f)}, Set: to}}
+			c.Rules = append(c.Rules, rule("pods send no VXLAN to nodes", append(match, verdict(Drop, RefusedPodVXLAN)...)...))
+		}
+	}
+	return c
 }
 
 // notrack keeps outer packets between us and peers out of conntrack, and
