@@ -184,7 +184,7 @@ func TestFilterVandals(t *testing.T) {
 		{"set added", "add set inet weft theirs { type ipv4_addr; elements = { 192.0.2.1 }; }", "set theirs not ours", false},
 		{"set that looks like ours", "add set inet weft bind4_inner4_20 { type ipv4_addr . ipv4_addr; }", "set bind4_inner4_20 not ours", false},
 		{"map added", "add map inet weft theirs { type ipv4_addr : mark; }", "set theirs not ours", false},
-		{"set made again with a size", "flush chain inet weft vxlan_output\nflush chain inet weft vxlan_prerouting\nflush chain inet weft vxlan_forward\nflush chain inet weft vxlan_outer4\n" +
+		{"set made again with a size", "flush chain inet weft vxlan_output\nflush chain inet weft vxlan_prerouting\nflush chain inet weft vxlan_forward\nflush chain inet weft vxlan_from_pods\nflush chain inet weft vxlan_outer4\n" +
 			"delete set inet weft peers4\nadd set inet weft peers4 { type ipv4_addr; size 2; }", "of our rules missing", false},
 		{"counter added", "add counter inet weft theirs", "counter theirs not ours", false},
 		{"quota added", "add quota inet weft theirs { over 20 mbytes; }", "1 objects of other kinds", false},
