@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"iter"
 	"net/netip"
 	"slices"
 
@@ -199,25 +198,16 @@ func (a *applier) deleteExactly(ctx context.Context, r overlay.Route, dev device
 
 // oddRoutes returns the routes of family f on dev that are not Onlink.
 func (k *Kernel) oddRoutes(ctx context.Context, f subnet.Family, dev device) (oddRoutes, error) {
-	odd := func(raw rawRoute) iter.Seq[overlay.Route] {
-		return func(yield func(overlay.Route) bool) {
-			for r := range raw.on(dev) {
-				if !r.Onlink && !yield(r) {
-					return
-				}
-			}
-		}
-	}
+	isOdd := func(r overlay.Route) bool { return !r.Onlink }
 	routes, err := k.routes(ctx, f, dev.index, func(raw rawRoute) bool {
-		for range odd(raw) {
-			return true
-		}
-		return false
+		return slices.ContainsFunc(slices.Collect(raw.on(dev)), isOdd)
 	})
 	out := oddRoutes{}
 	for _, raw := range routes {
-		for r := range odd(raw) {
-			out[r] = append(out[r], raw)
+		for r := range raw.on(dev) {
+			if isOdd(r) {
+				out[r] = append(out[r], raw)
+			}
 		}
 	}
 	return out, err

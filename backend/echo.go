@@ -21,8 +21,9 @@ const echoTime = time.Second
 // say it: those of routes, and of neighbours that come, carry the port of the
 // socket that asked; those of neighbours that go (neigh_cleanup_and_release,
 // net/core/neighbour.c) and of the VXLAN driver's FDB entries (vxlan_fdb_notify,
-// drivers/net/vxlan/vxlan_core.c) do not. Each is taken for an echo once. Where somebody makes the very same change at the
-// same moment, one of the two events is still news.
+// drivers/net/vxlan/vxlan_core.c) do not. Each is taken for an echo once. Where
+// somebody makes the very same change at the same moment, one of the two events
+// is still news.
 type echoes struct {
 	mu      sync.Mutex
 	turned  time.Time

@@ -38,8 +38,8 @@ func newCrowd(cfg *subnet.Config, leases subnet.Leases) *crowd {
 const movedMost = 1 << 16
 
 // differences returns the leases that are in one of both lists only, however
-// they are ordered, unless there are many. Neighbours in time share most of their leases at the same
-// place, and in memory.
+// they are ordered, unless there are many. Neighbours in time share most of
+// their leases at the same place, and in memory.
 func differences(before, after subnet.Leases) (removed, added []subnet.Lease) {
 	for was, is := range before.Changed(after) {
 		for i := range max(len(was), len(is)) {

@@ -32,9 +32,6 @@ const protoBoot = 3
 // only what ours reports. Diff changes neither argument, and Diff(s, s) is
 // empty.
 func Diff(want, have State) Changes {
-	if want.is(have) {
-		return nil
-	}
 	guard := diffFilter(want, have)
 	links := diffLinks(want.Links, have.Links)
 	c, early := links.cascade(want, have)

@@ -29,9 +29,8 @@ func (l *loop) quick(ctx context.Context, in inputs) bool {
 	if !few(removed, added, in.snap.Leases.Len()) || !crowd.follow(in.snap.Leases, removed, added) {
 		return false
 	}
-	was, wasFine := byThemselves(in, removed)
-	is, isFine := byThemselves(in, added)
-	if !wasFine || !isFine || !maps.Equal(is.state.Filters, l.last.state.Filters) || !maps.Equal(was.state.Filters, is.state.Filters) {
+	base, was, is := byThemselves(in, nil), byThemselves(in, removed), byThemselves(in, added)
+	if !was.fine(base) || !is.fine(base) || !maps.Equal(base.state.Filters, l.last.state.Filters) {
 		return false
 	}
 	changes := Diff(is.state, was.state)
@@ -79,14 +78,17 @@ func few(removed, added []subnet.Lease, all int) bool {
 	return gone <= massLeast && len(removed)+len(added) <= max(least, all/8)
 }
 
-// byThemselves returns what leases give by themselves, and whether nothing is wrong
-// with them: no problem is reported that is not reported without them.
-func byThemselves(in inputs, leases []subnet.Lease) (*planner, bool) {
-	none := newPlanner(*in.self, *in.config, NewState())
-	none.run(nil)
+// byThemselves returns what leases give by themselves.
+func byThemselves(in inputs, leases []subnet.Lease) *planner {
 	p := newPlanner(*in.self, *in.config, NewState())
 	p.run(leases)
-	return p, len(p.problems) == len(none.problems)
+	return p
+}
+
+// fine reports whether nothing is wrong with the leases of p, and they ask for
+// no other table: base is without leases.
+func (p *planner) fine(base *planner) bool {
+	return len(p.problems) == len(base.problems) && maps.Equal(p.state.Filters, base.state.Filters)
 }
 
 // put applies the changes of a quick pass and publishes its outcome.

@@ -21,8 +21,8 @@ import (
 type Options struct {
 	Config subnet.Config // until SetConfig gives another
 	// Resync is how often the kernel is audited, or up to 30% earlier, unless
-	// audits are so costly that they take more than half a percent of a core:
-	// then that often, but once a minute. Default 5 s.
+	// audits are so costly that they take more than a quarter of a percent of a
+	// core: then so rarely that they take that, but once a minute. Default 5 s.
 	Resync   time.Duration
 	MinGap   time.Duration      // least time between two passes; default 50 ms
 	Log      logrus.FieldLogger // default: nowhere

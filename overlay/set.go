@@ -59,13 +59,6 @@ func (s State) Equal(o State) bool {
 		maps.Equal(s.Neighs, o.Neighs) && maps.Equal(s.Routes, o.Routes)
 }
 
-// is reports whether s and o hold the same entries, the many ones in the same
-// sets.
-func (s State) is(o State) bool {
-	return s.Nodes.is(o.Nodes) && s.Sources.is(o.Sources) && s.FDB.is(o.FDB) && s.Neighs.is(o.Neighs) && s.Routes.is(o.Routes) &&
-		maps.Equal(s.Filters, o.Filters) && maps.Equal(s.Links, o.Links) && maps.Equal(s.Addrs, o.Addrs)
-}
-
 // Add puts e into the set of its kind, which must not be nil.
 func (s State) Add(e Entry) {
 	switch e := e.(type) {

@@ -29,14 +29,15 @@ func (l *loop) first(in inputs) *decision {
 	return d
 }
 
-// sum makes d thin, looking at so many leases at once. It reports false when something is wrong with a lease.
+// sum makes d thin, looking at so many leases at once. It reports false when
+// something is wrong with a lease.
 func (d *decision) sum(h Hasher, size int) bool {
-	base, _ := byThemselves(d.inputs, nil)
+	base := byThemselves(d.inputs, nil)
 	alone := base.state.Digest(h)
 	all, reached := alone, 0
 	for share := range d.inputs.snap.Leases.Shares(size) {
-		p, fine := byThemselves(d.inputs, share)
-		if !fine || !maps.Equal(p.state.Filters, base.state.Filters) {
+		p := byThemselves(d.inputs, share)
+		if !p.fine(base) {
 			return false
 		}
 		all = all.plus(p.state.Digest(h).minus(alone))
@@ -66,8 +67,8 @@ func (l *loop) slim() {
 	if d.thin || l.hold.active() || l.linger.active() || l.crowd == nil || !l.crowd.apart() {
 		return
 	}
-	base, _ := byThemselves(d.inputs, nil)
-	if len(base.problems) != len(d.problems) || !maps.Equal(base.state.Filters, d.target.Filters) {
+	base := byThemselves(d.inputs, nil)
+	if !d.fine(base) {
 		return
 	}
 	base.reached = d.reached
@@ -113,14 +114,14 @@ func (d *decision) bare(have State) bool {
 // fill brings about a thin decision in an empty kernel, one share of the
 // leases after the other, and looks what has become of it.
 func (l *loop) fill(ctx context.Context, st *Status) {
-	base, _ := byThemselves(l.last.inputs, nil)
+	base := byThemselves(l.last.inputs, nil)
 	have, made := NewState(), 0
 	var errs []error
 	for share := range l.last.inputs.snap.Leases.Shares(l.share) {
 		if ctx.Err() != nil {
 			return
 		}
-		p, _ := byThemselves(l.last.inputs, share)
+		p := byThemselves(l.last.inputs, share)
 		changes := Diff(p.state, have)
 		l.debug(changes)
 		errs = append(errs, failures(l.r.kernel.Apply(ctx, changes))...)

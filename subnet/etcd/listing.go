@@ -59,11 +59,7 @@ func (s *Store) read(ctx context.Context) (listing, error) {
 // while another does get the other's answer. It must not be changed.
 func (s *Store) join(ctx context.Context) (listing, error) {
 	got := s.reads.DoChan("", func() (any, error) {
-		l, err := s.read(s.ctx) // one who gives up leaves the others their answer
-		if err != nil {
-			return nil, err
-		}
-		return l, nil
+		return s.read(s.ctx) // one who gives up leaves the others their answer
 	})
 	select {
 	case <-ctx.Done():

@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -343,18 +342,7 @@ func (n *node) idle(ctx context.Context, out *figures) error {
 
 // launch measures in a lab of its own.
 func (q request) launch(ctx context.Context, log io.Writer) (f figures, err error) {
-	b, err := json.Marshal(q)
-	if err != nil {
-		return f, err
-	}
-	var out strings.Builder
-	code, err := netlab.Launch{Env: []string{requestEnv + "=" + string(b)}, Stdout: &out, Stderr: log}.Run(ctx)
-	if err == nil && code != 0 {
-		err = fmt.Errorf("its lab ended with status %d", code)
-	}
-	if err == nil {
-		err = json.Unmarshal([]byte(out.String()), &f)
-	}
+	err = netlab.Launch{Stderr: log}.Ask(ctx, requestEnv, q, &f)
 	if err == nil && len(f.Starts) == 0 {
 		err = errors.New("nothing was measured")
 	}

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -51,19 +50,8 @@ func control(ctx context.Context) int {
 
 // launch runs one campaign in a lab of its own.
 func (q request) launch(ctx context.Context, log io.Writer) ([]result, error) {
-	b, err := json.Marshal(q)
-	if err != nil {
-		return nil, err
-	}
-	var out bytes.Buffer
-	code, err := netlab.Launch{Env: []string{requestEnv + "=" + string(b)}, Stdout: &out, Stderr: log}.Run(ctx)
-	if err == nil && code != 0 {
-		err = fmt.Errorf("its lab ended with status %d", code)
-	}
 	var all []result
-	if err == nil {
-		err = json.Unmarshal(out.Bytes(), &all)
-	}
+	err := netlab.Launch{Stderr: log}.Ask(ctx, requestEnv, q, &all)
 	if err == nil && len(all) == 0 {
 		err = errors.New("nothing was injected")
 	}

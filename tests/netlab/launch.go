@@ -4,6 +4,7 @@ package netlab
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -14,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 )
@@ -33,6 +35,26 @@ type Launch struct {
 	// (Stand), with the lab's record. If it returns nil, Run returns and the
 	// lab stays. Where Standing is nil a lab never outlives Run.
 	Standing func(Record) error
+}
+
+// Ask starts a lab whose control process finds question, as JSON, in the
+// environment variable env, and reads answer, as JSON, from what that process
+// prints. It fails when the lab does. l's Stdout is not used.
+func (l Launch) Ask(ctx context.Context, env string, question, answer any) error {
+	b, err := json.Marshal(question)
+	if err != nil {
+		return err
+	}
+	var out bytes.Buffer
+	l.Env, l.Stdout = append(slices.Clone(l.Env), env+"="+string(b)), &out
+	code, err := l.Run(ctx)
+	if err != nil {
+		return err
+	}
+	if code != 0 {
+		return fmt.Errorf("its lab ended with status %d", code)
+	}
+	return json.Unmarshal(out.Bytes(), answer)
 }
 
 // NewID returns a fresh name for a lab, e.g. "lab-5f0c2a".

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 
 	"weft.dev/weft/tests/bench/measure"
 	"weft.dev/weft/tests/netlab"
@@ -27,22 +26,14 @@ type Request struct {
 
 // Launch measures in a lab of its own and returns the rows of a report.
 func (q Request) Launch(ctx context.Context, log io.Writer) (rows []measure.Row, err error) {
-	b, err := json.Marshal(q)
-	if err != nil {
-		return nil, err
-	}
-	var out strings.Builder
-	code, err := netlab.Launch{Env: []string{requestEnv + "=" + string(b)}, Stdout: &out, Stderr: log}.Run(ctx)
-	if err == nil && code != 0 {
-		err = fmt.Errorf("the data path's lab ended with status %d", code)
-	}
-	if err == nil {
-		err = json.Unmarshal([]byte(out.String()), &rows)
-	}
+	err = netlab.Launch{Stderr: log}.Ask(ctx, requestEnv, q, &rows)
 	if err == nil && len(rows) == 0 {
 		err = errors.New("nothing was measured")
 	}
-	return rows, err
+	if err != nil {
+		return nil, fmt.Errorf("data path: %w", err)
+	}
+	return rows, nil
 }
 
 // Asked reports whether this control process is one that Launch started.
