@@ -86,6 +86,10 @@ func parse(args []string, stderr io.Writer) (o options, err error) {
 	sizes := f.String("sizes", "1000,5000,10000,20000", "numbers of peers, comma-separated")
 	f.StringVar(&o.only, "only", "all", "what to measure: control, data or all")
 	f.IntVar(&o.data.Pairs, "pairs", 30, "pairs of samples for each ratio of the data path")
+	f.Func("data-kinds", "kinds of traffic to measure, comma-separated: "+strings.Join(data.Kinds(), ", ")+" (default all)", func(v string) error {
+		o.data.Kinds = strings.Split(v, ",")
+		return data.CheckKinds(o.data.Kinds)
+	})
 	f.IntVar(&o.data.Peers, "data-peers", 10000, "peers of the larger network of the data path")
 	f.IntVar(&o.starts, "starts", 5, "starts from nothing at each size")
 	f.IntVar(&o.changes, "changes", 200, "isolated changes at each size, five a second; 0 for none")

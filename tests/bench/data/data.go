@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
+	"strings"
 
 	"weft.dev/weft/tests/bench/measure"
 	"weft.dev/weft/tests/netlab"
@@ -19,9 +21,23 @@ const requestEnv = "WEFT_BENCH_DATA"
 
 // Request is what to measure.
 type Request struct {
-	Pairs  int // of each ratio
-	Peers  int // of the larger network, at least 2
+	Pairs  int      // of each ratio
+	Peers  int      // of the larger network, at least 2
+	Kinds  []string // of traffic; none: all
 	BinDir string
+}
+
+// Kinds are the kinds of traffic that can be measured.
+func Kinds() []string { return []string{stream, pingers, packets, connect} }
+
+// CheckKinds says which of them is none.
+func CheckKinds(kinds []string) error {
+	for _, k := range kinds {
+		if !slices.Contains(Kinds(), k) {
+			return fmt.Errorf("%q: want some of %s", k, strings.Join(Kinds(), ", "))
+		}
+	}
+	return nil
 }
 
 // Launch measures in a lab of its own and returns the rows of a report.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"weft.dev/weft/subnet"
@@ -62,7 +63,7 @@ func (q Request) trials() []trial {
 	for _, f := range subnet.Families() {
 		out = append(out, trial{pingers, f, false, all}, trial{packets, f, false, all}, trial{connect, f, false, []int{host, weftFew, byhand, weftFree}})
 	}
-	return out
+	return slices.DeleteFunc(out, func(t trial) bool { return len(q.Kinds) > 0 && !slices.Contains(q.Kinds, t.kind) })
 }
 
 // lane is where a variant's traffic runs.
