@@ -10,9 +10,9 @@ GO      ?= go
 # Release builds are static and carry no paths of the machine that built them.
 BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=$$(git status >/dev/null 2>&1 && echo auto || echo false) -ldflags '-s -w'
 # Debian packages that the lab and the tests use; the product needs none.
-DEPS    := iproute2 iputils-ping iperf3 etcd-server nftables procps
+DEPS    := ethtool iproute2 iputils-ping iperf3 etcd-server nftables procps
 # Programs that must be there before a target starts.
-TOOLS   := ip bridge ping iperf3 etcd nft
+TOOLS   := ethtool ip bridge ping iperf3 etcd nft
 
 .PHONY: help
 help: ## list the targets
@@ -66,7 +66,7 @@ faults: need-root need-tools build ## break labs in every way of the table, unde
 	bin/weft-faults --markdown docs/faults.md --json bin/faults.json $(FAULTS)
 
 .PHONY: bench
-bench: need-root need-tools build ## measure control plane and data path with up to 20,000 peers; writes docs/benchmarks.md (about 12 minutes)
+bench: need-root need-tools build ## measure control plane and data path with up to 20,000 peers; writes docs/benchmarks.md (about 20 minutes)
 	$(GO) -C tests build -trimpath -buildvcs=false -o ../bin/weft-bench ./bench
 	bin/weft-bench --markdown docs/benchmarks.md --json bin/bench.json $(BENCH)
 

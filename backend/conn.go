@@ -15,6 +15,8 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"weft.dev/weft/backend/offload"
 )
 
 const (
@@ -72,6 +74,25 @@ func (c *conn) close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.sock.Close()
+}
+
+// gro reports whether dev merges what it receives. Of rtnetlink's messages
+// none says so. A device that has just gone does.
+func (c *conn) gro(dev string) (bool, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	on, err := offload.Get(c.sock.GetFd(), dev, offload.GRO)
+	if gone(err) {
+		return true, nil
+	}
+	return on, err
+}
+
+// setGRO has dev merge what it receives, or not.
+func (c *conn) setGRO(dev string, on bool) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return offload.Set(c.sock.GetFd(), dev, offload.GRO, on)
 }
 
 // request starts a message of the given type; parts follow its header.

@@ -168,6 +168,11 @@ func (k *Kernel) overlayLink(ctx context.Context, l rawLink) (overlay.Link, erro
 	v := decodeVXLAN(l.data)
 	out.VNI, out.Port, out.Local, out.Learning, out.GBP = v.vni, v.port, v.local, v.learning, v.gbp
 	out.Foreign = strings.Join(append(foreign, v.foreign...), " ")
+	gro, err := k.conn.gro(l.name)
+	if err != nil {
+		return out, err
+	}
+	out.NoGRO = !gro
 	if v.underlay != 0 && !l.elsewhere {
 		name, err := k.nameOf(ctx, v.underlay)
 		if err != nil {

@@ -102,6 +102,7 @@ func changedLater() []drift {
 		{name: "mtu too small for IPv6", then: []string{"ip link set weft.1 mtu 1000"}, want: func(l *overlay.Link) { l.MTU = 1000 }},
 		{name: "down", then: []string{"ip link set weft.1 down"}, want: func(l *overlay.Link) { l.Up = false }},
 		{name: "learning later", then: []string{"ip link set weft.1 type vxlan learning"}, want: func(l *overlay.Link) { l.Learning = true }},
+		{name: "gro off", then: []string{"ethtool -K weft.1 gro off"}, want: func(l *overlay.Link) { l.NoGRO = true }},
 		{name: "rp_filter strict", setup: func(t *testing.T) { sysctl(t, "net/ipv4/conf/weft.1/rp_filter", "1") }, want: func(l *overlay.Link) { l.RPFilter = 1 }},
 		{name: "rp_filter off", setup: func(t *testing.T) { sysctl(t, "net/ipv4/conf/weft.1/rp_filter", "0") }, want: func(l *overlay.Link) { l.RPFilter = 0 }},
 		{name: "addrgenmode eui64", then: []string{"ip link set weft.1 addrgenmode eui64"}, want: func(l *overlay.Link) { l.AddrGen = "eui64" }},
@@ -345,7 +346,7 @@ func TestLinkErrors(t *testing.T) {
 		{"no underlay", nil, func(l *overlay.Link) { l.Underlay = "eth9" }, overlay.Add, []string{"add link weft.1: underlay eth9: no such device"}},
 		{"modify what is gone", nil, nil, overlay.Modify, []string{"modify link weft.1: no such device"}},
 		{"modify the VNI", []string{"ip link add weft.1 type vxlan id 5 dev u0 local 10.0.0.1 dstport 8472"}, nil, overlay.Modify,
-			[]string{"modify link weft.1: only MAC, MTU, learning, rp_filter, addrgenmode and up can change in place", "vxlan id 5", "vxlan id 1"}},
+			[]string{"modify link weft.1: only MAC, MTU, learning, gro, rp_filter, addrgenmode and up can change in place", "vxlan id 5", "vxlan id 1"}},
 		{"not on the list", nil, func(l *overlay.Link) { l.Name = "other" }, overlay.Add, []string{"add link other: device other is not one that weft was told to look after"}},
 		{"unknown mode", nil, func(l *overlay.Link) { l.AddrGen = "magic" }, overlay.Add, []string{`addrgenmode "magic"`, "stable_secret"}},
 	} {

@@ -50,7 +50,7 @@ const inet6MinMTU = 1280
 // inPlace reports whether have can become want without a new device.
 func inPlace(have, want overlay.Link) bool {
 	have.MAC, have.MTU, have.Learning = want.MAC, want.MTU, want.Learning
-	have.Up, have.RPFilter, have.AddrGen = want.Up, want.RPFilter, want.AddrGen
+	have.NoGRO, have.Up, have.RPFilter, have.AddrGen = want.NoGRO, want.Up, want.RPFilter, want.AddrGen
 	return have == want
 }
 
@@ -139,7 +139,7 @@ func boolean(b bool) []byte {
 // is refused stops no other, and up or down last.
 func (k *Kernel) modifyLink(ctx context.Context, index int, have, want overlay.Link) error {
 	if !inPlace(have, want) {
-		return fmt.Errorf("only MAC, MTU, learning, rp_filter, addrgenmode and up can change in place: have %s, want %s", have, want)
+		return fmt.Errorf("only MAC, MTU, learning, gro, rp_filter, addrgenmode and up can change in place: have %s, want %s", have, want)
 	}
 	var errs []error
 	set := func(name string, value any, parts ...nl.NetlinkRequestData) {
@@ -164,6 +164,11 @@ func (k *Kernel) modifyLink(ctx context.Context, index int, have, want overlay.L
 	if have.Learning != want.Learning {
 		if err := k.conn.change(ctx, learningRequest(head(), want.Learning)); err != nil {
 			errs = append(errs, fmt.Errorf("set learning %v: %w", want.Learning, err))
+		}
+	}
+	if have.NoGRO != want.NoGRO {
+		if err := k.conn.setGRO(want.Name, !want.NoGRO); err != nil {
+			errs = append(errs, err)
 		}
 	}
 	if have.RPFilter != want.RPFilter {

@@ -71,6 +71,7 @@ func walkStates() []named {
 		{"port 4789", []edit{func(s *scenario) { s.cfg.Backend.Port = 4789 }}},
 		{"VNI 2", []edit{vni(2)}},
 		{"learning", []edit{func(s *scenario) { s.cfg.Backend.Learning = true }}},
+		{"no GRO", []edit{func(s *scenario) { s.self.NoGRO = true }}},
 		{"GBP", []edit{func(s *scenario) { s.cfg.Backend.GBP = true }}},
 		{"underlay moved", []edit{moved}},
 		{"IPv4 on other port", []edit{only(subnet.IPv4), func(s *scenario) { s.cfg.Backend.Port = 4789 }}},

@@ -61,7 +61,7 @@ func diffLinks(want, have Set[Link]) linkPlan {
 // changeable reports whether was can become l in place.
 func (l Link) changeable(was Link) bool {
 	was.MAC, was.MTU, was.Learning = l.MAC, l.MTU, l.Learning
-	was.Up, was.RPFilter, was.AddrGen = l.Up, l.RPFilter, l.AddrGen
+	was.NoGRO, was.Up, was.RPFilter, was.AddrGen = l.NoGRO, l.Up, l.RPFilter, l.AddrGen
 	return l == was
 }
 

@@ -239,7 +239,7 @@ func (p *planner) device(f subnet.Family, u Underlay) {
 		Name: p.deviceName(f),
 		VNI:  b.VNI, Port: b.Port, Local: u.Addr.Unmap(), Underlay: u.Dev, MAC: own.MAC,
 		MTU:      p.underlayMTU(u) - Overhead(f),
-		Learning: b.Learning, GBP: b.GBP, Up: true, RPFilter: rpFilterLoose, AddrGen: addrGenNone,
+		Learning: b.Learning, GBP: b.GBP, NoGRO: p.self.NoGRO, Up: true, RPFilter: rpFilterLoose, AddrGen: addrGenNone,
 	}
 	switch {
 	case len(l.Name) > maxLinkName:

@@ -63,6 +63,7 @@ type Self struct {
 	Guard      Guard        // "" leaves nftables alone but for Masquerade
 	Bridge     string       // the device that pods are behind, which the guard lets no VXLAN come from; empty for none
 	Masquerade bool         // what pods send out of the pod networks
+	NoGRO      bool         // our devices do not merge packets; see Link
 	Addresses  []netip.Addr // of this node, on whatever device: where pods must not send VXLAN
 }
 

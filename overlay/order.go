@@ -25,6 +25,7 @@ func (l Link) compare(o Link) int {
 		cmp.Compare(l.MTU, o.MTU),
 		compareBool(l.Learning, o.Learning),
 		compareBool(l.GBP, o.GBP),
+		compareBool(l.NoGRO, o.NoGRO),
 		compareBool(l.Up, o.Up),
 		cmp.Compare(l.RPFilter, o.RPFilter),
 		cmp.Compare(l.AddrGen, o.AddrGen),

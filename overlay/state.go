@@ -35,7 +35,7 @@ type Entry interface {
 	String() string
 }
 
-// Link is a VXLAN device. Changing anything but MAC, MTU, Learning, Up,
+// Link is a VXLAN device. Changing anything but MAC, MTU, Learning, NoGRO, Up,
 // RPFilter and AddrGen means deleting and re-creating it (vxlan_changelink,
 // drivers/net/vxlan/vxlan_core.c refuses the rest or weft cannot trust it).
 type Link struct {
@@ -48,6 +48,7 @@ type Link struct {
 	MTU      int // bytes
 	Learning bool
 	GBP      bool
+	NoGRO    bool // what comes out of the tunnel is not merged once more
 	Up       bool
 	RPFilter uint8  // net.ipv4.conf.DEV.rp_filter; 2 is loose (RFC 3704 section 2.4)
 	AddrGen  string // IPv6 address generation: "none" as weft sets it, else as dumped

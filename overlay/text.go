@@ -27,7 +27,16 @@ func (l Link) String() string {
 	if l.Up {
 		state = "up"
 	}
-	return fmt.Sprintf("%s # %s addrgenmode %s rp_filter %d", l.create(), state, l.addrGen(), l.RPFilter)
+	s := fmt.Sprintf("%s # %s addrgenmode %s rp_filter %d", l.create(), state, l.addrGen(), l.RPFilter)
+	if l.NoGRO {
+		s += " gro off"
+	}
+	return s
+}
+
+// gro switches the merging of packets on or off; it is on at a new device.
+func (l Link) gro() string {
+	return fmt.Sprintf("ethtool -K %s gro %s", l.Name, map[bool]string{false: "on", true: "off"}[l.NoGRO])
 }
 
 // create is the part of l that `ip link add` takes.
@@ -68,6 +77,9 @@ func (l Link) sysctl() string {
 // kernel brings the device up first.
 func (l Link) settle() []string {
 	out := []string{l.sysctl()}
+	if l.NoGRO {
+		out = append(out, l.gro())
+	}
 	if l.AddrGen != "" && l.carries(subnet.IPv6) { // else it has no such mode
 		out = append(out, "ip link set "+l.Name+" addrgenmode "+l.AddrGen)
 	}
@@ -98,6 +110,9 @@ func (l Link) modify(was Link) []string {
 	}
 	if l.Learning != was.Learning {
 		out = append(out, fmt.Sprintf("ip link set %s type vxlan id %d %s", l.Name, l.VNI, l.learning()))
+	}
+	if l.NoGRO != was.NoGRO {
+		out = append(out, l.gro())
 	}
 	if len(set) > 0 {
 		out = append(out, "ip link set "+l.Name+" "+strings.Join(set, " "))
@@ -198,7 +213,7 @@ func (c Change) linkCommands(l Link) []string {
 	case Modify:
 		was, ok := c.Was.(Link)
 		if !ok { // not known: set everything
-			was = Link{MTU: -1, Learning: !l.Learning, Up: !l.Up, RPFilter: ^l.RPFilter}
+			was = Link{MTU: -1, Learning: !l.Learning, NoGRO: !l.NoGRO, Up: !l.Up, RPFilter: ^l.RPFilter}
 		}
 		return l.modify(was)
 	}

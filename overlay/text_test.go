@@ -28,7 +28,7 @@ func samples() []Entry {
 		Source{Outer: addr("10.0.0.2"), Inner: prefix("10.5.2.0/24")},
 		Link{
 			Name: "weft.1", VNI: 1, Port: 8472, Local: addr("10.0.0.1"), Underlay: "eth0", MAC: mac(1), MTU: 1450,
-			Learning: true, GBP: true, Up: true, RPFilter: 2, AddrGen: "none", Foreign: "ttl 5",
+			Learning: true, GBP: true, NoGRO: true, Up: true, RPFilter: 2, AddrGen: "none", Foreign: "ttl 5",
 		},
 		Addr{Dev: "weft.1", Prefix: prefix("10.5.1.0/32")},
 		FDB{Dev: "weft.1", MAC: mac(2), Dst: addr("10.0.0.2")},
@@ -195,7 +195,7 @@ func TestFilterIsAComment(t *testing.T) {
 func TestModifyOfAnUnknownLinkSetsEverything(t *testing.T) {
 	got := Change{Op: Modify, Entry: samples()[3]}.String()
 	want := "sysctl -qw net.ipv4.conf.weft/1.rp_filter=2 && ip link set weft.1 addrgenmode none && " +
-		"ip link set weft.1 type vxlan id 1 learning && ip link set weft.1 address 0a:00:00:00:00:01 mtu 1450 up"
+		"ip link set weft.1 type vxlan id 1 learning && ethtool -K weft.1 gro off && ip link set weft.1 address 0a:00:00:00:00:01 mtu 1450 up"
 	if got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}

@@ -63,7 +63,7 @@ func (k *vkernel) breakLink() string {
 	case 5:
 		l.RPFilter = 1
 	case 6:
-		l.AddrGen = "eui64"
+		l.AddrGen, l.NoGRO = "eui64", !l.NoGRO
 	case 7: // another device of this name
 		k.drop(l.Name)
 		l.Foreign, l.Port = "ttl 5", uint16(8472+k.rng.IntN(2))

@@ -132,7 +132,7 @@ func (n *node) tell() {
 	o, cfg := n.a.o, *n.a.network.Load()
 	self := overlay.Self{
 		Lease: n.lease, Underlays: n.underlays, Names: presetFor(o.FlannelCompat).names,
-		Guard: o.selfGuard(), Masquerade: o.IPMasq, Bridge: bridge, Addresses: ownAddresses(cfg, n.lease, n.addrs),
+		Guard: o.selfGuard(), Masquerade: o.IPMasq, Bridge: bridge, NoGRO: !o.DeviceGRO, Addresses: ownAddresses(cfg, n.lease, n.addrs),
 	}
 	n.a.self.Store(&self)
 	n.set(self)

@@ -56,6 +56,7 @@ type options struct {
 
 	Guard           overlay.Guard
 	IPMasq          bool
+	DeviceGRO       bool
 	MassRemovalHold time.Duration // 0 is none
 
 	SubnetFile string
@@ -169,6 +170,7 @@ func (o *options) define(p preset, r *raw) *pflag.FlagSet {
 	f.StringSliceVar(&r.sources, "source-address", nil, "further address that peers see this node's VXLAN packets come from, e.g. behind NAT; repeatable")
 	f.StringVar(&r.guard, "ingress-guard", string(overlay.GuardBind), "VXLAN packets let in: bind (a peer's address with this peer's pods inside), peers (a peer's address) or off")
 	f.BoolVar(&o.IPMasq, "ip-masq", p.ipMasq, "masquerade what pods send out of the pod networks")
+	f.BoolVar(&o.DeviceGRO, "device-gro", true, "merge packets once more after they come out of the tunnel; off suits nodes whose network card merges VXLAN itself")
 	f.DurationVar(&o.MassRemovalHold, "mass-removal-hold", 5*time.Minute, "keep the peers for so long when the store loses more than half of them at once; 0 is off")
 	f.StringVar(&o.SubnetFile, "subnet-file", p.subnetFile, "where the CNI plugin reads this node's subnets and MTU")
 	f.StringVar(&o.StateDir, "state-dir", "/var/lib/weft", "directory for what must survive a reboot (the instance id)")

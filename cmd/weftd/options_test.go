@@ -143,11 +143,11 @@ func manySources(n int) string {
 
 func TestDataPlaneOptions(t *testing.T) {
 	o := parse(t, nil)
-	if o.Guard != overlay.GuardBind || !o.IPMasq || o.MassRemovalHold != 5*time.Minute || len(o.Sources) != 0 || o.Cleanup || o.CNIDataDir != "/var/lib/cni/weft" {
+	if o.Guard != overlay.GuardBind || !o.IPMasq || !o.DeviceGRO || o.MassRemovalHold != 5*time.Minute || len(o.Sources) != 0 || o.Cleanup || o.CNIDataDir != "/var/lib/cni/weft" {
 		t.Errorf("defaults: %+v", o)
 	}
-	o = parse(t, []string{"WEFTD_SOURCE_ADDRESS=10.0.0.9, fd00::9"}, "--ingress-guard=peers", "--mass-removal-hold=0", "--ip-masq=false")
-	if fmt.Sprint(o.Sources) != "[10.0.0.9 fd00::9]" || o.Guard != overlay.GuardPeers || o.MassRemovalHold != 0 || o.IPMasq {
+	o = parse(t, []string{"WEFTD_SOURCE_ADDRESS=10.0.0.9, fd00::9"}, "--ingress-guard=peers", "--mass-removal-hold=0", "--ip-masq=false", "--device-gro=false")
+	if fmt.Sprint(o.Sources) != "[10.0.0.9 fd00::9]" || o.Guard != overlay.GuardPeers || o.MassRemovalHold != 0 || o.IPMasq || o.DeviceGRO {
 		t.Errorf("%+v", o)
 	}
 	o = parse(t, nil, "--source-address=10.0.0.9,10.0.0.1", "--source-address=10.0.0.9", "--cleanup", "--force")

@@ -37,9 +37,9 @@ func TestDataPath(t *testing.T) {
 		}
 		kinds[r.Group] = true
 	}
-	// Two wires and two families of streams; round trips twice, connections
-	// and packets in two families.
-	if len(kinds) != 4+2*4 {
+	// In two families: streams on three wires; two figures of round trips, and
+	// connections, with and without kube-proxy; packets.
+	if len(kinds) != 2*(3+2*3+1) {
 		t.Errorf("%d groups of figures: %v", len(kinds), kinds)
 	}
 }

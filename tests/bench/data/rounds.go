@@ -16,21 +16,32 @@ import (
 
 // The variants, in the order of samples' columns.
 const (
-	host     = iota // node to node over the wire of the few
-	weftFew         // pods of weft, two peers
-	byhand          // pods of the pair by hand
-	weftMany        // pods of weft, as many peers as asked for
-	weftFree        // as weftFew, with nodes whose bridges do not call the rules for IP
+	host      = iota // node to node over the wire of the few
+	weftFew          // pods of weft, two peers
+	byhand           // pods of the pair by hand
+	weftMany         // pods of weft, as many peers as asked for
+	weftFree         // as weftFew, with nodes whose bridges do not call the rules for IP
+	weftPlain        // pods of weft, whose devices do not merge packets
 	variants
 )
 
 // A trial is one kind of traffic in one family on one kind of wire.
 type trial struct {
-	kind      string
-	family    subnet.Family
-	segmented bool
-	of        []int // variants
+	kind   string
+	family subnet.Family
+	wire   wire
+	bare   bool  // without kube-proxy's rules
+	of     []int // variants
 }
+
+// A wire is how packets of a stream go from node to node.
+type wire string
+
+const (
+	gso      wire = "GSO wire"                       // as large as the sender has them
+	merging  wire = "segmented wire"                 // at most the MTU, merged by the receiving end
+	separate wire = "segmented wire without merging" // and left as they are
+)
 
 // samples are what a trial has seen: for each variant one answer a round.
 type samples struct {
@@ -49,19 +60,20 @@ func (t trial) span() time.Duration {
 
 // trials are all of them.
 func (q Request) trials() []trial {
-	all := []int{host, weftFew, byhand, weftMany, weftFree}
+	most := []int{host, weftFew, byhand, weftMany, weftPlain}
 	var out []trial
-	for _, segmented := range []bool{false, true} {
-		for _, f := range subnet.Families() {
-			of := all[:3]
-			if segmented {
-				of = all[:4]
-			}
-			out = append(out, trial{stream, f, segmented, of})
-		}
+	for _, f := range subnet.Families() {
+		out = append(out,
+			trial{stream, f, gso, false, []int{host, weftFew, byhand, weftPlain}},
+			trial{stream, f, merging, false, most},
+			trial{stream, f, separate, false, []int{host, weftFew, byhand, weftPlain}},
+			trial{pingers, f, gso, false, most},
+			trial{packets, f, gso, false, most},
+			trial{connect, f, gso, false, []int{host, weftFew, byhand, weftPlain}})
 	}
 	for _, f := range subnet.Families() {
-		out = append(out, trial{pingers, f, false, all}, trial{packets, f, false, all}, trial{connect, f, false, []int{host, weftFew, byhand, weftFree}})
+		of := []int{host, weftFew, byhand, weftFree}
+		out = append(out, trial{pingers, f, gso, true, of}, trial{connect, f, gso, true, of})
 	}
 	return slices.DeleteFunc(out, func(t trial) bool { return len(q.Kinds) > 0 && !slices.Contains(q.Kinds, t.kind) })
 }
@@ -101,7 +113,7 @@ func (s *scene) staff() (*stageSet, error) {
 		return nil
 	}
 	err := pair(host, s.nodes[few][0].Place, s.nodes[few][1].Place, func(f subnet.Family) netip.Addr { return wireAddr(f, few, 1).Addr() })
-	for v, p := range map[int]int{weftFew: few, byhand: hand, weftMany: many} {
+	for v, p := range map[int]int{weftFew: few, byhand: hand, weftMany: many, weftPlain: plain} {
 		if err == nil {
 			err = pair(v, s.pods[p][0].Place, s.pods[p][1].Place, func(f subnet.Family) netip.Addr {
 				a, _ := s.pods[p][1].Addr(f)
@@ -127,10 +139,13 @@ func (st *stageSet) run(ctx context.Context, t trial) (out samples, err error) {
 	out.trial = t
 	for p := range pairs {
 		for _, n := range st.nodes[p] {
-			if err := segmented(n.Place, wireDev, t.segmented); err != nil {
+			if err := segmented(n.Place, wireDev, t.wire != gso, t.wire == merging); err != nil {
 				return out, err
 			}
 		}
+	}
+	if err := st.proxied(ctx, !t.bare); err != nil {
+		return out, err
 	}
 	stop, err := st.wake(t)
 	if err != nil {
@@ -183,11 +198,11 @@ func (st *stageSet) wake(t trial) (stop func() error, err error) {
 }
 
 func (t trial) String() string {
-	wire := "GSO wire"
-	if t.segmented {
-		wire = "segmented wire"
+	s := fmt.Sprintf("%s %s, %s", t.family, t.kind, t.wire)
+	if t.bare {
+		s += ", no kube-proxy"
 	}
-	return fmt.Sprintf("%s %s, %s", t.family, t.kind, wire)
+	return s
 }
 
 // sample is one measurement of a variant.

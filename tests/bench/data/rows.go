@@ -58,14 +58,19 @@ func (s samples) column(f figure, v int) []float64 {
 
 // rows are those of one figure of one trial.
 func (s samples) rows(f figure, q Request, r *rand.Rand) []measure.Row {
-	wire, peer := "", f.peer
+	where, peer := "", f.peer
 	if s.kind == stream {
-		wire = ", GSO wire"
+		where = ", " + string(s.wire)
 	}
-	if s.segmented {
-		wire, peer = ", segmented wire", f.peerSeg
+	switch {
+	case s.wire == merging:
+		peer = f.peerSeg
+	case s.wire == separate:
+		peer = "" // the nearest peer was not measured there
+	case s.bare:
+		where, peer = ", no kube-proxy", "" // nor there
 	}
-	group := fmt.Sprintf("Data path, %s%s: %s", s.family, wire, f.name)
+	group := fmt.Sprintf("Data path, %s%s: %s", s.family, where, f.name)
 	ratio := func(name string, a, b int) measure.Row {
 		row := measure.Row{Group: group, Name: name, Unit: "x", N: len(s.got[a])}
 		row.Value, row.Low, row.High = measure.RatioOfPairs(s.column(f, a), s.column(f, b), r)
@@ -96,6 +101,9 @@ func (s samples) rows(f figure, q Request, r *rand.Rand) []measure.Row {
 	}
 	if len(s.got[weftFree]) > 0 {
 		out = append(out, ratio("weft, bridge-nf-call-iptables=0 / by hand", weftFree, byhand), ratio("weft, bridge-nf-call-iptables=0 / =1", weftFree, weftFew))
+	}
+	if len(s.got[weftPlain]) > 0 {
+		out = append(out, ratio("weft, --device-gro=false / true", weftPlain, weftFew))
 	}
 	return append(out, abs("host", host), abs("weft", weftFew), abs("by hand", byhand))
 }

@@ -21,9 +21,10 @@ import (
 
 // The pairs of nodes, each on a wire of its own: a cable, no bridge.
 const (
-	few  = iota // weft, two peers
-	hand        // by hand
-	many        // weft, as many peers as asked for
+	few   = iota // weft, two peers
+	hand         // by hand
+	many         // weft, as many peers as asked for
+	plain        // weft, two peers, devices that do not merge packets
 	pairs
 )
 
@@ -37,8 +38,8 @@ const (
 const netConf = `{"Network":"10.0.0.0/8","SubnetLen":24,"SubnetMin":"10.1.0.0","SubnetMax":"10.1.255.0",` +
 	`"IPv6Network":"fd42::/48","IPv6SubnetMin":"fd42:0:0:1::","IPv6SubnetMax":"fd42:0:0:fff::","Backend":{"Type":"vxlan"}}`
 
-// crowdPrefix is where the leases of the many are.
-const crowdPrefix = "/weft/many"
+// prefixes are where the leases of the others than the few are.
+func prefixes() map[int]string { return map[int]string{many: "/weft/many", plain: "/weft/plain"} }
 
 // wireAddr is the address of node i on the wire of a pair.
 func wireAddr(f subnet.Family, pair, i int) netip.Prefix {
@@ -73,7 +74,7 @@ func (q Request) build(ctx context.Context, l *netlab.Lab) (*scene, error) {
 	if err := s.agents(ctx); err != nil {
 		return nil, err
 	}
-	for _, p := range []int{few, many, hand} {
+	for _, p := range []int{few, many, plain, hand} {
 		if err := s.attach(ctx, p); err != nil {
 			return nil, err
 		}
@@ -149,21 +150,24 @@ func (s *scene) agents(ctx context.Context) error {
 	if err := s.lab.StartAgents(ctx, s.nodes[few][:]...); err != nil {
 		return err
 	}
-	if _, err := s.lab.Client().Put(ctx, crowdPrefix+"/config", netConf); err != nil {
-		return err
-	}
-	if err := enrol(ctx, s.lab.Client(), crowdPrefix, s.q.Peers-1); err != nil {
-		return err
-	}
-	for _, n := range s.nodes[many] {
-		if err := n.StartAgent(ctx, "--etcd-prefix="+crowdPrefix); err != nil {
+	peers := map[int]int{few: 2, many: s.q.Peers, plain: 2}
+	for p, prefix := range prefixes() {
+		if _, err := s.lab.Client().Put(ctx, prefix+"/config", netConf); err != nil {
 			return err
 		}
-		if err := n.WaitReady(ctx); err != nil {
+		if err := enrol(ctx, s.lab.Client(), prefix, peers[p]-1); err != nil {
 			return err
 		}
+		for _, n := range s.nodes[p] {
+			if err := n.StartAgent(ctx, "--etcd-prefix="+prefix, fmt.Sprintf("--device-gro=%t", p != plain)); err != nil {
+				return err
+			}
+			if err := n.WaitReady(ctx); err != nil {
+				return err
+			}
+		}
 	}
-	for p, want := range map[int]int{few: 2, many: s.q.Peers} {
+	for p, want := range peers {
 		for _, n := range s.nodes[p] {
 			if err := s.awaitPeers(ctx, n, want); err != nil {
 				return err
