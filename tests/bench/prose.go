@@ -14,8 +14,8 @@ that changes nothing makes no event, so rewrites are also counted by the age at 
 Times include whatever else the machine did. The nearest peer is flannel v0.28.9, measured on a machine of the same class
 with IPv4 only; it was not run beside these figures.
 
-**Data path.** Four pairs of nodes in one lab, each on a cable (veth) of its own: weft with two peers, weft with many, weft
-with ` + "`--device-gro=false`" + `, and a pair programmed by hand the way flannel v0.28 does (device, neighbour, forwarding entry and
+**Data path.** Five pairs of nodes in one lab, each on a cable (veth) of its own: weft with two peers, weft with many, weft
+with ` + "`--device-gro=false`" + `, weft with ` + "`--ingress-guard=off`" + `, and a pair programmed by hand the way flannel v0.28 does (device, neighbour, forwarding entry and
 onlink route for each peer, its nftables rules, the bridge its CNI plugin makes). ` + "`host`" + ` is node to node over the first
 pair's cable, through weft's rules. All nodes have kube-proxy's nftables chains (50 Services), as the nearest peer's nodes
 had when it was measured; groups that say "no kube-proxy" are without. On all nodes bridges call the rules for IP

@@ -22,6 +22,7 @@ const (
 	weftMany         // pods of weft, as many peers as asked for
 	weftFree         // as weftFew, with nodes whose bridges do not call the rules for IP
 	weftPlain        // pods of weft, whose devices do not merge packets
+	weftOpen         // pods of weft without ingress guard
 	variants
 )
 
@@ -67,9 +68,9 @@ func (q Request) trials() []trial {
 			trial{stream, f, gso, false, []int{host, weftFew, byhand, weftPlain}},
 			trial{stream, f, merging, false, most},
 			trial{stream, f, separate, false, []int{host, weftFew, byhand, weftPlain}},
-			trial{pingers, f, gso, false, most},
-			trial{packets, f, gso, false, most},
-			trial{connect, f, gso, false, []int{host, weftFew, byhand, weftPlain}})
+			trial{pingers, f, gso, false, append(slices.Clone(most), weftOpen)},
+			trial{packets, f, gso, false, append(slices.Clone(most), weftOpen)},
+			trial{connect, f, gso, false, []int{host, weftFew, byhand, weftPlain, weftOpen}})
 	}
 	for _, f := range subnet.Families() {
 		of := []int{host, weftFew, byhand, weftFree}
@@ -113,7 +114,7 @@ func (s *scene) staff() (*stageSet, error) {
 		return nil
 	}
 	err := pair(host, s.nodes[few][0].Place, s.nodes[few][1].Place, func(f subnet.Family) netip.Addr { return wireAddr(f, few, 1).Addr() })
-	for v, p := range map[int]int{weftFew: few, byhand: hand, weftMany: many, weftPlain: plain} {
+	for v, p := range map[int]int{weftFew: few, byhand: hand, weftMany: many, weftPlain: plain, weftOpen: unguarded} {
 		if err == nil {
 			err = pair(v, s.pods[p][0].Place, s.pods[p][1].Place, func(f subnet.Family) netip.Addr {
 				a, _ := s.pods[p][1].Addr(f)

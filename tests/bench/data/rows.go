@@ -105,5 +105,8 @@ func (s samples) rows(f figure, q Request, r *rand.Rand) []measure.Row {
 	if len(s.got[weftPlain]) > 0 {
 		out = append(out, ratio("weft, --device-gro=false / true", weftPlain, weftFew))
 	}
+	if len(s.got[weftOpen]) > 0 {
+		out = append(out, ratio("weft, --ingress-guard=off / bind", weftOpen, weftFew))
+	}
 	return append(out, abs("host", host), abs("weft", weftFew), abs("by hand", byhand))
 }

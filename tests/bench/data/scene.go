@@ -21,10 +21,11 @@ import (
 
 // The pairs of nodes, each on a wire of its own: a cable, no bridge.
 const (
-	few   = iota // weft, two peers
-	hand         // by hand
-	many         // weft, as many peers as asked for
-	plain        // weft, two peers, devices that do not merge packets
+	few       = iota // weft, two peers
+	hand             // by hand
+	many             // weft, as many peers as asked for
+	plain            // weft, two peers, devices that do not merge packets
+	unguarded        // weft, two peers, no ingress guard
 	pairs
 )
 
@@ -39,7 +40,14 @@ const netConf = `{"Network":"10.0.0.0/8","SubnetLen":24,"SubnetMin":"10.1.0.0","
 	`"IPv6Network":"fd42::/48","IPv6SubnetMin":"fd42:0:0:1::","IPv6SubnetMax":"fd42:0:0:fff::","Backend":{"Type":"vxlan"}}`
 
 // prefixes are where the leases of the others than the few are.
-func prefixes() map[int]string { return map[int]string{many: "/weft/many", plain: "/weft/plain"} }
+func prefixes() map[int]string {
+	return map[int]string{many: "/weft/many", plain: "/weft/plain", unguarded: "/weft/unguarded"}
+}
+
+// settings are the flags that make the difference.
+func settings() map[int][]string {
+	return map[int][]string{plain: {"--device-gro=false"}, unguarded: {"--ingress-guard=off"}}
+}
 
 // wireAddr is the address of node i on the wire of a pair.
 func wireAddr(f subnet.Family, pair, i int) netip.Prefix {
@@ -74,7 +82,7 @@ func (q Request) build(ctx context.Context, l *netlab.Lab) (*scene, error) {
 	if err := s.agents(ctx); err != nil {
 		return nil, err
 	}
-	for _, p := range []int{few, many, plain, hand} {
+	for _, p := range []int{few, many, plain, unguarded, hand} {
 		if err := s.attach(ctx, p); err != nil {
 			return nil, err
 		}
@@ -150,7 +158,7 @@ func (s *scene) agents(ctx context.Context) error {
 	if err := s.lab.StartAgents(ctx, s.nodes[few][:]...); err != nil {
 		return err
 	}
-	peers := map[int]int{few: 2, many: s.q.Peers, plain: 2}
+	peers := map[int]int{few: 2, many: s.q.Peers, plain: 2, unguarded: 2}
 	for p, prefix := range prefixes() {
 		if _, err := s.lab.Client().Put(ctx, prefix+"/config", netConf); err != nil {
 			return err
@@ -159,7 +167,7 @@ func (s *scene) agents(ctx context.Context) error {
 			return err
 		}
 		for _, n := range s.nodes[p] {
-			if err := n.StartAgent(ctx, "--etcd-prefix="+prefix, fmt.Sprintf("--device-gro=%t", p != plain)); err != nil {
+			if err := n.StartAgent(ctx, append(settings()[p], "--etcd-prefix="+prefix)...); err != nil {
 				return err
 			}
 			if err := n.WaitReady(ctx); err != nil {
