@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"weft.dev/weft/subnet"
+	"weft.dev/weft/tests/bench/crowd"
 	"weft.dev/weft/tests/netlab"
 )
 
@@ -69,15 +70,15 @@ const patience = 2 * time.Minute
 // run measures in the lab that this process controls.
 func (q request) run(ctx context.Context, log io.Writer) (figures, error) {
 	out := figures{Request: q}
-	conf := netConf
+	conf := crowd.Dual
 	if !q.Dual {
-		conf = netConf4
+		conf = crowd.IPv4
 	}
 	l, err := netlab.New(ctx, netlab.Config{Nodes: 1, Network: conf, BinDir: q.BinDir, Progress: log})
 	if err != nil {
 		return out, err
 	}
-	if err := enrol(ctx, l, q.Peers, q.Dual); err != nil {
+	if err := crowd.Enrol(ctx, l.Client(), l.Prefix(), q.Peers, q.Dual); err != nil {
 		return out, err
 	}
 	n := &node{Node: l.Nodes()[0], lab: l, q: q}
@@ -218,12 +219,10 @@ func (n *node) drift(ctx context.Context, out *figures) error {
 	var script strings.Builder
 	gone := 0
 	for i := 0; i < n.q.Peers; i += 100 {
-		p := peer{n: i, dual: n.q.Dual}
-		hi, lo := p.bytes()
-		fmt.Fprintf(&script, "neigh del 10.%d.%d.0 dev weft.1\nroute del 10.%d.%d.0/24 proto 87\n", 64+int(hi), lo, 64+int(hi), lo)
-		gone += 2
-		if n.q.Dual {
-			fmt.Fprintf(&script, "neigh del fd42:0:0:%x:: dev weft6.1\nroute del fd42:0:0:%x::/64 proto 87\n", 0x1000+i, 0x1000+i)
+		p := crowd.Peer{N: i, Dual: n.q.Dual}
+		for _, f := range p.Families() {
+			s, dev := p.Subnet(f), map[subnet.Family]string{subnet.IPv4: "weft.1", subnet.IPv6: "weft6.1"}[f]
+			fmt.Fprintf(&script, "neigh del %s dev %s\nroute del %s proto 87\n", s.Addr(), dev, s)
 			gone += 2
 		}
 	}
@@ -266,10 +265,10 @@ func (n *node) settled(ctx context.Context) (int, error) {
 // second.
 func (n *node) changes(ctx context.Context, out *figures) error {
 	for i := range n.q.Changes {
-		p := peer{n: (i * 7919) % n.q.Peers, dual: n.q.Dual, move: byte(1 + i%8)}
-		came := n.mon.await(fdb{p.mac(subnet.IPv4), p.dst(subnet.IPv4)})
+		p := crowd.Peer{N: (i * 7919) % n.q.Peers, Dual: n.q.Dual, Move: byte(1 + i%8)}
+		came := n.mon.await(fdb{p.MAC(subnet.IPv4), p.Underlay(subnet.IPv4)})
 		next := time.Now().Add(200 * time.Millisecond)
-		if _, err := n.lab.Client().Put(ctx, p.key(n.lab), p.value()); err != nil {
+		if _, err := n.lab.Client().Put(ctx, p.Key(n.lab.Prefix()), p.Value()); err != nil {
 			return err
 		}
 		answered := time.Now()
@@ -280,7 +279,7 @@ func (n *node) changes(ctx context.Context, out *figures) error {
 				n.lab.Progress("%s: change %d at %s took %v", n.q, i, answered.Format("15:04:05.000"), at.Sub(answered))
 			}
 		case <-time.After(10 * time.Second):
-			return fmt.Errorf("peer %d did not move", p.n)
+			return fmt.Errorf("peer %d did not move", p.N)
 		}
 		if err := netlab.Pause(ctx, time.Until(next)); err != nil {
 			return err
@@ -300,8 +299,8 @@ func (n *node) storm(ctx context.Context, out *figures) error {
 	}
 	begin, answered := time.Now(), time.Time{}
 	for i := range n.q.Storm {
-		p := peer{n: n.q.Peers + i, dual: n.q.Dual}
-		if _, err := n.lab.Client().Put(ctx, p.key(n.lab), p.value()); err != nil {
+		p := crowd.Peer{N: n.q.Peers + i, Dual: n.q.Dual}
+		if _, err := n.lab.Client().Put(ctx, p.Key(n.lab.Prefix()), p.Value()); err != nil {
 			return err
 		}
 		answered = time.Now()

@@ -18,6 +18,7 @@ import (
 	"syscall"
 	"time"
 
+	"weft.dev/weft/tests/bench/crowd"
 	"weft.dev/weft/tests/bench/data"
 	"weft.dev/weft/tests/bench/measure"
 	"weft.dev/weft/tests/netlab"
@@ -103,16 +104,16 @@ func parse(args []string, stderr io.Writer) (o options, err error) {
 	}
 	for _, s := range strings.Split(*sizes, ",") {
 		n, err := strconv.Atoi(strings.TrimSpace(s))
-		if err != nil || n < 100 || n+stormSize > maxPeers {
-			return o, fmt.Errorf("--sizes: %q is not a number from 100 to %d", s, maxPeers-stormSize)
+		if err != nil || n < 100 || n+stormSize > crowd.Most {
+			return o, fmt.Errorf("--sizes: %q is not a number from 100 to %d", s, crowd.Most-stormSize)
 		}
 		o.sizes = append(o.sizes, n)
 	}
 	if o.only != "all" && o.only != "control" && o.only != "data" {
 		return o, fmt.Errorf("--only %q: control, data or all", o.only)
 	}
-	if o.data.Pairs < 1 || o.data.Peers < 2 || o.data.Peers > maxPeers/4 {
-		return o, fmt.Errorf("--pairs %d, --data-peers %d: at least 1, and 2 to %d are allowed", o.data.Pairs, o.data.Peers, maxPeers/4)
+	if o.data.Pairs < 1 || o.data.Peers < 2 || o.data.Peers > crowd.Most/4 {
+		return o, fmt.Errorf("--pairs %d, --data-peers %d: at least 1, and 2 to %d are allowed", o.data.Pairs, o.data.Peers, crowd.Most/4)
 	}
 	if o.starts < 1 || o.changes < 0 || o.idle < 0 {
 		return o, fmt.Errorf("--starts %d, --changes %d, --idle %s: at least 1, 0 and 0 are allowed", o.starts, o.changes, o.idle)

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 
+	"weft.dev/weft/tests/bench/crowd"
 	"weft.dev/weft/tests/bench/measure"
 	"weft.dev/weft/tests/netlab"
 )
@@ -62,7 +63,7 @@ func Inside(ctx context.Context, out, log io.Writer) error {
 	if err := json.Unmarshal([]byte(os.Getenv(requestEnv)), &q); err != nil {
 		return fmt.Errorf("%s: %w", requestEnv, err)
 	}
-	l, err := netlab.New(ctx, netlab.Config{Nodes: 2 * pairs, Network: netConf, BinDir: q.BinDir, Progress: log, AgentArgs: []string{"--iface=" + wireDev}})
+	l, err := netlab.New(ctx, netlab.Config{Nodes: 2 * pairs, Network: crowd.Dual, BinDir: q.BinDir, Progress: log, AgentArgs: []string{"--iface=" + wireDev}})
 	if err != nil {
 		return err
 	}

@@ -12,10 +12,10 @@ import (
 	"os"
 
 	"github.com/vishvananda/netlink"
-	clientv3 "go.etcd.io/etcd/client/v3"
 	"golang.org/x/sys/unix"
 
 	"weft.dev/weft/subnet"
+	"weft.dev/weft/tests/bench/crowd"
 	"weft.dev/weft/tests/netlab"
 )
 
@@ -33,11 +33,6 @@ const (
 	wireDev = "wire0"
 	wireMTU = 1500
 )
-
-// netConf leaves 10.64.0.0 and up, and fd42:0:0:4000:: and up, to peers that
-// do not exist.
-const netConf = `{"Network":"10.0.0.0/8","SubnetLen":24,"SubnetMin":"10.1.0.0","SubnetMax":"10.1.255.0",` +
-	`"IPv6Network":"fd42::/48","IPv6SubnetMin":"fd42:0:0:1::","IPv6SubnetMax":"fd42:0:0:fff::","Backend":{"Type":"vxlan"}}`
 
 // prefixes are where the leases of the others than the few are.
 func prefixes() map[int]string {
@@ -152,7 +147,7 @@ func (s *scene) wire(pair int) error {
 
 // agents writes the leases of peers that do not exist and starts every weftd.
 func (s *scene) agents(ctx context.Context) error {
-	if err := enrol(ctx, s.lab.Client(), s.lab.Prefix(), 1); err != nil {
+	if err := crowd.Enrol(ctx, s.lab.Client(), s.lab.Prefix(), 1, true); err != nil {
 		return err
 	}
 	if err := s.lab.StartAgents(ctx, s.nodes[few][:]...); err != nil {
@@ -160,10 +155,10 @@ func (s *scene) agents(ctx context.Context) error {
 	}
 	peers := map[int]int{few: 2, many: s.q.Peers, plain: 2, unguarded: 2}
 	for p, prefix := range prefixes() {
-		if _, err := s.lab.Client().Put(ctx, prefix+"/config", netConf); err != nil {
+		if _, err := s.lab.Client().Put(ctx, prefix+"/config", crowd.Dual); err != nil {
 			return err
 		}
-		if err := enrol(ctx, s.lab.Client(), prefix, peers[p]-1); err != nil {
+		if err := crowd.Enrol(ctx, s.lab.Client(), prefix, peers[p]-1, true); err != nil {
 			return err
 		}
 		for _, n := range s.nodes[p] {
@@ -217,42 +212,4 @@ func (s *scene) attach(ctx context.Context, pair int) error {
 		s.pods[pair][i] = pod
 	}
 	return nil
-}
-
-// enrol writes the leases of n peers that do not exist.
-func enrol(ctx context.Context, c *clientv3.Client, prefix string, n int) error {
-	const part = 100 // etcd takes 128 operations in a transaction
-	for first := 0; first < n; first += part {
-		var ops []clientv3.Op
-		for i := first; i < min(first+part, n); i++ {
-			key, value, err := subnet.EncodeLease(nobody(i))
-			if err != nil {
-				return err
-			}
-			ops = append(ops, clientv3.OpPut(prefix+"/subnets/"+key, string(value)))
-		}
-		if _, err := c.Txn(ctx).Then(ops...).Commit(); err != nil {
-			return fmt.Errorf("write leases from %d on: %w", first, err)
-		}
-	}
-	return nil
-}
-
-// nobody is the lease of a node that does not exist, behind the default route.
-func nobody(i int) subnet.Lease {
-	hi, lo := byte(i>>8), byte(i)
-	mac := func(f subnet.Family) subnet.MAC { return subnet.MAC{0x0a, 0x10, 0, byte(f), hi, lo} }
-	return subnet.Lease{
-		Node: fmt.Sprintf("peer-%d", i), Instance: fmt.Sprintf("%032x", i+1), Backend: subnet.BackendVXLAN,
-		Paths: []subnet.Path{
-			{
-				Subnet:   netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 64 + hi, lo, 0}), 24),
-				Underlay: netip.AddrFrom4([4]byte{172, 16, hi, lo}), MAC: mac(subnet.IPv4), VNI: 1,
-			},
-			{
-				Subnet:   netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 0x42, 6: 0x40 + hi, 7: lo}), 64),
-				Underlay: netip.AddrFrom16([16]byte{0xfd, 0x78, 14: hi, 15: lo}), MAC: mac(subnet.IPv6), VNI: 1,
-			},
-		},
-	}
 }
