@@ -3,6 +3,7 @@
 package backend
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -174,8 +175,17 @@ func unreachable(err error) bool {
 // defaultRoutes returns the default routes of a family that have a device,
 // the one the kernel prefers first.
 func (k *Kernel) defaultRoutes(ctx context.Context, f subnet.Family) ([]rawRoute, error) {
-	routes, err := k.routes(ctx, f, 0, func(r rawRoute) bool {
-		return r.dst.Bits() == 0 && r.typ == unix.RTN_UNICAST && r.tos == 0 && r.hops[0].index != 0
+	head := unix.RtMsg{Family: afOf(f), Table: unix.RT_TABLE_MAIN}
+	routes, err := gatherRoutes(ctx, k.conn, head, 0, func(out []rawRoute, msg []byte) []rawRoute {
+		if bitsOf(msg) != 0 {
+			return out // thousands, or a whole Internet: not even decoded
+		}
+		r, ok := decodeRoute(msg, f)
+		if !ok || r.typ != unix.RTN_UNICAST || r.tos != 0 || r.hops[0].index == 0 {
+			return out
+		}
+		r.attrs = bytes.Clone(r.attrs)
+		return append(out, r)
 	})
 	if err != nil {
 		return nil, err

@@ -126,50 +126,61 @@ func routeProblems(ctx context.Context, spec ProbeSpec) ([]subnet.Problem, error
 	}
 	var out []subnet.Problem
 	for _, f := range subnet.Families() {
-		routes, err := k.routesInside(ctx, f, spec.Networks)
+		routes, err := k.shadowing(ctx, f, spec, nics)
 		if err != nil {
 			return nil, fmt.Errorf("list %v routes: %w", f, err)
 		}
-		lowest := ourMetrics(routes)
 		for _, r := range routes {
-			if m, ok := lowest[r.dst]; r.shadows(spec, nics) && (!ok || r.metric <= m) {
-				out = append(out, shadowProblem(r, nics))
-			}
+			out = append(out, shadowProblem(r, nics))
 		}
 	}
 	return out, nil
 }
 
-// routesInside returns the main table's routes into networks. There may be a
-// whole Internet of others beside them: those are not even decoded.
-func (k *Kernel) routesInside(ctx context.Context, f subnet.Family, networks []netip.Prefix) ([]rawRoute, error) {
+// shadowing returns the main table's routes of others that take packets for
+// pods off weft's: those that no route of weft to the same prefix goes before.
+// There may be a whole Internet of others, and there are many of ours: the
+// first are not decoded, and ours are only asked for where it matters.
+func (k *Kernel) shadowing(ctx context.Context, f subnet.Family, spec ProbeSpec, nics []nic) ([]rawRoute, error) {
 	head := unix.RtMsg{Family: afOf(f), Table: unix.RT_TABLE_MAIN}
-	return gatherRoutes(ctx, k.conn, head, 0, func(out []rawRoute, msg []byte) []rawRoute {
-		if len(msg) < unix.SizeofRtMsg {
+	others, err := gatherRoutes(ctx, k.conn, head, 0, func(out []rawRoute, msg []byte) []rawRoute {
+		if protoOf(msg) == overlay.RouteProtocol || !leadsInto(msg, spec.Networks) {
 			return out
 		}
-		b, _ := attr(msg[unix.SizeofRtMsg:], unix.RTA_DST)
-		dst, ok := netip.AddrFromSlice(b)
-		if !ok || !slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.Contains(dst) }) {
-			return out
-		}
-		if r, ok := decodeRoute(msg, f); ok {
+		if r, ok := decodeRoute(msg, f); ok && r.shadows(spec, nics) {
 			r.attrs = bytes.Clone(r.attrs)
 			out = append(out, r)
 		}
 		return out
 	})
+	if err != nil || len(others) == 0 {
+		return nil, err
+	}
+	lowest := map[netip.Prefix]uint32{} // metric of weft's routes to where others lead too
+	head.Protocol = overlay.RouteProtocol
+	err = k.conn.streamRoutes(ctx, head, 0, func() { clear(lowest) }, func(msg []byte) {
+		r, ok := decodeRoute(msg, f)
+		if !ok || r.proto != overlay.RouteProtocol || !slices.ContainsFunc(others, func(o rawRoute) bool { return o.dst == r.dst }) {
+			return
+		}
+		if m, known := lowest[r.dst]; !known || r.metric < m {
+			lowest[r.dst] = r.metric
+		}
+	})
+	return slices.DeleteFunc(others, func(r rawRoute) bool {
+		m, ours := lowest[r.dst]
+		return ours && m < r.metric
+	}), err
 }
 
-// ourMetrics returns the lowest metric of weft's routes to each destination.
-func ourMetrics(routes []rawRoute) map[netip.Prefix]uint32 {
-	out := map[netip.Prefix]uint32{}
-	for _, r := range routes {
-		if m, ok := out[r.dst]; r.proto == overlay.RouteProtocol && (!ok || r.metric < m) {
-			out[r.dst] = r.metric
-		}
+// leadsInto reports whether a route message is of one into networks.
+func leadsInto(msg []byte, networks []netip.Prefix) bool {
+	if len(msg) < unix.SizeofRtMsg {
+		return false
 	}
-	return out
+	b, _ := attr(msg[unix.SizeofRtMsg:], unix.RTA_DST)
+	dst, ok := netip.AddrFromSlice(b)
+	return ok && slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.Contains(dst) })
 }
 
 // shadows reports whether r is somebody else's and leads into a pod network. A

@@ -90,6 +90,20 @@ func decodeRoute(msg []byte, f subnet.Family) (r rawRoute, ok bool) {
 	return r, table == unix.RT_TABLE_MAIN && r.dst.IsValid() && h.Flags&unix.RTM_F_CLONED == 0
 }
 
+// bitsOf and protoOf read the prefix length and the protocol of a route message
+// (struct rtmsg, linux/rtnetlink.h) before anything of it is decoded. 0 where
+// there is none.
+
+func bitsOf(msg []byte) uint8  { return headOf(msg).Dst_len }
+func protoOf(msg []byte) uint8 { return headOf(msg).Protocol }
+
+func headOf(msg []byte) unix.RtMsg {
+	if len(msg) < unix.SizeofRtMsg {
+		return unix.RtMsg{}
+	}
+	return unix.RtMsg{Family: msg[0], Dst_len: msg[1], Src_len: msg[2], Tos: msg[3], Table: msg[4], Protocol: msg[5], Scope: msg[6], Type: msg[7]}
+}
+
 // key returns the attributes that tell r from its twins when it is deleted,
 // besides dst, metric, proto and tos. A nexthop object excludes the description
 // of its content.

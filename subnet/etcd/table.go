@@ -37,14 +37,21 @@ func (r record) overlaps(p netip.Prefix) bool { return slices.ContainsFunc(r.sub
 func readRecord(prefix string, kv *mvccpb.KeyValue) record {
 	r := record{key: string(kv.Key), created: kv.CreateRevision, changed: kv.ModRevision, etcd: clientv3.LeaseID(kv.Lease)}
 	name := strings.TrimPrefix(r.key, prefix)
-	if r.subnets, r.err = subnet.ParseKey(name); r.err != nil {
-		return r
+	if !strings.Contains(name, "/") {
+		if r.lease, r.err = subnet.DecodeLease(name, kv.Value); r.err == nil {
+			r.subnets = make([]netip.Prefix, len(r.lease.Paths))
+			for i, p := range r.lease.Paths {
+				r.subnets[i] = p.Subnet
+			}
+			return r
+		}
 	}
-	if strings.Contains(name, "/") {
+	var err error
+	if r.subnets, err = subnet.ParseKey(name); err != nil {
+		r.err = err
+	} else if r.err == nil {
 		r.err = errors.New("want the lease directly below subnets/, without another slash")
-		return r
 	}
-	r.lease, r.err = subnet.DecodeLease(name, kv.Value)
 	return r
 }
 
@@ -86,11 +93,13 @@ func (t *table) patch(kvs []*mvccpb.KeyValue, rev int64) {
 	t.rev, t.patched = rev, true
 }
 
-// sorted returns the records by key.
-func (t *table) sorted() []record {
-	list := make([]record, 0, len(t.records))
+// sorted returns the records that want says, by key.
+func (t *table) sorted(want func(record) bool) []record {
+	var list []record
 	for _, r := range t.records {
-		list = append(list, r)
+		if want(r) {
+			list = append(list, r)
+		}
 	}
 	slices.SortFunc(list, func(a, b record) int { return strings.Compare(a.key, b.key) })
 	return list
