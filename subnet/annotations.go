@@ -135,13 +135,12 @@ func decodeNode(stem, node string, podCIDRs []netip.Prefix, ann map[string]strin
 			return Lease{}, err
 		}
 	}
-	pub := map[Family]published{
-		IPv4: {addr: ann[stem+annIP4], data: json.RawMessage(ann[stem+annData4]),
+	pub := endsOf(
+		published{addr: ann[stem+annIP4], data: json.RawMessage(ann[stem+annData4]),
 			addrName: stem + annIP4, dataName: stem + annData4},
-		IPv6: {addr: ann[stem+annIP6], data: json.RawMessage(ann[stem+annData6]),
-			addrName: stem + annIP6, dataName: stem + annData6},
-	}
-	l.Paths, err = joinPaths(l.Backend, subnets, pub)
+		published{addr: ann[stem+annIP6], data: json.RawMessage(ann[stem+annData6]),
+			addrName: stem + annIP6, dataName: stem + annData6})
+	l.Paths, err = joinPaths(l.Backend, subnets, &pub)
 	if err != nil {
 		return Lease{}, err
 	}

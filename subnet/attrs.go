@@ -140,10 +140,18 @@ func DecodeLease(key string, value []byte) (Lease, error) {
 }
 
 func decodeAttrs(subnets []netip.Prefix, value []byte) (Lease, error) {
-	var in leaseJSON
-	if err := decodeJSON(value, &in); err != nil {
-		return Lease{}, err
+	in, plain := plainLease(value)
+	if !plain {
+		in = leaseJSON{}
+		if err := decodeJSON(value, &in); err != nil {
+			return Lease{}, err
+		}
 	}
+	return leaseFrom(subnets, in)
+}
+
+// leaseFrom checks what was read.
+func leaseFrom(subnets []netip.Prefix, in leaseJSON) (Lease, error) {
 	l := Lease{Backend: in.BackendType.known()}
 	if in.BackendType != "" {
 		if err := checkName("BackendType", string(in.BackendType)); err != nil {
@@ -160,16 +168,13 @@ func decodeAttrs(subnets []netip.Prefix, value []byte) (Lease, error) {
 			return Lease{}, fmt.Errorf("Weft: %w", err)
 		}
 	}
-	addrs := map[Family]published{
-		IPv4: {addr: in.PublicIP, data: in.BackendData, addrName: "PublicIP", dataName: "BackendData"},
-		IPv6: {data: in.BackendV6Data, addrName: "PublicIPv6", dataName: "BackendV6Data"},
-	}
+	pub := endsOf(
+		published{addr: in.PublicIP, data: in.BackendData, addrName: "PublicIP", dataName: "BackendData"},
+		published{data: in.BackendV6Data, addrName: "PublicIPv6", dataName: "BackendV6Data"})
 	if in.PublicIPv6 != nil {
-		p := addrs[IPv6]
-		p.addr = *in.PublicIPv6
-		addrs[IPv6] = p
+		pub.of(IPv6).addr = *in.PublicIPv6
 	}
-	paths, err := joinPaths(l.Backend, subnets, addrs)
+	paths, err := joinPaths(l.Backend, subnets, &pub)
 	if err != nil {
 		return Lease{}, err
 	}
@@ -236,17 +241,29 @@ type published struct {
 	dataName       string
 }
 
+// ends are a lease's endpoints as read, one of each underlay family.
+type ends [2]published
+
+func endsOf(ipv4, ipv6 published) ends { return ends{ipv4, ipv6} }
+
+func (e *ends) of(f Family) *published {
+	if f == IPv6 {
+		return &e[1]
+	}
+	return &e[0]
+}
+
 // joinPaths is the inverse of endpoints: it gives each subnet the endpoint
 // of its own family, or else the other one. Only endpoints that a subnet
 // needs must be valid.
-func joinPaths(b BackendType, subnets []netip.Prefix, pub map[Family]published) ([]Path, error) {
+func joinPaths(b BackendType, subnets []netip.Prefix, pub *ends) ([]Path, error) {
 	paths := make([]Path, 0, len(subnets))
 	for _, s := range subnets {
 		f := FamilyOf(s.Addr())
-		if pub[f].absent() {
+		if pub.of(f).absent() {
 			f = f.Other()
 		}
-		p, err := pub[f].path(b, f)
+		p, err := pub.of(f).path(b, f)
 		if err != nil {
 			return nil, err
 		}
@@ -257,10 +274,10 @@ func joinPaths(b BackendType, subnets []netip.Prefix, pub map[Family]published) 
 }
 
 // absent reports whether the writer has no endpoint of this family.
-func (p published) absent() bool { return p.addr == "" || p.addr == noAddr || p.addr == "::" }
+func (p *published) absent() bool { return p.addr == "" || p.addr == noAddr || p.addr == "::" }
 
 // path checks the endpoint and returns it as a Path without a Subnet.
-func (p published) path(b BackendType, f Family) (Path, error) {
+func (p *published) path(b BackendType, f Family) (Path, error) {
 	if p.absent() {
 		return Path{}, errors.New("no underlay address of either family")
 	}
@@ -305,9 +322,12 @@ func encodeData(b BackendType, p Path) (json.RawMessage, error) {
 func decodeData(b BackendType, data json.RawMessage) (Path, error) {
 	switch b {
 	case BackendVXLAN:
-		var d vxlanJSON
-		if err := decodePresent(data, &d); err != nil {
-			return Path{}, err
+		d, plain := plainVXLAN(data)
+		if !plain {
+			d = vxlanJSON{}
+			if err := decodePresent(data, &d); err != nil {
+				return Path{}, err
+			}
 		}
 		return Path{MAC: d.VtepMAC, VNI: d.VNI}, d.check()
 	case BackendWireGuard:

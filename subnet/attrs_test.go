@@ -5,6 +5,7 @@ package subnet
 import (
 	"encoding/json"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -367,6 +368,54 @@ func checkDecoded(t *testing.T, l Lease) {
 	for _, r := range l.Node + l.Instance {
 		if r <= ' ' || r > '~' {
 			t.Fatalf("node %q instance %q", l.Node, l.Instance)
+		}
+	}
+}
+
+// What is read without encoding/json is what encoding/json reads, and it is
+// what EncodeLease and flannel write.
+func TestPlainLeasesAreReadAsJSON(t *testing.T) {
+	same := func(t rapid.TB, value string, plain bool) {
+		t.Helper()
+		got, ok := plainLease([]byte(value))
+		var want leaseJSON
+		if err := json.Unmarshal([]byte(value), &want); ok && (err != nil || !reflect.DeepEqual(got, want)) {
+			t.Errorf("%q is read as %+v, by encoding/json as %+v, %v", value, got, want, err)
+		}
+		if plain && !ok {
+			t.Errorf("%q is not plain", value)
+		}
+	}
+	for _, v := range leaseVectors() {
+		same(t, v.value, v.lease.Backend != BackendWireGuard)
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		l := genLease().Draw(t, "lease")
+		_, value, err := EncodeLease(l)
+		if err != nil {
+			t.Fatal(err)
+		}
+		same(t, string(value), l.Backend == BackendVXLAN)
+		// Something is another character, left out, or there twice.
+		at := rapid.IntRange(0, len(value)-1).Draw(t, "at")
+		to := rapid.IntRange(at, min(at+30, len(value))).Draw(t, "to")
+		with := rapid.SampledFrom([]string{"", " ", "0", "01", "-1", "4294967296", `\n`, `\u0041`, "\xff", "\x7f", "é", `"`, `""`, "{", "}", ",", "null", "[]", `,"VNI":7`, `"Weft":{}`}).Draw(t, "with")
+		same(t, string(value[:at])+with+string(value[to:]), false)
+		same(t, string(value[:to])+string(value[at:]), false)
+	})
+}
+
+// An address that looks ordinary is in no special range, nor is a prefix that
+// has it.
+func TestOrdinaryAddressesAreNotSpecial(t *testing.T) {
+	for b := range 256 {
+		for _, a := range []netip.Addr{netip.AddrFrom4([4]byte{byte(b), 1}), netip.AddrFrom16([16]byte{byte(b), 1})} {
+			p := netip.PrefixFrom(a, 8).Masked()
+			for _, s := range specials() {
+				if ordinary(a) && s.prefix.Overlaps(p) {
+					t.Errorf("%v looks ordinary, and overlaps %v", p, s.prefix)
+				}
+			}
 		}
 	}
 }

@@ -46,6 +46,17 @@ func specials() [9]special {
 	}
 }
 
+// ordinary reports whether no special range has addresses with the first eight
+// bits of a, which settles it for nearly all.
+func ordinary(a netip.Addr) bool {
+	if a.Is4() {
+		b := a.As4()[0]
+		return b != 0 && b != 127 && b != 169 && b < 224
+	}
+	b := a.As16()[0]
+	return b != 0 && b < 0xfe
+}
+
 // checkPods reports why p cannot be a pod network or a pod subnet.
 func checkPods(p netip.Prefix) error {
 	switch {
@@ -53,6 +64,8 @@ func checkPods(p netip.Prefix) error {
 		return errors.New("no prefix given")
 	case p != p.Masked():
 		return fmt.Errorf("%v has host bits set: want %v", p, p.Masked())
+	case p.Bits() >= 8 && ordinary(p.Addr()):
+		return nil
 	}
 	for _, s := range specials() {
 		if s.prefix.Overlaps(p) {
@@ -69,6 +82,8 @@ func checkUnderlay(a netip.Addr) error {
 		return errors.New("no underlay address given")
 	case a.Zone() != "":
 		return fmt.Errorf("underlay address %v has a zone: want a plain unicast address", a)
+	case ordinary(a):
+		return nil
 	}
 	for _, s := range specials() {
 		if !s.underlay && s.prefix.Contains(a) {

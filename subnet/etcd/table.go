@@ -37,14 +37,21 @@ func (r record) overlaps(p netip.Prefix) bool { return slices.ContainsFunc(r.sub
 func readRecord(prefix string, kv *mvccpb.KeyValue) record {
 	r := record{key: string(kv.Key), created: kv.CreateRevision, changed: kv.ModRevision, etcd: clientv3.LeaseID(kv.Lease)}
 	name := strings.TrimPrefix(r.key, prefix)
-	if r.subnets, r.err = subnet.ParseKey(name); r.err != nil {
-		return r
+	if !strings.Contains(name, "/") {
+		if r.lease, r.err = subnet.DecodeLease(name, kv.Value); r.err == nil {
+			r.subnets = make([]netip.Prefix, len(r.lease.Paths))
+			for i, p := range r.lease.Paths {
+				r.subnets[i] = p.Subnet
+			}
+			return r
+		}
 	}
-	if strings.Contains(name, "/") {
+	var err error
+	if r.subnets, err = subnet.ParseKey(name); err != nil {
+		r.err = err
+	} else if r.err == nil {
 		r.err = errors.New("want the lease directly below subnets/, without another slash")
-		return r
 	}
-	r.lease, r.err = subnet.DecodeLease(name, kv.Value)
 	return r
 }
 
