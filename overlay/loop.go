@@ -242,10 +242,15 @@ func (l *loop) settle(in inputs, have State) (Changes, finding) {
 		l.last = expected
 		return nil, asWanted
 	}
-	have = expected.complete(have)
-	l.decide(in, have)
-	l.last.enlarge()
-	changes := Diff(l.last.target, have)
+	var changes Changes
+	if calm && l.last != nil && expected.thin && expected.framed(have) {
+		changes = Diff(expected.sift(have, l.share))
+	} else {
+		have = expected.complete(have)
+		l.decide(in, have)
+		l.last.enlarge()
+		changes = Diff(l.last.target, have)
+	}
 	if changes.Empty() {
 		return nil, asWanted
 	}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"net/netip"
 )
 
 // While no lease claims what another does, each gives what it gives by itself,
@@ -78,8 +79,7 @@ func (l *loop) slim() {
 // expected reports whether the kernel has what d wants: have is a dump that d's
 // digest was given to.
 func (d *decision) expected(have State) bool {
-	return have.Nodes == nil && have.Sources == nil && have.FDB == nil && have.Neighs == nil && have.Routes == nil &&
-		maps.Equal(have.Filters, d.target.Filters) && maps.Equal(have.Links, d.target.Links) && maps.Equal(have.Addrs, d.target.Addrs)
+	return have.Nodes == nil && have.Sources == nil && have.FDB == nil && have.Neighs == nil && have.Routes == nil && d.framed(have)
 }
 
 // complete returns have, a dump that d's digest was given to, with the sets
@@ -129,4 +129,58 @@ func (l *loop) fill(ctx context.Context, st *Status) {
 		made += len(changes)
 	}
 	l.verify(ctx, st, errors.Join(errs...), made)
+}
+
+// framed reports whether have is as d wants it but for the entries that grow
+// with the number of peers.
+func (d *decision) framed(have State) bool {
+	return maps.Equal(have.Filters, d.target.Filters) && maps.Equal(have.Links, d.target.Links) && maps.Equal(have.Addrs, d.target.Addrs)
+}
+
+// sift returns what is missing of what d, a thin decision, wants, and what have
+// has too much, so that Diff makes of them what it would make of the whole
+// without that this is ever in memory. have is a dump that d's digest was given
+// to, framed, and is used up. Leases are turned into entries so many at once.
+func (d *decision) sift(have State, size int) (missing, extra State) {
+	// Whose a route without our mark is, Diff tells by what is wanted there:
+	// of that it sees all.
+	strange := Set[netip.Prefix]{}
+	for r := range have.Routes {
+		if r.Proto != RouteProtocol {
+			strange.Add(r.Dst)
+		}
+	}
+	base := byThemselves(d.inputs, nil).state
+	missing = base.Clone()
+	for share := range d.inputs.snap.Leases.Shares(size) {
+		s := byThemselves(d.inputs, share).state
+		sift(missing.Nodes, have.Nodes, s.Nodes, base.Nodes.Has)
+		sift(missing.Sources, have.Sources, s.Sources, base.Sources.Has)
+		sift(missing.FDB, have.FDB, s.FDB, base.FDB.Has)
+		sift(missing.Neighs, have.Neighs, s.Neighs, base.Neighs.Has)
+		sift(missing.Routes, have.Routes, s.Routes, func(r Route) bool { return base.Routes.Has(r) || strange.Has(r.Dst) })
+	}
+	// The base's own of a kind that is as wanted.
+	known(&have.Nodes, missing.Nodes)
+	known(&have.Sources, missing.Sources)
+	known(&have.FDB, missing.FDB)
+	known(&have.Neighs, missing.Neighs)
+	known(&have.Routes, missing.Routes)
+	return missing, have
+}
+
+// sift takes the entries of some leases out of have, and puts those that are
+// not there into missing. stays says which are left where they are, and put
+// into missing in any case. A nil have is as wanted.
+func sift[E comparable](missing, have, wanted Set[E], stays func(E) bool) {
+	if have == nil {
+		return
+	}
+	for e := range wanted {
+		if have.Has(e) && !stays(e) {
+			delete(have, e)
+		} else {
+			missing.Add(e)
+		}
+	}
 }
