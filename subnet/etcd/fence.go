@@ -126,7 +126,7 @@ func (s *Store) judge(h *held, stored *mvccpb.KeyValue) (state, error) {
 // one does not hide a newer one, which settles it.
 func (h *held) obstacles(t *table) (drop []record, err error) {
 	var old error
-	for _, r := range t.sorted() {
+	for _, r := range t.sorted(func(record) bool { return true }) {
 		overlaps := false
 		for _, p := range h.lease.Paths {
 			overlaps = overlaps || r.overlaps(p.Subnet)

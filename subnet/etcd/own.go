@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync"
 
 	"weft.dev/weft/subnet"
 )
@@ -96,17 +97,13 @@ type claim struct {
 // subnets counts, and the newest of those; others are dropped only when they
 // carry our instance. It fails with a rivalError.
 func claimOf(t *table, cfg subnet.Config, want subnet.Lease) (claim, error) {
+	named := t.sorted(func(r record) bool { return r.err == nil && standingOf(r.lease, want) != foreign })
 	var mine []record
-	for _, r := range t.sorted() {
-		if r.err != nil {
-			continue
-		}
-		switch standingOf(r.lease, want) {
-		case rival:
+	for _, r := range named {
+		if standingOf(r.lease, want) == rival {
 			return claim{}, &rivalError{r, want}
-		case own:
-			mine = append(mine, r)
 		}
+		mine = append(mine, r)
 	}
 	var c claim
 	if len(mine) == 0 {
@@ -191,13 +188,13 @@ func planFor(t *table, cfg subnet.Config, want subnet.Lease, pick func(int) int)
 	for _, r := range c.drop {
 		going[r.key] = true
 	}
-	taken := t.taken(going)
+	taken := sync.OnceValue(func() []netip.Prefix { return t.taken(going) })
 	for i, n := range cfg.Networks {
 		if s := c.keep[i]; s.IsValid() {
 			p.lease.Paths[i].Subnet = s
 			continue
 		}
-		s, err := subnet.Allocate(subnet.Request{Network: n, Previous: want.Paths[i].Subnet.Masked(), Taken: taken, Pick: pick})
+		s, err := subnet.Allocate(subnet.Request{Network: n, Previous: want.Paths[i].Subnet.Masked(), Taken: taken(), Pick: pick})
 		if err != nil {
 			return nil, err
 		}

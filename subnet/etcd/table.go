@@ -93,11 +93,13 @@ func (t *table) patch(kvs []*mvccpb.KeyValue, rev int64) {
 	t.rev, t.patched = rev, true
 }
 
-// sorted returns the records by key.
-func (t *table) sorted() []record {
-	list := make([]record, 0, len(t.records))
+// sorted returns the records that want says, by key.
+func (t *table) sorted(want func(record) bool) []record {
+	var list []record
 	for _, r := range t.records {
-		list = append(list, r)
+		if want(r) {
+			list = append(list, r)
+		}
 	}
 	slices.SortFunc(list, func(a, b record) int { return strings.Compare(a.key, b.key) })
 	return list
