@@ -78,12 +78,13 @@ func (p *planner) admit(f *Filter, l *subnet.Lease, outer []netip.Addr, subnets 
 	if f.Guard != GuardBind {
 		return
 	}
+	announced := p.announced(l)
 	for _, in := range innerOf(subnets, outer, claims) {
 		if !in.IsSingleIP() {
 			f.Lengths = f.Lengths.With(in)
 		}
 		for _, a := range outer {
-			if p.carriedBy(l, a, in.Addr()) {
+			if p.carriedBy(announced, a, in.Addr()) {
 				p.state.Sources.Add(Source{Outer: a, Inner: in})
 			}
 		}
@@ -181,35 +182,44 @@ func (p *planner) outer(l *subnet.Lease, subnets []netip.Prefix, holders map[net
 	return out
 }
 
-// carriedBy reports whether l's packets with inner source in can come from its
-// address outer. A sender goes by our lease, as reach does: to our subnet of a
+// carriedBy reports whether packets with inner source in, of a lease that
+// announces underlay addresses of those families, can come from its address
+// outer. A sender goes by our lease, as reach does: to our subnet of a
 // family on the underlay that we announce with it, or else on one that both
 // have. From an address of a family that l does not announce, published beside
 // the others, anything can come.
-func (p *planner) carriedBy(l *subnet.Lease, outer, in netip.Addr) bool {
+func (p *planner) carriedBy(announced families, outer, in netip.Addr) bool {
 	own, ok := p.self.Lease.Path(subnet.FamilyOf(in))
 	if !ok {
 		return false // we have no pods that it could be sent to
 	}
 	g := subnet.FamilyOf(outer)
-	if !p.announces(l, g) {
+	if !announced.has(g) {
 		return true
 	}
 	over := subnet.FamilyOf(own.Underlay)
-	if p.announces(l, over) {
+	if announced.has(over) {
 		return g == over
 	}
 	_, ok = p.self.Lease.VTEP(g)
 	return ok
 }
 
-// announces reports whether l has an underlay address of family f that can be
+// families is a set of address families.
+type families uint8
+
+func (s families) has(f subnet.Family) bool { return s>>f&1 != 0 }
+
+// announced returns of which families l has an underlay address that can be
 // right.
-func (p *planner) announces(l *subnet.Lease, f subnet.Family) bool {
-	return slices.ContainsFunc(l.Paths, func(path subnet.Path) bool {
-		a := path.Underlay.Unmap()
-		return subnet.FamilyOf(a) == f && p.canBe(a)
-	})
+func (p *planner) announced(l *subnet.Lease) families {
+	var out families
+	for _, path := range l.Paths {
+		if a := path.Underlay.Unmap(); p.canBe(a) {
+			out |= 1 << subnet.FamilyOf(a)
+		}
+	}
+	return out
 }
 
 // canBe reports whether a can be an underlay address of a peer.

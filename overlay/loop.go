@@ -244,7 +244,7 @@ func (l *loop) settle(in inputs, have State) (Changes, finding) {
 	}
 	var changes Changes
 	if calm && l.last != nil && expected.thin && expected.framed(have) {
-		changes = Diff(expected.sift(have, l.share))
+		changes = Diff(expected.sift(have, l.peek()))
 	} else {
 		have = expected.complete(have)
 		l.decide(in, have)

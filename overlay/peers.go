@@ -98,7 +98,7 @@ func (p *planner) candidates(list []candidate, l *subnet.Lease, shared func(*sub
 		}
 		if c, ok := p.candidate(l, path); ok {
 			if c.incumbent = p.have.holds(c); c.incumbent {
-				from := func(a netip.Addr) bool { return p.canBe(a) && p.carriedBy(l, a, c.subnet.Addr()) }
+				from := func(a netip.Addr) bool { return p.canBe(a) && p.carriedBy(p.announced(l), a, c.subnet.Addr()) }
 				c.fit = p.have.fits(c, from, func(a netip.Addr) bool { return shared(l, a) })
 			}
 			list = append(list, c)

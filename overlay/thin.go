@@ -18,17 +18,24 @@ import (
 // about ten, of some 150 bytes each while they are on their way to the kernel.
 const shareSize = 2000
 
+// peekSize is the same where the entries are only looked at: so few that they
+// stay in the processor's cache.
+const peekSize = 64
+
 // first returns the decision for an empty kernel, and for one in which all
 // that is wanted is in place.
 func (l *loop) first(in inputs) *decision {
 	d := &decision{inputs: in}
 	l.crowd = newCrowd(in.config, in.snap.Leases)
-	if !l.crowd.apart() || !d.sum(l.hasher, l.share) {
+	if !l.crowd.apart() || !d.sum(l.hasher, l.peek()) {
 		d.enlarge()
 		d.digest = d.target.Digest(l.hasher)
 	}
 	return d
 }
+
+// peek is how many leases are turned into entries at once to be looked at.
+func (l *loop) peek() int { return min(l.share, peekSize) }
 
 // sum makes d thin, looking at so many leases at once. It reports false when
 // something is wrong with a lease.
