@@ -19,8 +19,10 @@ import (
 const shareSize = 2000
 
 // peekSize is the same where the entries are only looked at: so few that they
-// stay in the processor's cache.
-const peekSize = 64
+// stay in the processor's cache, and no more than fill Go's maps, which have a
+// power of two of places and are seven eighths full at most, with two paths a
+// lease.
+const peekSize = 56
 
 // first returns the decision for an empty kernel, and for one in which all
 // that is wanted is in place.

@@ -54,13 +54,14 @@ func (l Leases) Slice() []Lease { return slices.Concat(l.parts...) }
 // may be empty.
 func (l Leases) Shares(n int) iter.Seq[[]Lease] {
 	return func(yield func([]Lease) bool) {
-		share, some := []Lease(nil), false
+		room := min(n, l.Len())
+		share, some := make([]Lease, 0, room), false
 		for lease := range l.All() {
 			if share = append(share, *lease); len(share) >= n {
 				if some = true; !yield(share) {
 					return
 				}
-				share = share[:0:0]
+				share = make([]Lease, 0, room)
 			}
 		}
 		if len(share) > 0 || !some {
