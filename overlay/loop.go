@@ -243,8 +243,8 @@ func (l *loop) settle(in inputs, have State) (Changes, finding) {
 		return nil, asWanted
 	}
 	var changes Changes
-	if calm && l.last != nil && expected.thin && expected.framed(have) {
-		changes = Diff(expected.sift(have, l.peek()))
+	if calm && l.last != nil {
+		changes = l.differences(have)
 	} else {
 		have = expected.complete(have)
 		l.decide(in, have)
@@ -255,6 +255,17 @@ func (l *loop) settle(in inputs, have State) (Changes, finding) {
 		return nil, asWanted
 	}
 	return changes, otherwise
+}
+
+// differences returns what turns have, a dump that the last decision's digest
+// was given to, into what that wants. have is used up.
+func (l *loop) differences(have State) Changes {
+	if l.last.thin && l.last.framed(have) {
+		return Diff(l.last.sift(have, l.peek()))
+	}
+	have = l.last.complete(have)
+	l.last.enlarge()
+	return Diff(l.last.target, have)
 }
 
 // apply makes the changes and looks what has become of them. again says that
@@ -291,9 +302,7 @@ func (l *loop) verify(ctx context.Context, st *Status, applied error, n int) {
 	}
 	st.Pending = nil
 	if !l.last.expected(have) {
-		have = l.last.complete(have)
-		l.last.enlarge()
-		st.Pending = Diff(l.last.target, have)
+		st.Pending = l.differences(have)
 	}
 	st.InSync = st.Pending.Empty()
 	if !st.InSync {
