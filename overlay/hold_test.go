@@ -305,6 +305,7 @@ func TestWhatIsHeldIsRepaired(t *testing.T) {
 		b.Poke()
 		b.sleep(time.Second)
 		b.holding(10, 20)
+		b.self.Underlays = slices.Clone(b.self.Underlays)
 		b.self.Underlays[0].MTU = 1400 // the device is changed, and the other one
 		b.self.Underlays[1].MTU = 1400
 		b.SetSelf(b.self)

@@ -161,3 +161,30 @@ func TestDifferences(t *testing.T) {
 		}
 	})
 }
+
+// What this node is, said once more as it was, does not make a pass over
+// everything of the next lease's change.
+func TestTheSameSelfIsNoNews(t *testing.T) {
+	v4 := [2]subnet.Family{4, 4}
+	self := func() Self { return testSelf(v4, [2]subnet.Family{6, 6}) }
+	r := NewReconciler(&modelKernel{NewState()}, Options{Config: testConfig()})
+	r.SetSelf(self())
+	r.SetSnapshot(subnet.Snapshot{Leases: subnet.LeasesOf(lease(2, v4))})
+	l := newLoop(r)
+	l.pass(t.Context())
+	r.SetSelf(self())
+	r.SetSnapshot(subnet.Snapshot{Leases: subnet.LeasesOf(lease(2, v4), lease(3, v4))})
+	in, err := r.inputs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !l.quick(t.Context(), in) {
+		t.Error("a lease's change is not quick after the same Self")
+	}
+	other := self()
+	other.Masquerade = !other.Masquerade
+	r.SetSelf(other)
+	if now, err := r.inputs(); err != nil || now.self == in.self {
+		t.Errorf("another Self is not taken: %v", err)
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"reflect"
 	"sync/atomic"
 	"time"
 
@@ -103,6 +104,10 @@ func (r *Reconciler) SetConfig(c subnet.Config) {
 // SetSelf hands over what is known of this node. s must not be changed
 // afterwards.
 func (r *Reconciler) SetSelf(s Self) {
+	// Said once more, it is no news: a pass for it would make everything anew.
+	if was := r.self.Load(); was != nil && reflect.DeepEqual(*was, s) {
+		return
+	}
 	r.self.Store(&s)
 	r.news()
 }
