@@ -58,6 +58,10 @@ test: need-root need-tools build ## every test that needs no Kubernetes
 	$(GO) test -race -count=1 -timeout 10m ./...
 	$(GO) -C tests test -count=1 -timeout 18m -p 1 ./...
 
+.PHONY: kube-apiserver
+kube-apiserver: ## build the kube-apiserver that tests/kube runs into the user's cache (several minutes, once)
+	$(GO) -C tests run ./kubetest/build
+
 .PHONY: test-full
 test-full: need-root need-tools build ## the same with full counts: outages of 60 s, 20 rounds of races
 	WEFT_FULL=1 $(GO) -C tests test -count=1 -timeout 60m -p 1 -v ./...
