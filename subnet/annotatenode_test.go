@@ -80,3 +80,28 @@ func TestSourcesBesideFlannels(t *testing.T) {
 		t.Errorf("decoded as %+v, %v", back, err)
 	}
 }
+
+// FuzzDecodeNode: what decodes keeps its promises, and encodes to annotations
+// that decode to the same.
+func FuzzDecodeNode(f *testing.F) {
+	f.Add("n1", "10.5.52.0/24,fd00::/64", "vxlan", "192.168.10.2", `{"VNI":1,"VtepMAC":"aa:bb:cc:dd:ee:ff"}`, "0a1b", "10.0.0.1")
+	f.Add("n1", "fd00::/64", "host-gw", "192.168.10.2", "null", "", "")
+	f.Add("n1", ",", "", "", "", "a b", "")
+	f.Fuzz(func(t *testing.T, node, subnets, kind, addr, data, instance, sources string) {
+		const p = AnnotationPrefix
+		l, err := DecodeNode(p, node, map[string]string{p + annManaged: "true", p + annSubnets: subnets, p + annBackendType: kind,
+			p + annIP4: addr, p + annData4: data, p + annInstance: instance, p + annSources: sources})
+		if err != nil {
+			return
+		}
+		checkDecoded(t, l)
+		ann, err := EncodeNode(p, l)
+		if err != nil {
+			t.Fatalf("decoded %+v, which does not encode: %v", l, err)
+		}
+		again, err := DecodeNode(p, node, ann)
+		if want := withoutLargeVNI(l); err != nil || !again.Equal(want) {
+			t.Fatalf("decoded\n%+v, but %v to\n%+v, %v", want, ann, again, err)
+		}
+	})
+}

@@ -28,7 +28,7 @@ func (a *agent) brief() api.Status {
 	s := api.Status{
 		Node: a.o.NodeName, Version: api.Version(),
 		Guard:   api.Guard{Mode: string(a.o.Guard), Masquerade: a.o.IPMasq},
-		Store:   a.o.storeText(),
+		Store:   a.storeText(),
 		Pending: []api.Change{}, Devices: []api.Device{}, Peers: []api.Peer{}, Problems: []subnet.Problem{},
 	}
 	s.Problems = append(s.Problems, a.problems.all()...)

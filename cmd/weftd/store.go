@@ -3,7 +3,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"path/filepath"
@@ -103,11 +102,11 @@ func kubeStoreOptions(o *options, log logrus.FieldLogger) kube.Options {
 }
 
 // storeText names the store for people.
-func (o *options) storeText() string {
-	if o.Store == storeKube {
-		return "Kubernetes " + cmp.Or(o.KubeAPI, o.Kubeconfig, "of this pod")
+func (a *agent) storeText() string {
+	if s, ok := a.store.(interface{ Server() string }); ok {
+		return "Kubernetes " + s.Server()
 	}
-	return "etcd " + strings.Join(o.EtcdEndpoints, ",") + " " + o.EtcdPrefix
+	return "etcd " + strings.Join(a.o.EtcdEndpoints, ",") + " " + a.o.EtcdPrefix
 }
 
 // configText is where the network's configuration stands.

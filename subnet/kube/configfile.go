@@ -79,7 +79,12 @@ func (s *Store) readConfig() (subnet.Config, error) {
 	if err != nil {
 		return subnet.Config{}, fmt.Errorf("network configuration: %w", err)
 	}
-	return subnet.ParseConfig(data, s.o.NetConf, subnet.Defaults{Flannel: s.o.Flannel})
+	cfg, err := subnet.ParseConfig(data, s.o.NetConf, subnet.Defaults{Flannel: s.o.Flannel})
+	if errors.Is(err, subnet.ErrNoNetwork) {
+		// What is masqueraded and what is not is told apart by it.
+		err = fmt.Errorf("%w: those of the cluster's --cluster-cidr (kubeadm: networking.podSubnet)", err)
+	}
+	return cfg, err
 }
 
 // news is what was last told of the configuration.

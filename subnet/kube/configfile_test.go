@@ -84,7 +84,7 @@ func TestConfigWaits(t *testing.T) {
 	}
 	says(cm.path(), "no such file", "--net-conf")
 	cm.write(`{"Backend":{"Type":"vxlan"}}`)
-	says(cm.path(), "want Network, IPv6Network or both")
+	says(cm.path(), "want Network, IPv6Network or both", "--cluster-cidr")
 	cm.write(`{"Network":"10.244.0.0/16"}`)
 	cfg := <-got
 	if n, ok := cfg.Network(subnet.IPv4); !ok || n.Prefix.String() != "10.244.0.0/16" || s.Reason() != "" {

@@ -137,6 +137,9 @@ func (m *mirror) put(n *metav1.PartialObjectMetadata) {
 	}
 	digest := m.ds.digest(m.seed, n.Annotations)
 	if known && p.uid == n.UID && p.digest == digest {
+		if p.asking { // what changed may be what was lacking
+			poke(m.ask)
+		}
 		return
 	}
 	if !known {
@@ -218,7 +221,7 @@ func (m *mirror) learn(name string, uid types.UID, cidrs []netip.Prefix, err err
 		p.err = err
 		return false
 	case p.uid != uid:
-		return false
+		return false // the watch brings the other one, or takes it away
 	}
 	p.cidrs, p.asking = cidrs, false
 	m.read(name, p, p.ann)

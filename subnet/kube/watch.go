@@ -4,16 +4,19 @@ package kube
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
 
-	"golang.org/x/sync/errgroup"
 	"weft.dev/weft/subnet"
 )
 
@@ -82,9 +85,12 @@ func (s *Store) deliver(ctx context.Context, m *mirror, set func(subnet.Snapshot
 	}
 }
 
+// noCIDRPause is how long a Node without podCIDRs is left alone unless it
+// changes, at least; with jitter up to twice as long.
+const noCIDRPause = time.Minute
+
 // readCIDRs reads the Nodes whose podCIDRs stand nowhere else, one after the
-// other, and again, less and less often, those that could not be read or have
-// none yet.
+// other, and again those that could not be read or have none yet.
 func (s *Store) readCIDRs(ctx context.Context, m *mirror) error {
 	var p pace
 	timer := time.NewTimer(0)
@@ -96,32 +102,47 @@ func (s *Store) readCIDRs(ctx context.Context, m *mirror) error {
 		case <-m.ask:
 		case <-timer.C:
 		}
-		left := false
-		for _, name := range m.unread() {
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			left = !s.readNode(ctx, m, name) || left
-		}
-		if timer.Stop(); left {
+		left, failed := s.readAll(ctx, m)
+		timer.Stop()
+		switch {
+		case failed:
 			timer.Reset(p.failed())
-		} else {
+		case left:
+			p.reset()
+			timer.Reset(wait.Jitter(noCIDRPause, 1))
+		default:
 			p.reset()
 		}
 	}
 }
 
-// readNode reads one Node, and reports whether that settles it.
-func (s *Store) readNode(ctx context.Context, m *mirror, name string) bool {
+// readAll reads what is unread. It reports whether something still is, and
+// whether that is because reading failed; when the API does not answer, it
+// does not ask it for the rest.
+func (s *Store) readAll(ctx context.Context, m *mirror) (left, failed bool) {
+	for _, name := range m.unread() {
+		n, err := s.readNode(ctx, name)
+		switch {
+		case ctx.Err() != nil:
+			return true, true
+		case apierrors.IsNotFound(err):
+			continue // the watch will say so, too
+		case err != nil:
+			failed = true
+			var answered apierrors.APIStatus
+			if m.learn(name, "", nil, err); !errors.As(err, &answered) {
+				return true, true
+			}
+			continue
+		}
+		cidrs, err := parseCIDRs(podCIDRs(n))
+		left = !m.learn(name, n.UID, cidrs, err) || left
+	}
+	return left || failed, failed
+}
+
+func (s *Store) readNode(ctx context.Context, name string) (*corev1.Node, error) {
 	ctx, cancel := s.call(ctx)
 	defer cancel()
-	n, err := s.api.getNode(ctx, name)
-	if apierrors.IsNotFound(err) {
-		return true // the watch will say so, too
-	}
-	if err != nil {
-		return m.learn(name, "", nil, err)
-	}
-	cidrs, err := parseCIDRs(podCIDRs(n))
-	return m.learn(name, n.UID, cidrs, err)
+	return s.api.getNode(ctx, name)
 }
