@@ -83,7 +83,7 @@ func (c *client) node(name string) *cache.ListWatch {
 	return cache.NewListWatchFromClient(c.core, "nodes", metav1.NamespaceAll, fields.OneTermEqualSelector("metadata.name", name))
 }
 
-// Create, Update and Patch implement record.EventSink.
+// eventSink sends Events (record.EventSink).
 type eventSink struct {
 	ctx func() (context.Context, context.CancelFunc)
 	c   *client

@@ -108,9 +108,8 @@ func (ds dialects) pick(ann map[string]string) map[string]string {
 // wins.
 func (ds dialects) overwritten(l subnet.Lease, ann map[string]string) (subnet.Lease, error) {
 	first := map[string]string{}
-	for i := range subnet.Families() {
+	for i, name := range ds[0].names.Overwrites {
 		for _, d := range ds {
-			name := ds[0].names.Overwrites[i]
 			if v := ann[d.names.Overwrites[i]]; v != "" && first[name] == "" {
 				first[name] = v
 			}

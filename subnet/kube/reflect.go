@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
@@ -31,7 +32,9 @@ func (s *Store) reflect(ctx context.Context, lw *cache.ListWatch, kind runtime.O
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			stream, err := lw.WatchWithContext(ctx, o)
-			s.observe(ctx, w, err)
+			if o.SendInitialEvents == nil || !apierrors.IsInvalid(err) {
+				s.observe(ctx, w, err)
+			} // else the server (1.30 to 1.33) cannot list that way, and is asked in another
 			return stream, err
 		},
 	}
@@ -53,6 +56,7 @@ func (s *Store) reflect(ctx context.Context, lw *cache.ListWatch, kind runtime.O
 func (s *Store) observe(ctx context.Context, w *waiting, err error) {
 	switch {
 	case ctx.Err() == context.Canceled:
+	case apierrors.IsResourceExpired(err), apierrors.IsGone(err): // a listing follows
 	case err == nil:
 		w.clear()
 	default:
