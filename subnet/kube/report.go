@@ -4,6 +4,7 @@ package kube
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -52,7 +53,7 @@ func (s *Store) Report(ctx context.Context, changed <-chan struct{}, look func()
 		}
 		have := node.Status.Conditions
 		if node == known {
-			have = append(patched, have...)
+			have = slices.Concat(patched, have)
 		}
 		diff := changes(want, have, now)
 		if len(diff) == 0 {
