@@ -62,6 +62,7 @@ type holder struct {
 	granted func(subnet.Lease)
 
 	told     subnet.Lease // as granted last; no paths before
+	uid      types.UID    // of the Node that was annotated last
 	pace     pace         // of patches
 	patched  time.Time    // when the last one was made
 	restored int          // how many in a row undid what somebody else had done
@@ -89,22 +90,27 @@ func (h *holder) keep(ctx context.Context, own *ownNode) error {
 // when the Node changes).
 func (h *holder) step(ctx context.Context, node *corev1.Node) (again time.Duration) {
 	s := h.s
+	if time.Since(h.patched) > calmAfter {
+		h.pace.reset()
+		h.restored = 0
+	}
 	p := s.dialects.planOwn(h.cfg, h.want, s.o.Node, node)
 	if h.restored >= contested {
+		again = calmAfter + time.Second
 		p.problems = append(p.problems, subnet.Problem{Kind: "AnnotationsContested", Object: s.o.Node,
 			Detail: "somebody alters this node's annotations again and again: does another agent, or a second cluster's, run under this node's name?"})
 	}
 	s.setStanding(p.problems)
 	if len(p.lease.Paths) == 0 {
 		s.leaseWait.set(p.kind, p.lacks)
-		return 0
+		return again
 	}
 	if diff := s.dialects.difference(p, node); len(diff) > 0 {
-		if again, err := h.mend(ctx, p, node, diff); again > 0 {
+		if soon, err := h.mend(ctx, p, node, diff); soon > 0 {
 			if err != nil && ctx.Err() == nil {
 				s.leaseWait.set(s.unreachable(err))
 			}
-			return again
+			return soon
 		}
 	}
 	if p.lacks != "" {
@@ -117,17 +123,13 @@ func (h *holder) step(ctx context.Context, node *corev1.Node) (again time.Durati
 		s.events.leased(p.lease)
 		h.granted(p.lease.Clone())
 	}
-	return 0
+	return again
 }
 
 // mend patches our annotations, unless it is too early for that. It returns in
 // how long to try again, 0 when it has succeeded.
 func (h *holder) mend(ctx context.Context, p plan, node *corev1.Node, diff map[string]*string) (time.Duration, error) {
 	now := time.Now()
-	if now.Sub(h.patched) > calmAfter {
-		h.pace.reset()
-		h.restored = 0
-	}
 	if early := h.pace.due.Sub(now); early > 0 {
 		return early, nil
 	}
@@ -137,10 +139,15 @@ func (h *holder) mend(ctx context.Context, p plan, node *corev1.Node, diff map[s
 	if err := h.publish(ctx, node.UID, diff); err != nil {
 		return wait, err
 	}
-	if p.lease.Equal(h.told) {
+	log := h.s.o.Log.WithField("node", h.s.o.Node)
+	switch {
+	case node.UID != h.uid && h.uid != "":
+		log.Warn("the Node has become another object, which has this node's annotations now, too")
+	case p.lease.Equal(h.told):
 		h.restored++
-		h.s.o.Log.WithField("node", h.s.o.Node).Warn("somebody has altered this node's annotations; they are as they should be again")
+		log.Warn("somebody has altered this node's annotations; they are as they should be again")
 	}
+	h.uid = node.UID
 	return 0, nil
 }
 
@@ -157,7 +164,7 @@ func (h *holder) publish(ctx context.Context, uid types.UID, diff map[string]*st
 	return nil
 }
 
-// ownNode is our Node as a Reflector keeps it (a cache.TransformingStore): one
+// ownNode is our Node as a Reflector keeps it (a cache.ReflectorStore): one
 // object or none.
 type ownNode struct {
 	s       *Store
