@@ -34,6 +34,8 @@ func TestStore(t *testing.T) {
 		{"reads flannel's nodes", flannels},
 		{"keeps conditions", conditions},
 		{"goes on after an outage", outage},
+		{"says who contests the annotations", contested},
+		{"waits for its rights", rights},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			sub := *e
@@ -223,6 +225,32 @@ func conditions(e *env) {
 	e.check(e.c.Patch(types.StrategicMergePatchType).Resource("nodes").Name("n1").SubResource("status").Body(
 		[]byte(`{"status":{"conditions":[{"type":"NetworkUnavailable","status":"True","reason":"NoRouteCreated"}]}}`)).Do(e.Context()).Error())
 	e.eventually("a cloud's word is not the last", is)
+}
+
+// Two agents under one name undo each other's annotations: slower and slower,
+// and not silently.
+func contested(e *env) {
+	e.node("n1", nil, "10.244.1.0/24", "fd00:244:0:1::/64")
+	first, second := e.store("n1"), e.store("n1")
+	w := e.watch(first)
+	e.hold(first, "n1", 1).granted("10.244.1.0/24", "fd00:244:0:1::/64")
+	e.hold(second, "n1", 2).granted("10.244.1.0/24", "fd00:244:0:1::/64")
+	e.eventually("a Problem", func() bool { return strings.Contains(w.text(), "AnnotationsContested:n1") })
+}
+
+// A manifest whose ClusterRole is applied late, or is of another version.
+func rights(e *env) {
+	e.node("n1", nil, "10.244.1.0/24", "fd00:244:0:1::/64")
+	e.check(e.c.Delete().AbsPath("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/weft").Do(e.Context()).Error())
+	e.check(e.c.Delete().AbsPath("/apis/rbac.authorization.k8s.io/v1/clusterroles/weft").Do(e.Context()).Error())
+	s := e.store("n1")
+	h := e.hold(s, "n1", 1)
+	w := e.watch(s)
+	e.reason(s, "refuses this agent", "nodes", "ClusterRole")
+	e.allow()
+	h.granted("10.244.1.0/24", "fd00:244:0:1::/64")
+	w.shows("n1=10.244.1.0/24@192.0.2.1+fd00:244:0:1::/64@2001:db8::1")
+	e.eventually("no Reason", func() bool { return s.Reason() == "" })
 }
 
 // An API that is away for a while, then refuses: all goes on by itself after.
