@@ -30,8 +30,12 @@ func Dir() (string, error) {
 	return filepath.Join(cache, "weft", "kubernetes-"+Version), err
 }
 
-// Path is the binary, whether it is there or not.
+// Path is the binary, whether it is there or not: the one that the environment
+// names, which another harness may have built, or ours.
 func Path() (string, error) {
+	if path := os.Getenv("WEFT_KUBE_APISERVER"); path != "" {
+		return path, nil
+	}
 	dir, err := Dir()
 	return filepath.Join(dir, "bin", "kube-apiserver"), err
 }
@@ -45,8 +49,11 @@ func Build(ctx context.Context, progress func(string)) error {
 	if _, err := os.Stat(path); err == nil {
 		return nil
 	}
-	dir := filepath.Dir(filepath.Dir(path))
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+	dir, err := Dir()
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(os.MkdirAll(dir, 0o755), os.MkdirAll(filepath.Dir(path), 0o755)); err != nil {
 		return err
 	}
 	progress("module k8s.io/kubernetes " + Version)
