@@ -8,7 +8,9 @@ SHELL := /bin/bash
 
 GO      ?= go
 # Release builds are static and carry no paths of the machine that built them.
-BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=$$(git status >/dev/null 2>&1 && echo auto || echo false) -ldflags '-s -w'
+# grpcnotrace leaves out grpc's page of traces, whose templates call methods by
+# name: the linker would keep every method of every type, a fifth of weftd.
+BUILD   := CGO_ENABLED=0 $(GO) build -tags grpcnotrace -trimpath -buildvcs=$$(git status >/dev/null 2>&1 && echo auto || echo false) -ldflags '-s -w'
 # Debian packages that the lab and the tests use; the product needs none.
 DEPS    := ethtool iproute2 iputils-ping iperf3 etcd-server nftables procps
 # Programs that must be there before a target starts.
@@ -55,6 +57,10 @@ lab-down: ## end the lab that lab-up left
 test: need-root need-tools build ## every test that needs no Kubernetes
 	$(GO) test -race -count=1 -timeout 10m ./...
 	$(GO) -C tests test -count=1 -timeout 18m -p 1 ./...
+
+.PHONY: kube-apiserver
+kube-apiserver: ## build the kube-apiserver that tests/kube runs into the user's cache (several minutes, once)
+	$(GO) -C tests run ./kubetest/build
 
 .PHONY: test-full
 test-full: need-root need-tools build ## the same with full counts: outages of 60 s, 20 rounds of races

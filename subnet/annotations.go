@@ -11,6 +11,10 @@ import (
 	"strings"
 )
 
+// FlannelAnnotationPrefix is flannel's default --kube-annotation-prefix (main.go,
+// v0.28).
+const FlannelAnnotationPrefix = "flannel.alpha.coreos.com"
+
 // Suffixes of the Node annotations, flannel's (pkg/subnet/kube/annotations.go,
 // v0.28) but for the last. The overwrite ones are the operator's, the others the agent's.
 const (
@@ -90,9 +94,18 @@ func EncodeAnnotations(prefix string, l Lease) (map[string]string, error) {
 		return nil, fmt.Errorf("annotate node %q: %w", clip(l.Node), err)
 	}
 	if len(sources) > 0 {
-		out[stem+annSources] = strings.Join(sources, ",")
+		out[sourcesName(stem)] = strings.Join(sources, ",")
 	}
 	return out, nil
+}
+
+// sourcesName is the name of the annotation of ours that goes with flannel's:
+// under the same prefix, but never under flannel's own.
+func sourcesName(stem string) string {
+	if stem == FlannelAnnotationPrefix+"/" {
+		stem = AnnotationPrefix
+	}
+	return stem + annSources
 }
 
 // DecodeAnnotations reads the lease of the Node called node from its
@@ -144,10 +157,10 @@ func decodeNode(stem, node string, podCIDRs []netip.Prefix, ann map[string]strin
 	if err != nil {
 		return Lease{}, err
 	}
-	if text := ann[stem+annSources]; text != "" {
+	if text := ann[sourcesName(stem)]; text != "" {
 		// One comma too many is seen below without splitting megabytes.
 		if l.Sources, err = parseSources(strings.SplitN(text, ",", maxSources+2)); err != nil {
-			return Lease{}, fmt.Errorf("%s: %w", stem+annSources, err)
+			return Lease{}, fmt.Errorf("%s: %w", sourcesName(stem), err)
 		}
 	}
 	return applyOverwrite(stem, l, ann)

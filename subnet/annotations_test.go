@@ -262,10 +262,10 @@ func TestDecodeAnnotationsRejects(t *testing.T) {
 		{"null data", "node-1", subnetsOf(good), map[string]string{"backend-v6-data": "null"}, f + "backend-v6-data: missing"},
 		{"torn data", "node-1", subnetsOf(good), map[string]string{"backend-data": `{"VNI":1`}, f + "backend-data: line 1"},
 		{"odd backend type", "node-1", subnetsOf(good), map[string]string{"backend-type": "a\nb"}, f + "backend-type"},
-		{"junk source", "node-1", subnetsOf(good), map[string]string{"sources": "10.0.0.1,"}, f + `sources: source "": want an IP address`},
-		{"source with a zone", "node-1", subnetsOf(good), map[string]string{"sources": "fe80::1%eth0"}, "zone"},
-		{"multicast source", "node-1", subnetsOf(good), map[string]string{"sources": "224.0.0.1"}, f + "sources: source: underlay address 224.0.0.1"},
-		{"a flood of sources", "node-1", subnetsOf(good), map[string]string{"sources": strings.Repeat("10.0.0.1,", 1<<20)}, "want at most 16"},
+		{"junk source", "node-1", subnetsOf(good), map[string]string{"weft.dev/sources": "10.0.0.1,"}, AnnotationPrefix + `sources: source "": want an IP address`},
+		{"source with a zone", "node-1", subnetsOf(good), map[string]string{"weft.dev/sources": "fe80::1%eth0"}, "zone"},
+		{"multicast source", "node-1", subnetsOf(good), map[string]string{"weft.dev/sources": "224.0.0.1"}, AnnotationPrefix + "sources: source: underlay address 224.0.0.1"},
+		{"a flood of sources", "node-1", subnetsOf(good), map[string]string{"weft.dev/sources": strings.Repeat("10.0.0.1,", 1<<20)}, "want at most 16"},
 		{"large data", "node-1", subnetsOf(good), map[string]string{"backend-data": strings.Repeat(" ", maxDocument+1)}, "at most 65536"},
 	} {
 		t.Run(v.name, func(t *testing.T) {
@@ -274,7 +274,10 @@ func TestDecodeAnnotationsRejects(t *testing.T) {
 				t.Fatal(err)
 			}
 			for k, s := range v.edit {
-				ann[f+k] = s
+				if !strings.Contains(k, "/") {
+					k = f + k
+				}
+				ann[k] = s
 			}
 			_, err = DecodeAnnotations(flannelPrefix, v.node, v.podCIDRs, ann)
 			wantError(t, err, v.node, v.want)

@@ -70,6 +70,9 @@ func ParseConfig(data []byte, source string, d Defaults) (Config, error) {
 	return c, nil
 }
 
+// ErrNoNetwork says that a configuration enables no pod network.
+var ErrNoNetwork = errors.New("no pod network is enabled: want Network, IPv6Network or both")
+
 func parseConfig(data []byte, d Defaults) (Config, error) {
 	var in confJSON
 	if err := decodeJSON(data, &in); err != nil {
@@ -91,7 +94,7 @@ func parseConfig(data []byte, d Defaults) (Config, error) {
 		}
 	}
 	if len(c.Networks) == 0 {
-		return Config{}, errors.New("no pod network is enabled: want Network, IPv6Network or both")
+		return Config{}, ErrNoNetwork
 	}
 	var err error
 	c.Backend, err = parseBackend(in.Backend)

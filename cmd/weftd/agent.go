@@ -15,20 +15,7 @@ import (
 	"weft.dev/weft/backend"
 	"weft.dev/weft/overlay"
 	"weft.dev/weft/subnet"
-	"weft.dev/weft/subnet/etcd"
 )
-
-// store is what the agent needs of etcd. See overlay.Store for Config, Hold
-// and Watch, and etcd.Store for the rest.
-type store interface {
-	overlay.Store
-	WatchConfig(ctx context.Context, running subnet.Config, set func(subnet.Config, error)) error
-	Reconnect(ctx context.Context) error
-	Reason() string
-	Close() error
-}
-
-var _ store = (*etcd.Store)(nil)
 
 // agent joins the packages for the lifetime of the process. Its goroutines
 // share nothing but the values here; each atomic one holds the latest of what
@@ -67,7 +54,7 @@ func (a *agent) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.store, err = etcd.New(storeOptions(a.o, a.log.WithField("node", a.o.NodeName)))
+	a.store, err = newStore(a.o, a.log.WithField("node", a.o.NodeName))
 	if err != nil {
 		return err
 	}
@@ -92,7 +79,7 @@ func (a *agent) run(ctx context.Context) error {
 
 // runOverlay waits for what the overlay needs, in order, then keeps it.
 func (a *agent) runOverlay(ctx context.Context, instance string) error {
-	a.waitFor("waiting for the network configuration in etcd")
+	a.waitFor("waiting for the network configuration, " + a.o.configText())
 	cfg, err := a.store.Config(ctx)
 	if err != nil {
 		return err
@@ -127,8 +114,8 @@ func (a *agent) keep(ctx context.Context, cfg subnet.Config, instance string, un
 	if err != nil {
 		return err
 	}
-	passed, moved, probe := make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1)
-	r := overlay.NewReconciler(kernel, a.reconcilerOptions(cfg, passed))
+	passed, moved, probe, health := make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1)
+	r := overlay.NewReconciler(kernel, a.reconcilerOptions(cfg, passed, health))
 	a.reconciler.Store(r)
 	a.countWith(kernel)
 	a.waitFor("")
@@ -153,6 +140,7 @@ func (a *agent) keep(ctx context.Context, cfg subnet.Config, instance string, un
 	})
 	g.Go(func() error { return a.watchHost(ctx, probe) })
 	g.Go(func() error { return a.sweep(ctx) })
+	g.Go(func() error { return a.reportHealth(ctx, health) })
 	g.Go(func() error {
 		err := a.publish(ctx, passed, cfg, r)
 		if a.o.Once && err == nil {
@@ -167,14 +155,19 @@ func (a *agent) keep(ctx context.Context, cfg subnet.Config, instance string, un
 	return err
 }
 
-func (a *agent) reconcilerOptions(cfg subnet.Config, passed chan<- struct{}) overlay.Options {
+// reconcilerOptions make the reconciler poke each of passed after a pass.
+func (a *agent) reconcilerOptions(cfg subnet.Config, passed ...chan<- struct{}) overlay.Options {
 	hold := a.o.MassRemovalHold
 	if hold == 0 {
 		hold = -1 // to the reconciler, 0 is the default
 	}
 	return overlay.Options{
 		Config: cfg, Log: a.log.WithField("node", a.o.NodeName), MassRemovalHold: hold,
-		OnStatus: func(overlay.Status) { poke(passed) },
+		OnStatus: func(overlay.Status) {
+			for _, p := range passed {
+				poke(p)
+			}
+		},
 	}
 }
 
@@ -210,15 +203,5 @@ func sleep(ctx context.Context, d time.Duration) error {
 		return ctx.Err()
 	case <-t.C:
 		return nil
-	}
-}
-
-func storeOptions(o *options, log logrus.FieldLogger) etcd.Options {
-	return etcd.Options{
-		Endpoints: o.EtcdEndpoints, Prefix: o.EtcdPrefix,
-		CAFile: o.EtcdCAFile, CertFile: o.EtcdCertFile, KeyFile: o.EtcdKeyFile,
-		Username: o.EtcdUsername, Password: o.EtcdPassword, Insecure: o.EtcdInsecure,
-		LeaseTTL: o.LeaseTTL, RenewMargin: o.RenewMargin,
-		Defaults: subnet.Defaults{Flannel: o.FlannelCompat}, Log: log,
 	}
 }

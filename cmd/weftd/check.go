@@ -11,7 +11,6 @@ import (
 	"github.com/spf13/pflag"
 
 	"weft.dev/weft/subnet"
-	"weft.dev/weft/subnet/etcd"
 )
 
 // checkConfig prints every setting with its origin, and checks a net-conf.json
@@ -23,7 +22,7 @@ func checkConfig(o *options, w io.Writer) error {
 	if err := checkStore(o); err != nil {
 		return err
 	}
-	if o.NetConf == "" {
+	if o.CheckFile == "" {
 		fmt.Fprintln(w, "ok")
 		return nil
 	}
@@ -48,7 +47,7 @@ func describe(o *options) []string {
 
 // checkStore validates endpoints and certificates without connecting.
 func checkStore(o *options) error {
-	s, err := etcd.New(storeOptions(o, nil))
+	s, err := newStore(o, nil)
 	if err != nil {
 		return err
 	}
@@ -56,11 +55,11 @@ func checkStore(o *options) error {
 }
 
 func checkNetConf(o *options, w io.Writer) error {
-	data, err := os.ReadFile(o.NetConf)
+	data, err := os.ReadFile(o.CheckFile)
 	if err != nil {
 		return fmt.Errorf("read the network configuration: %w", err)
 	}
-	cfg, err := subnet.ParseConfig(data, o.NetConf, subnet.Defaults{Flannel: o.FlannelCompat})
+	cfg, err := subnet.ParseConfig(data, o.CheckFile, subnet.Defaults{Flannel: o.FlannelCompat})
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
+
+	"weft.dev/weft/subnet"
 )
 
 // flannelFlags are the flags of flanneld (flannel v0.28, main.go) that weftd
@@ -23,14 +25,22 @@ type flannelFlags struct {
 	healthzIP   string
 	healthzPort int
 	kube        bool
+	kubeconfig  string
+	netConf     string
+	conditions  bool
 	verbosity   int
 }
 
-func (fl *flannelFlags) define(f *pflag.FlagSet) {
+func (fl *flannelFlags) define(o *options, f *pflag.FlagSet) {
 	f.IntVar(&fl.renewMargin, "subnet-lease-renew-margin", 60, "flannel: --lease-renew-margin in minutes, 1 to 1439")
 	f.StringVar(&fl.healthzIP, "healthz-ip", "0.0.0.0", "flannel: address of --listen")
 	f.IntVar(&fl.healthzPort, "healthz-port", 0, "flannel: port of --listen; 0 keeps --listen")
-	f.BoolVar(&fl.kube, "kube-subnet-mgr", false, "flannel: lease through the Node API; not in this version")
+	f.BoolVar(&fl.kube, "kube-subnet-mgr", false, "flannel: --store=kube")
+	f.StringVar(&o.KubeAPI, "kube-api-url", "", "flannel: URL of the API server; empty means that of --kubeconfig or of this pod")
+	f.StringVar(&fl.kubeconfig, "kubeconfig-file", "", "flannel: --kubeconfig")
+	f.StringVar(&o.Prefix, "kube-annotation-prefix", subnet.FlannelAnnotationPrefix, "flannel: prefix of the Node annotations")
+	f.StringVar(&fl.netConf, "net-config-path", "", "flannel: --net-conf")
+	f.BoolVar(&fl.conditions, "set-node-network-unavailable", true, "flannel: keep the conditions of this node's Node")
 	f.IntVar(&fl.verbosity, "v", 0, "flannel: klog verbosity; 4 and more is --log-level debug")
 	for _, name := range ignoredStrings() {
 		f.String(name, "", "flannel: accepted without effect")
@@ -41,19 +51,29 @@ func (fl *flannelFlags) define(f *pflag.FlagSet) {
 }
 
 func ignoredStrings() []string {
-	return []string{"iptables-resync", "kube-api-url", "kubeconfig-file", "kube-annotation-prefix", "net-config-path", "vmodule", "log_backtrace_at"}
+	return []string{"iptables-resync", "vmodule", "log_backtrace_at"}
 }
 
 func ignoredBools() []string {
-	return []string{"iptables-forward-rules", "ip-blackhole-route", "ip-masq-fully-random-disable", "set-node-network-unavailable"}
+	return []string{"iptables-forward-rules", "ip-blackhole-route", "ip-masq-fully-random-disable"}
 }
 
 // apply carries flannel's settings over into o and r. flannel speaks
 // plaintext to etcd wherever it is, so the preset allows that.
 func (fl *flannelFlags) apply(o *options, r *raw) error {
 	o.EtcdInsecure = true
+	o.Conditions = fl.conditions
+	for _, same := range []struct {
+		flag, ours string
+		to         *string
+		value      string
+	}{{"kubeconfig-file", "kubeconfig", &o.Kubeconfig, fl.kubeconfig}, {"net-config-path", "net-conf", &o.NetConf, fl.netConf}} {
+		if same.value != "" {
+			*same.to, o.origin[same.ours] = same.value, o.origin[same.flag]
+		}
+	}
 	if fl.kube {
-		return fmt.Errorf("kube-subnet-mgr (%s): this version of weftd cannot do it yet; nothing was changed on this node", o.origin["kube-subnet-mgr"])
+		o.Store, o.origin["store"] = storeKube, o.origin["kube-subnet-mgr"]
 	}
 	if fl.renewMargin < 1 || fl.renewMargin > 1439 {
 		return fmt.Errorf("subnet-lease-renew-margin (%s): value %d: want 1 to 1439 minutes", o.origin["subnet-lease-renew-margin"], fl.renewMargin)

@@ -20,7 +20,7 @@ func (a *agent) followConfig(ctx context.Context, start subnet.Config, apply fun
 }
 
 func (a *agent) judgeConfig(next subnet.Config, err error, apply func(subnet.Config)) {
-	key := a.o.EtcdPrefix + "/config"
+	key := a.o.configText()
 	running := *a.network.Load()
 	if err != nil {
 		a.problems.set(partConfig, subnet.Problem{Kind: "ConfigInvalid", Object: key,

@@ -37,6 +37,8 @@ type options struct {
 	FlannelCompat bool
 	NodeName      string
 
+	kubeOptions
+
 	EtcdEndpoints []string
 	EtcdPrefix    string
 	EtcdCAFile    string
@@ -70,7 +72,7 @@ type options struct {
 	Force       bool
 	Once        bool
 	CheckConfig bool
-	NetConf     string // file named after --check-config
+	CheckFile   string // named after --check-config
 	LogLevel    logrus.Level
 	Version     bool
 
@@ -82,6 +84,7 @@ type options struct {
 // preset is what differs between weft's own names and flannel's.
 type preset struct {
 	etcdPrefix, subnetFile, cniConf, endpoints string
+	netConf                                    string
 	cniNetwork, cniDataDir                     string
 	names                                      overlay.Names
 	ipMasq                                     bool
@@ -94,6 +97,7 @@ func presetFor(flannel bool) preset {
 		return preset{
 			etcdPrefix: "/coreos.com/network", subnetFile: "/run/flannel/subnet.env",
 			cniConf:    "/etc/cni/net.d/10-flannel.conflist",
+			netConf:    "/etc/kube-flannel/net-conf.json", // -net-config-path
 			cniNetwork: "cbr0", cniDataDir: "/var/lib/cni/flannel",
 			endpoints: "http://127.0.0.1:4001,http://127.0.0.1:2379",
 			names:     overlay.Names{subnet.IPv4: "flannel.", subnet.IPv6: "flannel-v6."},
@@ -102,6 +106,7 @@ func presetFor(flannel bool) preset {
 	return preset{
 		etcdPrefix: "/weft/network", subnetFile: "/run/weft/subnet.env",
 		cniConf:    "/etc/cni/net.d/05-weft.conflist",
+		netConf:    "/etc/weft/net-conf.json",
 		cniNetwork: "weft", cniDataDir: "/var/lib/cni/weft",
 		endpoints: "http://127.0.0.1:2379",
 		names:     overlay.Names{subnet.IPv4: "weft.", subnet.IPv6: "weft6."},
@@ -128,7 +133,7 @@ func parseOptions(args, env []string) (*options, error) {
 	var fl flannelFlags
 	o.flags = o.define(presetFor(compat), r)
 	if compat {
-		fl.define(o.flags)
+		fl.define(o, o.flags)
 		args = doubleDashes(args)
 	}
 	if err := o.flags.Parse(args); err != nil {
@@ -142,6 +147,9 @@ func parseOptions(args, env []string) (*options, error) {
 			return o, err
 		}
 	}
+	if err := o.chooseStore(environ); err != nil {
+		return o, err
+	}
 	return o, o.finish(r)
 }
 
@@ -151,6 +159,10 @@ func (o *options) define(p preset, r *raw) *pflag.FlagSet {
 	f.Usage = func() {}
 	host, _ := os.Hostname() // empty is refused in finish, naming --node-name
 
+	o.Conditions = true
+	f.StringVar((*string)(&o.Store), "store", string(storeEtcd), "where leases are: etcd, or kube for annotations of Nodes (default in a pod and with --kubeconfig)")
+	f.StringVar(&o.Kubeconfig, "kubeconfig", "", "credentials for the Kubernetes API; empty means those of this pod")
+	f.StringVar(&o.NetConf, "net-conf", p.netConf, "file with the network configuration (a mounted ConfigMap) for --store=kube; followed live")
 	f.StringVar(&r.endpoints, "etcd-endpoints", p.endpoints, "comma-separated etcd endpoints; https turns TLS on")
 	f.StringVar(&o.EtcdPrefix, "etcd-prefix", p.etcdPrefix, "key below which config and subnets live; names the network")
 	f.StringVar(&o.EtcdCAFile, "etcd-cafile", "", "CA certificate (PEM) that signs the etcd servers' certificates")
@@ -161,7 +173,7 @@ func (o *options) define(p preset, r *raw) *pflag.FlagSet {
 	f.BoolVar(&o.EtcdInsecure, "etcd-insecure", false, "allow plaintext to etcd beyond loopback")
 	f.DurationVar(&o.LeaseTTL, "lease-ttl", 24*time.Hour, "how long the store keeps this node's lease without renewal; at least 3s")
 	f.DurationVar(&o.RenewMargin, "lease-renew-margin", time.Hour, "renew when this much of the lease is left; less than --lease-ttl")
-	f.StringVar(&o.NodeName, "node-name", host, "name of this node, unique in the network")
+	f.StringVar(&o.NodeName, "node-name", host, "name of this node, unique in the network; with --store=kube that of its Node, by default NODE_NAME")
 	f.StringArrayVar(&o.Ifaces, "iface", nil, "underlay interface by name or address; repeated: the first that exists")
 	f.StringArrayVar(&o.IfaceRegexes, "iface-regex", nil, "underlay interface by regular expression on addresses, then names; repeatable")
 	f.StringVar(&r.canReach, "iface-can-reach", "", "underlay interface through which this address is reached")
@@ -260,7 +272,7 @@ func (o *options) finish(r *raw) error {
 	}
 	o.CheckConfig = r.checkConfig
 	if rest := o.flags.Args(); len(rest) == 1 && o.CheckConfig {
-		o.NetConf = rest[0]
+		o.CheckFile = rest[0]
 	} else if len(rest) > 0 {
 		return fmt.Errorf("argument %q: weftd takes flags only (a file may follow --check-config)", rest[0])
 	}
@@ -393,6 +405,7 @@ func usage(o *options) string {
 
   weftd                                   etcd on this machine, everything else found
   weftd --etcd-endpoints https://10.0.0.1:2379 --etcd-cafile ca.pem
+  weftd --store kube --kubeconfig /etc/weft/kubeconfig
   weftd --check-config net-conf.json      say what would be used, and why
   weftd --cleanup                         take weft off this node
 

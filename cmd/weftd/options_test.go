@@ -87,38 +87,40 @@ func TestWrongValues(t *testing.T) {
 		env, args []string
 		want      []string
 	}{
-		"prefix":           {args: []string{"--etcd-prefix=weft/"}, want: []string{"etcd-prefix", "flag --etcd-prefix", `"weft/"`, "begins with /"}},
-		"prefix from env":  {env: []string{"WEFTD_ETCD_PREFIX=x"}, want: []string{"environment WEFTD_ETCD_PREFIX", `"x"`}},
-		"no endpoints":     {args: []string{"--etcd-endpoints=,"}, want: []string{"etcd-endpoints", "at least one URL"}},
-		"node name":        {args: []string{"--node-name=a b"}, want: []string{"node-name", `"a b"`, "letters"}},
-		"short TTL":        {args: []string{"--lease-ttl=1s"}, want: []string{"lease-ttl", `"1s"`, "3s to 8760h"}},
-		"margin over TTL":  {args: []string{"--lease-ttl=10m", "--lease-renew-margin=20m"}, want: []string{"lease-renew-margin", "10m0s"}},
-		"regex":            {args: []string{"--iface-regex=("}, want: []string{"iface-regex", `"("`, "regular expression"}},
-		"public ip":        {args: []string{"--public-ip=fd00::1"}, want: []string{"public-ip", `"fd00::1"`, "IPv4"}},
-		"public ipv6":      {env: []string{"WEFTD_PUBLIC_IPV6=::1"}, want: []string{"environment WEFTD_PUBLIC_IPV6", "IPv6"}},
-		"can reach":        {args: []string{"--iface-can-reach=host"}, want: []string{"iface-can-reach", `"host"`, "IP address"}},
-		"log level":        {args: []string{"--log-level=loud"}, want: []string{"log-level", `"loud"`, "error, warning, info or debug"}},
-		"bad bool in env":  {env: []string{"WEFTD_ONCE=perhaps"}, want: []string{"environment WEFTD_ONCE", `"perhaps"`}},
-		"unknown env":      {env: []string{"WEFTD_ETC_PREFIX=/x"}, want: []string{"WEFTD_ETC_PREFIX", "no such setting"}},
-		"unknown flag":     {args: []string{"--etcd-endpoint=x"}, want: []string{"etcd-endpoint"}},
-		"relative socket":  {args: []string{"--socket=rel.sock"}, want: []string{"socket", "rel.sock", "absolute"}},
-		"no state dir":     {args: []string{"--state-dir="}, want: []string{"state-dir", "absolute"}},
-		"relative file":    {args: []string{"--subnet-file=rel.env"}, want: []string{"subnet-file", "rel.env", "absolute"}},
-		"relative conf":    {args: []string{"--cni-conf=rel"}, want: []string{"cni-conf", "rel", "absolute"}},
-		"listen nowhere":   {args: []string{"--listen=foo"}, want: []string{"listen", "foo", "HOST:PORT"}},
-		"listen too high":  {args: []string{"--listen=:65536"}, want: []string{"listen", ":65536", "65535"}},
-		"public with zone": {args: []string{"--public-ipv6=fd77::1%eth0"}, want: []string{"public-ipv6", "fd77::1%eth0"}},
-		"long socket":      {args: []string{"--socket=/" + strings.Repeat("s", 107)}, want: []string{"socket", "107 bytes"}},
-		"guard":            {args: []string{"--ingress-guard=on"}, want: []string{"ingress-guard", `"on"`, "bind, peers or off"}},
-		"hold":             {env: []string{"WEFTD_MASS_REMOVAL_HOLD=25h"}, want: []string{"environment WEFTD_MASS_REMOVAL_HOLD", "25h", "0 (off) to 24h"}},
-		"negative hold":    {args: []string{"--mass-removal-hold=-1s"}, want: []string{"mass-removal-hold", "-1s"}},
-		"source":           {args: []string{"--source-address=10.0.0.1,127.0.0.1"}, want: []string{"source-address", `"127.0.0.1"`, "unicast"}},
-		"source with zone": {args: []string{"--source-address=fd00::1%eth0"}, want: []string{"source-address", "unicast"}},
-		"many sources":     {args: []string{"--source-address=" + manySources(15)}, want: []string{"source-address", `"15"`, "at most 14"}},
-		"data dir":         {args: []string{"--cni-data-dir=cni"}, want: []string{"cni-data-dir", `"cni"`, "absolute"}},
-		"force alone":      {args: []string{"--force"}, want: []string{"force", "--cleanup"}},
-		"a port":           {env: []string{"WEFTD_LISTEN_PORT=9469"}, want: []string{"WEFTD_LISTEN_PORT", "no such setting"}},
-		"argument":         {args: []string{"start"}, want: []string{`"start"`, "flags only"}},
+		"prefix":            {args: []string{"--etcd-prefix=weft/"}, want: []string{"etcd-prefix", "flag --etcd-prefix", `"weft/"`, "begins with /"}},
+		"prefix from env":   {env: []string{"WEFTD_ETCD_PREFIX=x"}, want: []string{"environment WEFTD_ETCD_PREFIX", `"x"`}},
+		"no endpoints":      {args: []string{"--etcd-endpoints=,"}, want: []string{"etcd-endpoints", "at least one URL"}},
+		"node name":         {args: []string{"--node-name=a b"}, want: []string{"node-name", `"a b"`, "letters"}},
+		"short TTL":         {args: []string{"--lease-ttl=1s"}, want: []string{"lease-ttl", `"1s"`, "3s to 8760h"}},
+		"margin over TTL":   {args: []string{"--lease-ttl=10m", "--lease-renew-margin=20m"}, want: []string{"lease-renew-margin", "10m0s"}},
+		"regex":             {args: []string{"--iface-regex=("}, want: []string{"iface-regex", `"("`, "regular expression"}},
+		"public ip":         {args: []string{"--public-ip=fd00::1"}, want: []string{"public-ip", `"fd00::1"`, "IPv4"}},
+		"public ipv6":       {env: []string{"WEFTD_PUBLIC_IPV6=::1"}, want: []string{"environment WEFTD_PUBLIC_IPV6", "IPv6"}},
+		"can reach":         {args: []string{"--iface-can-reach=host"}, want: []string{"iface-can-reach", `"host"`, "IP address"}},
+		"log level":         {args: []string{"--log-level=loud"}, want: []string{"log-level", `"loud"`, "error, warning, info or debug"}},
+		"bad bool in env":   {env: []string{"WEFTD_ONCE=perhaps"}, want: []string{"environment WEFTD_ONCE", `"perhaps"`}},
+		"unknown env":       {env: []string{"WEFTD_ETC_PREFIX=/x"}, want: []string{"WEFTD_ETC_PREFIX", "no such setting"}},
+		"unknown flag":      {args: []string{"--etcd-endpoint=x"}, want: []string{"etcd-endpoint"}},
+		"relative socket":   {args: []string{"--socket=rel.sock"}, want: []string{"socket", "rel.sock", "absolute"}},
+		"no state dir":      {args: []string{"--state-dir="}, want: []string{"state-dir", "absolute"}},
+		"relative file":     {args: []string{"--subnet-file=rel.env"}, want: []string{"subnet-file", "rel.env", "absolute"}},
+		"relative conf":     {args: []string{"--cni-conf=rel"}, want: []string{"cni-conf", "rel", "absolute"}},
+		"listen nowhere":    {args: []string{"--listen=foo"}, want: []string{"listen", "foo", "HOST:PORT"}},
+		"listen too high":   {args: []string{"--listen=:65536"}, want: []string{"listen", ":65536", "65535"}},
+		"public with zone":  {args: []string{"--public-ipv6=fd77::1%eth0"}, want: []string{"public-ipv6", "fd77::1%eth0"}},
+		"long socket":       {args: []string{"--socket=/" + strings.Repeat("s", 107)}, want: []string{"socket", "107 bytes"}},
+		"guard":             {args: []string{"--ingress-guard=on"}, want: []string{"ingress-guard", `"on"`, "bind, peers or off"}},
+		"hold":              {env: []string{"WEFTD_MASS_REMOVAL_HOLD=25h"}, want: []string{"environment WEFTD_MASS_REMOVAL_HOLD", "25h", "0 (off) to 24h"}},
+		"negative hold":     {args: []string{"--mass-removal-hold=-1s"}, want: []string{"mass-removal-hold", "-1s"}},
+		"source":            {args: []string{"--source-address=10.0.0.1,127.0.0.1"}, want: []string{"source-address", `"127.0.0.1"`, "unicast"}},
+		"source with zone":  {args: []string{"--source-address=fd00::1%eth0"}, want: []string{"source-address", "unicast"}},
+		"many sources":      {args: []string{"--source-address=" + manySources(15)}, want: []string{"source-address", `"15"`, "at most 14"}},
+		"data dir":          {args: []string{"--cni-data-dir=cni"}, want: []string{"cni-data-dir", `"cni"`, "absolute"}},
+		"force alone":       {args: []string{"--force"}, want: []string{"force", "--cleanup"}},
+		"a port":            {env: []string{"WEFTD_LISTEN_PORT=9469"}, want: []string{"WEFTD_LISTEN_PORT", "no such setting"}},
+		"store":             {args: []string{"--store=consul"}, want: []string{"store", "flag --store", `"consul"`, "etcd or kube"}},
+		"relative conf map": {args: []string{"--net-conf=net-conf.json"}, want: []string{"net-conf", `"net-conf.json"`, "absolute"}},
+		"argument":          {args: []string{"start"}, want: []string{`"start"`, "flags only"}},
 	} {
 		_, err := parseOptions(append([]string{"--node-name=n1"}, c.args...), c.env)
 		if err == nil {
@@ -226,7 +228,7 @@ func TestFlannelPresetFromEnvironment(t *testing.T) {
 
 // What weft cannot do for a flannel user is refused before anything changes.
 func TestFlannelPresetRefuses(t *testing.T) {
-	for _, args := range [][]string{{"-kube-subnet-mgr"}, {"-subnet-lease-renew-margin=0"}, {"-healthz-port=70000"}} {
+	for _, args := range [][]string{{"-kube-subnet-mgr=perhaps"}, {"-subnet-lease-renew-margin=0"}, {"-healthz-port=70000"}} {
 		_, err := parseOptions(append([]string{"--node-name=n1", "--flannel-compat"}, args...), nil)
 		if err == nil || !strings.Contains(err.Error(), strings.Trim(strings.Split(args[0], "=")[0], "-")) {
 			t.Errorf("%v: %v", args, err)

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"slices"
-	"strings"
 
 	"weft.dev/weft/cmd/internal/api"
 	"weft.dev/weft/overlay"
@@ -29,7 +28,7 @@ func (a *agent) brief() api.Status {
 	s := api.Status{
 		Node: a.o.NodeName, Version: api.Version(),
 		Guard:   api.Guard{Mode: string(a.o.Guard), Masquerade: a.o.IPMasq},
-		Store:   "etcd " + strings.Join(a.o.EtcdEndpoints, ",") + " " + a.o.EtcdPrefix,
+		Store:   a.storeText(),
 		Pending: []api.Change{}, Devices: []api.Device{}, Peers: []api.Peer{}, Problems: []subnet.Problem{},
 	}
 	s.Problems = append(s.Problems, a.problems.all()...)

@@ -31,6 +31,7 @@ func imports() map[string][]string {
 	return map[string][]string{
 		"subnet":           nil,
 		"subnet/etcd":      {"subnet"},
+		"subnet/kube":      {"subnet"},
 		"overlay":          {"subnet"},
 		"backend":          {"backend/nft", "backend/offload", "overlay", "subnet"},
 		"backend/nft":      {"subnet"},
@@ -39,20 +40,24 @@ func imports() map[string][]string {
 		"cni-shim/ledger":  nil,
 		"cmd/internal/api": {"subnet"},
 		"cmd/weft":         {"cmd/internal/api", "subnet"},
-		"cmd/weftd":        {"backend", "cmd/internal/api", "cni-shim/ledger", "overlay", "subnet", "subnet/etcd"},
+		"cmd/weftd":        {"backend", "cmd/internal/api", "cni-shim/ledger", "overlay", "subnet", "subnet/etcd", "subnet/kube"},
 	}
 }
 
 // onlyIn says which packages may import modules that tie code to the outside.
 func onlyIn() map[string][]string {
 	return map[string][]string{
-		"github.com/vishvananda/netlink":         {"backend"},
-		"github.com/vishvananda/netns":           {"backend"},
-		"github.com/mdlayher/netlink":            {"backend/nft"},
-		"go.etcd.io/etcd/":                       {"subnet/etcd"},
-		"k8s.io/":                                {},
-		"github.com/containernetworking/":        {"cni-shim"},
-		"github.com/prometheus/":                 {"cmd/weftd"},
+		"github.com/vishvananda/netlink":  {"backend"},
+		"github.com/vishvananda/netns":    {"backend"},
+		"github.com/mdlayher/netlink":     {"backend/nft"},
+		"go.etcd.io/etcd/":                {"subnet/etcd"},
+		"k8s.io/":                         {"subnet/kube"},
+		"github.com/containernetworking/": {"cni-shim"},
+		"github.com/prometheus/":          {"cmd/weftd"},
+		// client-go's typed clients bring every API group along, its informers
+		// and event clients too: they would be most of the binary.
+		"k8s.io/client-go/kubernetes":            {},
+		"k8s.io/client-go/informers":             {},
 		"os/exec":                                {},
 		"github.com/containernetworking/plugins": {},
 	}

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kube
+
+import (
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// OverlayDegraded is the type of the condition that says that something about
+// the overlay needs an operator, while this node's own data plane may be fine.
+// Nothing taints on it.
+const OverlayDegraded corev1.NodeConditionType = "OverlayDegraded"
+
+const (
+	// downFor is how long the data plane must have been down before the Node
+	// is said to have no network: that taints it (DESIGN 3.14).
+	downFor = 30 * time.Second
+	// badFor is how long a problem must have been there before the Node is
+	// called degraded: most are over before anybody could look.
+	badFor = 10 * time.Second
+	// maxMessage bounds a condition's message, bytes; it is on the Node.
+	maxMessage = 300
+)
+
+// DataPlane is how this node's own data plane is, peers apart.
+type DataPlane int
+
+// The states of the data plane. Unknown is before the first look; it never
+// changes a condition.
+const (
+	Unknown DataPlane = iota
+	Up
+	Down
+)
+
+// Health is what the agent knows of this node, for its Node's conditions.
+type Health struct {
+	DataPlane DataPlane
+	Why       string // why it is down, one sentence
+	Degraded  string // what is wrong beside, one sentence; or ""
+}
+
+// edges turns a level into conditions that change seldom. The zero value has
+// seen nothing.
+type edges struct {
+	downSince time.Time // zero while it is not down
+	badSince  time.Time // zero while nothing is wrong
+}
+
+// judge returns the conditions that h asks for at now, and when it should be
+// asked again without a change (0 for never). Conditions of which h says
+// nothing, or not for long enough, are not among them.
+func (e *edges) judge(now time.Time, h Health) (want []corev1.NodeCondition, again time.Duration) {
+	down, left := since(&e.downSince, now, h.DataPlane == Down, downFor)
+	again = left
+	switch {
+	case down:
+		want = append(want, condition(corev1.NodeNetworkUnavailable, true, "WeftIsDown", h.Why))
+	case h.DataPlane == Up:
+		want = append(want, condition(corev1.NodeNetworkUnavailable, false, "WeftIsUp", "this node's data plane is in place"))
+	}
+	bad, left := since(&e.badSince, now, h.Degraded != "", badFor)
+	if left > 0 && (again == 0 || left < again) {
+		again = left
+	}
+	switch {
+	case bad:
+		want = append(want, condition(OverlayDegraded, true, "OverlayHasProblems", h.Degraded))
+	case h.Degraded == "" && h.DataPlane != Unknown:
+		want = append(want, condition(OverlayDegraded, false, "OverlayHasNoProblem", "nothing is wrong that weft knows of"))
+	}
+	return want, again
+}
+
+// since reports whether is has been so for long enough, and else how much is
+// left of that (0 when it is not so).
+func since(from *time.Time, now time.Time, is bool, enough time.Duration) (bool, time.Duration) {
+	switch {
+	case !is:
+		*from = time.Time{}
+		return false, 0
+	case from.IsZero():
+		*from = now
+	}
+	left := enough - now.Sub(*from)
+	return left <= 0, max(left, 0)
+}
+
+func condition(kind corev1.NodeConditionType, is bool, reason, message string) corev1.NodeCondition {
+	c := corev1.NodeCondition{Type: kind, Status: corev1.ConditionFalse, Reason: reason, Message: message}
+	if is {
+		c.Status = corev1.ConditionTrue
+	}
+	if len(c.Message) > maxMessage {
+		c.Message = clip(c.Message)
+	}
+	return c
+}
+
+// changes returns those of want that have does not say, with their times. Of
+// several of a type in have, the first counts.
+func changes(want, have []corev1.NodeCondition, now time.Time) []corev1.NodeCondition {
+	var out []corev1.NodeCondition
+	for _, c := range want {
+		c.LastHeartbeatTime, c.LastTransitionTime = metav1.NewTime(now), metav1.NewTime(now)
+		at := slices.IndexFunc(have, func(h corev1.NodeCondition) bool { return h.Type == c.Type })
+		if at >= 0 && have[at].Status == c.Status {
+			if have[at].Reason == c.Reason && have[at].Message == c.Message {
+				continue
+			}
+			c.LastTransitionTime = have[at].LastTransitionTime
+		}
+		out = append(out, c)
+	}
+	return out
+}

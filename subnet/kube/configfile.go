@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+
+	"weft.dev/weft/subnet"
+)
+
+// maxNetConf is how much of the file is read, bytes: more than a document that
+// subnet.ParseConfig accepts.
+const maxNetConf = 1 << 20
+
+// Config returns the network's configuration. While the file is missing or
+// invalid, Config waits; Reason says for what. It fails only when ctx ends or
+// the store is closed.
+func (s *Store) Config(ctx context.Context) (subnet.Config, error) {
+	ctx, done := s.scope(ctx)
+	defer done()
+	defer s.configWait.forget()
+	for {
+		cfg, err := s.readConfig()
+		if err == nil {
+			s.configWait.clear()
+			return cfg, nil
+		}
+		kind := "ConfigInvalid"
+		if errors.Is(err, fs.ErrNotExist) {
+			kind = "ConfigMissing"
+		}
+		s.configWait.set(kind, err.Error())
+		if pause(ctx, s.o.PollEvery); ctx.Err() != nil {
+			return subnet.Config{}, ended(ctx)
+		}
+	}
+}
+
+// WatchConfig tells set how the network's configuration changes, from one
+// goroutine, until ctx ends or the store is closed, which it returns as an
+// error. set gets
+//
+//   - a valid configuration and nil, when it is another one than set was told
+//     last (running, at first), or valid again;
+//   - the last good configuration and the error that says why the file is
+//     missing or invalid, when that has become so or the reason is another.
+//
+// The file is read whole and anew each time: kubelet replaces a ConfigMap's
+// files by moving a symbolic link, which no watch on the file itself sees.
+func (s *Store) WatchConfig(ctx context.Context, running subnet.Config, set func(cfg subnet.Config, err error)) error {
+	ctx, done := s.scope(ctx)
+	defer done()
+	told := news{good: running}
+	for {
+		if told.update(s.readConfig()) {
+			set(told.good, told.err)
+		}
+		if pause(ctx, s.o.PollEvery); ctx.Err() != nil {
+			return ended(ctx)
+		}
+	}
+}
+
+// readConfig reads and judges the file.
+func (s *Store) readConfig() (subnet.Config, error) {
+	info, err := os.Stat(s.o.NetConf)
+	if err != nil {
+		return subnet.Config{}, fmt.Errorf("network configuration: %w; it is the mounted ConfigMap, want a file like {\"Network\":\"10.244.0.0/16\"} (--net-conf)", err)
+	}
+	if !info.Mode().IsRegular() || info.Size() > maxNetConf {
+		return subnet.Config{}, fmt.Errorf("network configuration %s: want a file of at most %d bytes", s.o.NetConf, maxNetConf)
+	}
+	data, err := os.ReadFile(s.o.NetConf)
+	if err != nil {
+		return subnet.Config{}, fmt.Errorf("network configuration: %w", err)
+	}
+	cfg, err := subnet.ParseConfig(data, s.o.NetConf, subnet.Defaults{Flannel: s.o.Flannel})
+	if errors.Is(err, subnet.ErrNoNetwork) {
+		// What is masqueraded and what is not is told apart by it.
+		err = fmt.Errorf("%w: those of the cluster's --cluster-cidr (kubeadm: networking.podSubnet)", err)
+	}
+	return cfg, err
+}
+
+// news is what was last told of the configuration.
+type news struct {
+	good subnet.Config // the last valid one
+	err  error         // why the present one is not, else nil
+}
+
+// update takes what was read, and reports whether it is worth telling.
+func (n *news) update(cfg subnet.Config, err error) bool {
+	was := *n
+	n.err = err
+	if err != nil {
+		return was.err == nil || was.err.Error() != err.Error()
+	}
+	n.good = cfg
+	return was.err != nil || was.good.Backend != cfg.Backend || !slices.Equal(was.good.Networks, cfg.Networks)
+}

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kube
+
+import (
+	"context"
+	"time"
+
+	"github.com/go-logr/logr"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
+)
+
+// listTimeout bounds a listing of all Nodes, which may have to be paged.
+const listTimeout = time.Minute
+
+// reflect keeps store what lw lists and watches, until ctx ends, and says in w
+// why that does not get on.
+func (s *Store) reflect(ctx context.Context, lw *cache.ListWatch, kind runtime.Object, store cache.ReflectorStore, w *waiting) {
+	quiet := logr.Discard() // what it would log comes back through w, once
+	observed := &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			ctx, cancel := context.WithTimeout(ctx, listTimeout)
+			defer cancel()
+			list, err := lw.ListWithContext(ctx, o)
+			s.observe(ctx, w, err)
+			return list, err
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			stream, err := lw.WatchWithContext(ctx, o)
+			if o.SendInitialEvents == nil || !apierrors.IsInvalid(err) {
+				s.observe(ctx, w, err)
+			} // else the server (1.30 to 1.33) cannot list that way, and is asked in another
+			return stream, err
+		},
+	}
+	r := cache.NewReflectorWithOptions(observed, kind, store, cache.ReflectorOptions{
+		Logger: &quiet, Name: "weftd", Backoff: backoff(),
+	})
+	ended := make(chan struct{})
+	go func() {
+		r.RunWithContext(klog.NewContext(ctx, quiet))
+		close(ended)
+	}()
+	select { // a Reflector that pauses notices the end of ctx only after that
+	case <-ctx.Done():
+	case <-ended:
+	}
+}
+
+// observe records how a call has ended.
+func (s *Store) observe(ctx context.Context, w *waiting, err error) {
+	switch {
+	case ctx.Err() == context.Canceled:
+	case apierrors.IsResourceExpired(err), apierrors.IsGone(err): // a listing follows
+	case err == nil:
+		w.clear()
+	default:
+		w.set(s.unreachable(err))
+	}
+}

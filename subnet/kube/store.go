@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kube
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync/atomic"
+
+	"github.com/sirupsen/logrus"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/util/connrotation"
+
+	"weft.dev/weft/subnet"
+)
+
+// errClosed is what a blocked call returns after Close.
+var errClosed = errors.New("the Kubernetes store is closed")
+
+// Store leases subnets in one cluster. Its methods may run at the same time,
+// each of Config, Hold, Watch, WatchConfig and Report once at a time.
+type Store struct {
+	o        Options
+	dialects dialects
+	server   string // URL of the API server
+	api      *client
+	dialer   *connrotation.Dialer
+	events   *events
+
+	ctx    context.Context // ends with Close
+	cancel context.CancelFunc
+
+	node     atomic.Pointer[corev1.Node]      // ours as last seen; nil when there is none, or not yet
+	moved    chan struct{}                    // poked when node changes, for Report
+	standing atomic.Pointer[[]subnet.Problem] // what Hold finds wrong with our Node
+	news     chan struct{}                    // poked when standing changes, for Watch
+
+	configWait, nodeWait, leaseWait, watchWait waiting
+}
+
+// New checks o, reads the credentials once and connects to nothing.
+func New(o Options) (*Store, error) {
+	o, err := o.complete()
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{o: o, moved: make(chan struct{}, 1), news: make(chan struct{}, 1)}
+	if s.dialects, err = newDialects(o); err != nil {
+		return nil, err
+	}
+	config, dialer, err := o.connection()
+	if err != nil {
+		return nil, err
+	}
+	s.server, s.dialer = config.Host, dialer
+	if s.api, err = newClient(config); err != nil {
+		return nil, err
+	}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.events = newEvents(s.ctx, s.api, o)
+	for w, op := range map[*waiting]string{&s.configWait: "read configuration", &s.nodeWait: "watch our Node", &s.leaseWait: "hold lease", &s.watchWait: "watch Nodes"} {
+		w.log, w.told = o.Log.WithFields(logrus.Fields{"op": op, "node": o.Node}), s.events.warn
+	}
+	return s, nil
+}
+
+// Close ends all calls and connections. Annotations stay. Only the first call
+// does anything.
+func (s *Store) Close() error {
+	s.cancel()
+	s.dialer.CloseAll()
+	return nil
+}
+
+// Reconnect drops all connections; what needs one makes a new one. For when
+// this node's addresses have changed: a connection from an address that is
+// gone answers nothing, and is only found dead by its pings. Calls under way
+// fail, and are made again by whoever made them.
+func (s *Store) Reconnect(context.Context) error {
+	s.dialer.CloseAll()
+	return nil
+}
+
+// Server returns the URL of the API server.
+func (s *Store) Server() string { return s.server }
+
+// Reason says in one sentence what the store waits for: the API out of reach,
+// our Node or its podCIDRs missing, the configuration missing. It is empty
+// when the store gets on.
+func (s *Store) Reason() string {
+	for _, w := range []*waiting{&s.configWait, &s.nodeWait, &s.leaseWait, &s.watchWait} {
+		if r := w.reason(); r != "" {
+			return r
+		}
+	}
+	return ""
+}
+
+// setStanding makes list what is wrong with our Node.
+func (s *Store) setStanding(list []subnet.Problem) {
+	if slices.Equal(list, s.problems()) {
+		return
+	}
+	s.standing.Store(&list)
+	poke(s.news)
+}
+
+func (s *Store) problems() []subnet.Problem {
+	if list := s.standing.Load(); list != nil {
+		return *list
+	}
+	return nil
+}
+
+// call gives one call to the API its deadline.
+func (s *Store) call(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, s.o.CallTimeout)
+}
+
+// scope ties ctx to the store's life. The returned function frees it.
+func (s *Store) scope(ctx context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(s.ctx, func() { cancel(errClosed) })
+	return ctx, func() {
+		stop()
+		cancel(nil)
+	}
+}
+
+// ended is the error for a scope that has ended: errClosed after Close, else
+// the caller's own.
+func ended(ctx context.Context) error {
+	if errors.Is(context.Cause(ctx), errClosed) {
+		return errClosed
+	}
+	return ctx.Err()
+}
