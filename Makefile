@@ -34,6 +34,29 @@ bin/.plugins: dist/cni-plugins/go.mod dist/cni-plugins/go.sum
 	CGO_ENABLED=0 $(GO) -C dist/cni-plugins build -trimpath -buildvcs=false -ldflags '-s -w' -o ../../bin/cni/ tool
 	@touch $@
 
+# The image holds static binaries for one architecture and nothing else.
+IMAGE_ARCH ?= amd64
+IMAGE_ROOT  = bin/image/$(IMAGE_ARCH)
+IMAGE_FILE  = bin/weft-image$(if $(filter-out amd64,$(IMAGE_ARCH)),-$(IMAGE_ARCH)).tar
+
+.PHONY: image image-root
+image: image-root ## build bin/weft-image.tar, an OCI archive for `ctr images import` (IMAGE_ARCH=arm64: for that)
+	@commit=$$(git log -1 --format='%H %ct' 2>/dev/null || true); set -- $$commit; \
+	revision=$${1:-}; [ -z "$$revision" ] || [ -z "$$(git status --porcelain)" ] || revision=$$revision-dirty; \
+	$(GO) -C dist/image run -buildvcs=false . --root ../../$(IMAGE_ROOT) --chart ../chart/weft --arch $(IMAGE_ARCH) \
+	  --revision "$$revision" --created "$${2:-0}" -o $(CURDIR)/$(IMAGE_FILE)
+
+# A directory for each layer: what changes seldom is one of its own.
+image-root: export GOOS = linux
+image-root: export GOARCH = $(IMAGE_ARCH)
+image-root:
+	@rm -rf $(IMAGE_ROOT) && mkdir -p $(IMAGE_ROOT)/10-plugins/bin/cni $(IMAGE_ROOT)/20-weft/bin/cni
+	CGO_ENABLED=0 $(GO) -C dist/cni-plugins build -trimpath -buildvcs=false -ldflags '-s -w' -o $(CURDIR)/$(IMAGE_ROOT)/10-plugins/bin/cni/ tool
+	$(BUILD) -o $(IMAGE_ROOT)/20-weft/bin/weftd ./cmd/weftd
+	$(BUILD) -o $(IMAGE_ROOT)/20-weft/bin/weft ./cmd/weft
+	$(BUILD) -o $(IMAGE_ROOT)/20-weft/bin/cni/weft ./cni-shim
+	@cp LICENSE $(IMAGE_ROOT)/20-weft/
+
 .PHONY: need-tools need-root
 need-tools:
 	@missing=; for t in $(TOOLS); do command -v $$t >/dev/null || missing="$$missing $$t"; done; \
@@ -54,10 +77,12 @@ lab-down: ## end the lab that lab-up left
 .PHONY: test
 test: need-root need-tools build ## every test that needs no Kubernetes
 	$(GO) test -race -count=1 -timeout 10m ./...
+	$(GO) -C dist/image test -count=1 ./...
 	$(GO) -C tests test -count=1 -timeout 18m -p 1 ./...
 
 .PHONY: test-full
-test-full: need-root need-tools build ## the same with full counts: outages of 60 s, 20 rounds of races
+test-full: need-root need-tools build ## the same with full counts: outages of 60 s, 20 rounds of races, two builds of the image
+	WEFT_FULL=1 $(GO) -C dist/image test -count=1 ./...
 	WEFT_FULL=1 $(GO) -C tests test -count=1 -timeout 60m -p 1 -v ./...
 
 .PHONY: faults
