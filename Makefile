@@ -57,6 +57,10 @@ image-root:
 	$(BUILD) -o $(IMAGE_ROOT)/20-weft/bin/cni/weft ./cni-shim
 	@cp LICENSE $(IMAGE_ROOT)/20-weft/
 
+.PHONY: manifests
+manifests: ## render dist/manifests from the chart, which is the only source
+	$(GO) -C dist/render run -buildvcs=false .
+
 .PHONY: need-tools need-root
 need-tools:
 	@missing=; for t in $(TOOLS); do command -v $$t >/dev/null || missing="$$missing $$t"; done; \
@@ -78,6 +82,7 @@ lab-down: ## end the lab that lab-up left
 test: need-root need-tools build ## every test that needs no Kubernetes
 	$(GO) test -race -count=1 -timeout 10m ./...
 	$(GO) -C dist/image test -count=1 ./...
+	$(GO) -C dist/render test -count=1 ./...
 	$(GO) -C tests test -count=1 -timeout 18m -p 1 ./...
 
 .PHONY: test-full
@@ -107,9 +112,10 @@ golden: ## rewrite the golden files from what the code does now; read the diff
 	$(GO) test ./overlay ./backend ./backend/nft -update
 
 .PHONY: lint
-lint: ## gofmt, vet, staticcheck, errcheck, ineffassign, misspell
+lint: ## gofmt, vet, staticcheck, errcheck, ineffassign, misspell; manifests that are not as the chart renders them
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$bad" ]; then echo "gofmt differs:" $$bad >&2; exit 1; fi
-	$(GO) vet ./... && $(GO) -C tests vet ./...
+	$(GO) vet ./... && $(GO) -C tests vet ./... && $(GO) -C dist/image vet ./...
+	$(GO) -C dist/render run -buildvcs=false . --check
 	@mkdir -p bin/tools && $(GO) -C dist/tools build -o ../../bin/tools/ tool
 	bin/tools/staticcheck ./...
 	cd tests && ../bin/tools/staticcheck ./...
