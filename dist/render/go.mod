@@ -5,7 +5,7 @@ go 1.26.0
 require (
 	github.com/google/cel-go v0.29.2
 	helm.sh/helm/v3 v3.22.0
-	k8s.io/apiserver v0.37.0
+	k8s.io/apiserver v0.37.2
 )
 
 require (
@@ -28,7 +28,7 @@ require (
 	golang.org/x/sync v0.24.0 // indirect
 	google.golang.org/genproto/googleapis/api v0.0.0-20260803160001-6ac0973c030d // indirect
 	google.golang.org/genproto/googleapis/rpc v0.0.0-20260803160001-6ac0973c030d // indirect
-	k8s.io/component-base v0.37.0 // indirect
+	k8s.io/component-base v0.37.2 // indirect
 )
 
 require (
