@@ -46,6 +46,12 @@ image: image-root ## build bin/weft-image.tar, an OCI archive for `ctr images im
 	$(GO) -C dist/image run -buildvcs=false . --root ../../$(IMAGE_ROOT) --chart ../chart/weft --arch $(IMAGE_ARCH) \
 	  --revision "$$revision" --created "$${2:-0}" -o $(CURDIR)/$(IMAGE_FILE)
 
+.PHONY: image-check
+image-check: ## build the image of the last commit in two clones and compare: compiler and linker give the same bytes too
+	@dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \
+	for c in a b/c; do git clone -q --shared . "$$dir/$$c" && $(MAKE) -s -C "$$dir/$$c" image >/dev/null; done; \
+	cmp "$$dir/a/$(IMAGE_FILE)" "$$dir/b/c/$(IMAGE_FILE)" && sha256sum <"$$dir/a/$(IMAGE_FILE)"
+
 # A directory for each layer: what changes seldom is one of its own.
 image-root: export GOOS = linux
 image-root: export GOARCH = $(IMAGE_ARCH)
@@ -87,7 +93,7 @@ test: need-root need-tools build ## every test that needs no Kubernetes
 
 .PHONY: test-full
 test-full: need-root need-tools build ## the same with full counts: outages of 60 s, 20 rounds of races, two builds of the image
-	WEFT_FULL=1 $(GO) -C dist/image test -count=1 ./...
+	$(MAKE) image-check
 	WEFT_FULL=1 $(GO) -C tests test -count=1 -timeout 60m -p 1 -v ./...
 
 .PHONY: faults

@@ -120,9 +120,10 @@ func (i installer) run(ctx context.Context) error {
 	}
 	defer unlock()
 	// Nobody else is at it, so what is there is left of a run that was killed.
+	// What cannot be removed does no harm, or what follows fails and says so.
 	scratch := filepath.Join(i.to, scratchDir)
-	_ = os.RemoveAll(scratch) // if it stays and matters, what follows fails
-	defer os.RemoveAll(scratch)
+	_ = os.RemoveAll(scratch)
+	defer func() { _ = os.RemoveAll(scratch) }()
 
 	var errs []error
 	for _, name := range names {

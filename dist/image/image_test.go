@@ -11,7 +11,6 @@ import (
 	"errors"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -201,30 +200,5 @@ func TestRefusals(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v: %v, want %q", args, err, want)
 		}
-	}
-}
-
-// Two clones of one commit, in different places, give the same archive: so do
-// the compiler and the linker. It takes a minute or two.
-func TestTwoBuildsSameBytes(t *testing.T) {
-	if os.Getenv("WEFT_FULL") == "" {
-		t.Skip("`make test-full` builds the image twice")
-	}
-	var archives [][]byte
-	for range 2 {
-		dir := filepath.Join(t.TempDir(), "clone")
-		for _, args := range [][]string{{"git", "clone", "-q", "--shared", "../..", dir}, {"make", "-C", dir, "image"}} {
-			if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
-				t.Fatalf("%v: %v: %s", args, err, out)
-			}
-		}
-		b, err := os.ReadFile(filepath.Join(dir, "bin/weft-image.tar"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		archives = append(archives, b)
-	}
-	if !bytes.Equal(archives[0], archives[1]) {
-		t.Error("two builds of one commit differ")
 	}
 }
