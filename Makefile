@@ -36,6 +36,39 @@ bin/.plugins: dist/cni-plugins/go.mod dist/cni-plugins/go.sum
 	CGO_ENABLED=0 $(GO) -C dist/cni-plugins build -trimpath -buildvcs=false -ldflags '-s -w' -o ../../bin/cni/ tool
 	@touch $@
 
+# The image holds static binaries for one architecture and nothing else.
+IMAGE_ARCH ?= amd64
+IMAGE_ROOT  = bin/image/$(IMAGE_ARCH)
+IMAGE_FILE  = bin/weft-image$(if $(filter-out amd64,$(IMAGE_ARCH)),-$(IMAGE_ARCH)).tar
+
+.PHONY: image image-root
+image: image-root ## build bin/weft-image.tar, an OCI archive for `ctr images import` (IMAGE_ARCH=arm64: for that)
+	@commit=$$(git log -1 --format='%H %ct' 2>/dev/null || true); set -- $$commit; \
+	revision=$${1:-}; [ -z "$$revision" ] || [ -z "$$(git status --porcelain)" ] || revision=$$revision-dirty; \
+	$(GO) -C dist/image run -buildvcs=false . --root ../../$(IMAGE_ROOT) --chart ../chart/weft --arch $(IMAGE_ARCH) \
+	  --revision "$$revision" --created "$${2:-0}" -o $(CURDIR)/$(IMAGE_FILE)
+
+.PHONY: image-check
+image-check: ## build the image of the last commit in two clones and compare: compiler and linker give the same bytes too
+	@dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \
+	for c in a b/c; do git clone -q --shared . "$$dir/$$c" && $(MAKE) -s -C "$$dir/$$c" image >/dev/null; done; \
+	cmp "$$dir/a/$(IMAGE_FILE)" "$$dir/b/c/$(IMAGE_FILE)" && sha256sum <"$$dir/a/$(IMAGE_FILE)"
+
+# A directory for each layer: what changes seldom is one of its own.
+image-root: export GOOS = linux
+image-root: export GOARCH = $(IMAGE_ARCH)
+image-root:
+	@rm -rf $(IMAGE_ROOT) && mkdir -p $(IMAGE_ROOT)/10-plugins/bin/cni $(IMAGE_ROOT)/20-weft/bin/cni
+	CGO_ENABLED=0 $(GO) -C dist/cni-plugins build -trimpath -buildvcs=false -ldflags '-s -w' -o $(CURDIR)/$(IMAGE_ROOT)/10-plugins/bin/cni/ tool
+	$(BUILD) -o $(IMAGE_ROOT)/20-weft/bin/weftd ./cmd/weftd
+	$(BUILD) -o $(IMAGE_ROOT)/20-weft/bin/weft ./cmd/weft
+	$(BUILD) -o $(IMAGE_ROOT)/20-weft/bin/cni/weft ./cni-shim
+	@cp LICENSE $(IMAGE_ROOT)/20-weft/
+
+.PHONY: manifests
+manifests: ## render dist/manifests from the chart, which is the only source
+	$(GO) -C dist/render run -buildvcs=false .
+
 .PHONY: need-tools need-root
 need-tools:
 	@missing=; for t in $(TOOLS); do command -v $$t >/dev/null || missing="$$missing $$t"; done; \
@@ -56,15 +89,22 @@ lab-down: ## end the lab that lab-up left
 .PHONY: test
 test: need-root need-tools build ## every test that needs no Kubernetes
 	$(GO) test -race -count=1 -timeout 10m ./...
-	$(GO) -C tests test -count=1 -timeout 18m -p 1 ./...
+	$(GO) -C dist/image test -count=1 ./...
+	$(GO) -C dist/render test -count=1 ./...
+	$(GO) -C tests test -count=1 -timeout 18m -p 1 $$($(GO) -C tests list ./... | grep -v '/tests/kube$$')
+
+.PHONY: test-kube
+test-kube: kube-apiserver ## the store on the Node API against a real kube-apiserver
+	$(GO) -C tests test -count=1 -timeout 18m ./kube
 
 .PHONY: kube-apiserver
 kube-apiserver: ## build the kube-apiserver that tests/kube runs into the user's cache (several minutes, once)
 	$(GO) -C tests run ./kubetest/build
 
 .PHONY: test-full
-test-full: need-root need-tools build ## the same with full counts: outages of 60 s, 20 rounds of races
-	WEFT_FULL=1 $(GO) -C tests test -count=1 -timeout 60m -p 1 -v ./...
+test-full: need-root need-tools build ## the same with full counts: outages of 60 s, 20 rounds of races, two builds of the image
+	$(MAKE) image-check
+	WEFT_FULL=1 $(GO) -C tests test -count=1 -timeout 60m -p 1 -v $$($(GO) -C tests list ./... | grep -v '/tests/kube$$')
 
 .PHONY: faults
 faults: need-root need-tools build ## break labs in every way of the table, under traffic; writes docs/faults.md (about 14 minutes)
@@ -88,9 +128,10 @@ golden: ## rewrite the golden files from what the code does now; read the diff
 	$(GO) test ./overlay ./backend ./backend/nft -update
 
 .PHONY: lint
-lint: ## gofmt, vet, staticcheck, errcheck, ineffassign, misspell
+lint: ## gofmt, vet, staticcheck, errcheck, ineffassign, misspell; manifests that are not as the chart renders them
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$bad" ]; then echo "gofmt differs:" $$bad >&2; exit 1; fi
-	$(GO) vet ./... && $(GO) -C tests vet ./...
+	$(GO) vet ./... && $(GO) -C tests vet ./... && $(GO) -C dist/image vet ./...
+	$(GO) -C dist/render run -buildvcs=false . --check
 	@mkdir -p bin/tools && $(GO) -C dist/tools build -o ../../bin/tools/ tool
 	bin/tools/staticcheck ./...
 	cd tests && ../bin/tools/staticcheck ./...

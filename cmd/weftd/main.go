@@ -31,6 +31,9 @@ func main() {
 // run is main without the process: it returns the exit status, 0 when all
 // went well or a signal ended it, 1 after a failure, 2 for wrong usage.
 func run(ctx context.Context, args, env []string, stdout, stderr io.Writer) int {
+	if len(args) > 0 && args[0] == installCommand {
+		return installCNI(ctx, args[1:], env, stdout, stderr)
+	}
 	o, err := parseOptions(args, env)
 	switch {
 	case errors.Is(err, pflag.ErrHelp):

@@ -408,6 +408,7 @@ func usage(o *options) string {
   weftd --store kube --kubeconfig /etc/weft/kubeconfig
   weftd --check-config net-conf.json      say what would be used, and why
   weftd --cleanup                         take weft off this node
+  weftd install-cni                       put the CNI plugins where runtimes look for them
 
 Every flag can also be set as ` + envPrefix + `<FLAG>, e.g. ` + envPrefix + `ETCD_PREFIX; flags win.
 

@@ -33,7 +33,9 @@ func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("make the directory of the socket: %w", err)
 	}
-	unlock, err := lockDirectory(ctx, dir)
+	wait, cancel := context.WithTimeout(ctx, takeoverPatience)
+	defer cancel()
+	unlock, err := lockDirectory(wait, dir)
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
@@ -70,14 +72,12 @@ func removeLeftover(ctx context.Context, path string, failed error) error {
 	return nil
 }
 
-// lockDirectory waits for the lock (flock(2)) of a directory.
+// lockDirectory waits for the lock (flock(2)) of a directory until ctx ends.
 func lockDirectory(ctx context.Context, dir string) (unlock func(), err error) {
 	f, err := os.Open(dir)
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, takeoverPatience)
-	defer cancel()
 	for {
 		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 		if err == nil {

@@ -41,8 +41,8 @@ type Server struct {
 	cmd   *exec.Cmd
 }
 
-// New starts a server for the length of a test. Without the binary the test is
-// skipped: building it takes minutes, so that has a command of its own.
+// New starts a server for the length of a test. Building the binary takes
+// minutes, so that has a command of its own.
 func New(t testing.TB, kind etcdtest.Kind) *Server {
 	t.Helper()
 	path, err := Path()
@@ -50,7 +50,7 @@ func New(t testing.TB, kind etcdtest.Kind) *Server {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(path); err != nil {
-		t.Skipf("%s is not there: `make kube-apiserver` builds it", path)
+		t.Fatalf("%s is not there: `make kube-apiserver` builds it", path)
 	}
 	s := &Server{dir: t.TempDir(), certs: etcdtest.NewCerts(t), Etcd: etcdtest.New(t, kind, etcdtest.Options{}), admin: token(t), agent: token(t)}
 	s.prepare(t)

@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/yaml"
+
+	"weft.dev/weft/subnet"
+)
+
+const chartDir = "../chart/weft"
+
+func rendered(t *testing.T, values map[string]any) string {
+	t.Helper()
+	b, err := render(chartDir, values)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// object returns one object of a manifest; a field that Kubernetes does not
+// know is an error.
+func object[T any](t *testing.T, manifest, kind, name string) T {
+	t.Helper()
+	var out T
+	for doc := range strings.SplitSeq(manifest, "\n---\n") {
+		var head struct {
+			metav1.TypeMeta
+			Metadata metav1.ObjectMeta
+		}
+		if err := yaml.Unmarshal([]byte(doc), &head); err != nil {
+			t.Fatalf("%v in\n%s", err, doc)
+		}
+		if head.Kind == kind && head.Metadata.Name == name {
+			if err := yaml.UnmarshalStrict([]byte(doc), &out); err != nil {
+				t.Fatalf("%s %s: %v", kind, name, err)
+			}
+			return out
+		}
+	}
+	t.Fatalf("no %s %s in the manifest", kind, name)
+	return out
+}
+
+// What is committed is what the chart renders.
+func TestCommittedManifests(t *testing.T) {
+	if err := run([]string{"--check"}, io.Discard, io.Discard); err != nil {
+		t.Error(err)
+	}
+	dir := t.TempDir()
+	if err := run([]string{"--out", dir}, io.Discard, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "weft.yaml")
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, bytes.Replace(b, []byte("NET_ADMIN"), []byte("SYS_ADMIN"), 1), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := run([]string{"--check", "--out", dir}, io.Discard, io.Discard); err == nil || !strings.Contains(err.Error(), "make manifests") {
+		t.Errorf("an edited manifest: %v", err)
+	}
+}
+
+func TestPrivileges(t *testing.T) {
+	for _, v := range variants() {
+		manifest := rendered(t, v.values)
+		ds := object[appsv1.DaemonSet](t, manifest, "DaemonSet", "weft")
+		pod := ds.Spec.Template.Spec
+		if ds.Namespace != "kube-system" || ds.Spec.Selector.MatchLabels["app.kubernetes.io/name"] != "weft" || len(ds.Spec.Selector.MatchLabels) != 1 {
+			t.Errorf("%s: namespace %s, selector %v", v.file, ds.Namespace, ds.Spec.Selector)
+		}
+		if !pod.HostNetwork || pod.HostPID || pod.HostIPC || pod.PriorityClassName != "system-node-critical" ||
+			pod.SecurityContext.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault ||
+			len(pod.Tolerations) != 1 || pod.Tolerations[0] != (corev1.Toleration{Operator: corev1.TolerationOpExists}) {
+			t.Errorf("%s: pod %+v", v.file, pod)
+		}
+		for _, c := range append(slices.Clone(pod.InitContainers), pod.Containers...) {
+			var add []corev1.Capability
+			if c.Name == "weft" {
+				add = []corev1.Capability{"NET_ADMIN"}
+			}
+			s := c.SecurityContext
+			if s.Privileged != nil || *s.AllowPrivilegeEscalation || !*s.ReadOnlyRootFilesystem ||
+				!slices.Equal(s.Capabilities.Drop, []corev1.Capability{"ALL"}) || !slices.Equal(s.Capabilities.Add, add) {
+				t.Errorf("%s: container %s: %+v", v.file, c.Name, s)
+			}
+			if !c.Resources.Limits.Cpu().IsZero() || c.Resources.Limits.Memory().IsZero() || c.Resources.Requests.Cpu().IsZero() {
+				t.Errorf("%s: container %s: %+v", v.file, c.Name, c.Resources)
+			}
+			for _, m := range c.VolumeMounts {
+				if (m.Name == "cni-bin") != (c.Name == "install-cni") {
+					t.Errorf("%s: container %s mounts %s", v.file, c.Name, m.Name)
+				}
+			}
+		}
+		for _, p := range []*corev1.Probe{pod.Containers[0].StartupProbe, pod.Containers[0].LivenessProbe, pod.Containers[0].ReadinessProbe} {
+			if p.HTTPGet.Host != "127.0.0.1" || p.HTTPGet.Port.IntValue() != 9469 {
+				t.Errorf("%s: probe %+v", v.file, p.HTTPGet)
+			}
+		}
+		role := object[rbacv1.ClusterRole](t, manifest, "ClusterRole", "weft")
+		for _, r := range role.Rules {
+			reads := slices.Equal(r.Resources, []string{"nodes"}) && slices.Equal(r.Verbs, []string{"get", "list", "watch"})
+			patches := slices.Equal(r.Resources, []string{"nodes/status"}) && slices.Equal(r.Verbs, []string{"patch"})
+			if !reads && !patches {
+				t.Errorf("%s: the agents' role has %+v", v.file, r)
+			}
+		}
+	}
+}
+
+// The configuration is one that the agent takes, and no family is forced on a
+// cluster that has not got it.
+func TestNetConf(t *testing.T) {
+	network := func(four, six string) map[string]any {
+		return map[string]any{"network": map[string]any{"ipv4": four, "ipv6": six}}
+	}
+	for name, c := range map[string]struct {
+		values map[string]any
+		want   []string
+	}{
+		"default":   {nil, []string{"10.244.0.0/16"}},
+		"dual":      {network("10.244.0.0/16", "fd00:10:244::/56"), []string{"10.244.0.0/16", "fd00:10:244::/56"}},
+		"IPv6 only": {network("", "fd00:10:244::/56"), []string{"fd00:10:244::/56"}},
+	} {
+		for _, compat := range []bool{false, true} {
+			values := map[string]any{"flannelCompat": compat}
+			for k, v := range c.values {
+				values[k] = v
+			}
+			conf := object[corev1.ConfigMap](t, rendered(t, values), "ConfigMap", "weft").Data["net-conf.json"]
+			got, err := subnet.ParseConfig([]byte(conf), name, subnet.Defaults{Flannel: compat})
+			if err != nil {
+				t.Errorf("%s, flannel %v: %v in %s", name, compat, err, conf)
+				continue
+			}
+			var have []string
+			for _, n := range got.Networks {
+				have = append(have, n.Prefix.String())
+				if _, err := netip.ParsePrefix(n.Prefix.String()); err != nil {
+					t.Error(err)
+				}
+			}
+			if !slices.Equal(have, c.want) {
+				t.Errorf("%s, flannel %v: networks %v, want %v, of %s", name, compat, have, c.want, conf)
+			}
+		}
+	}
+}
+
+func TestWrongValues(t *testing.T) {
+	for want, values := range map[string]map[string]any{
+		"ipv5":         {"network": map[string]any{"ipv5": "x"}},
+		"/network/ipv": {"network": map[string]any{"ipv4": "10.244.0.0"}},
+		"both empty":   {"network": map[string]any{"ipv4": "", "ipv6": ""}},
+		"logLevel":     {"agent": map[string]any{"logLevel": "loud"}},
+		"VNI":          {"network": map[string]any{"backend": map[string]any{"VNI": 1 << 24}}},
+	} {
+		if _, err := render(chartDir, values); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v: %v, want an error with %q", values, err, want)
+		}
+	}
+}
+
+// Every value is described and has a default in values.yaml, and the schema
+// knows no other.
+func TestSchemaDescribesValues(t *testing.T) {
+	var values map[string]any
+	var schema map[string]any
+	for file, into := range map[string]*map[string]any{"values.yaml": &values, "values.schema.json": &schema} {
+		b, err := os.ReadFile(filepath.Join(chartDir, file))
+		if err == nil {
+			err = yaml.Unmarshal(b, into)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	compareSchema(t, "", values, schema)
+}
+
+func compareSchema(t *testing.T, path string, values, schema map[string]any) {
+	t.Helper()
+	props, _ := schema["properties"].(map[string]any)
+	for name, v := range values {
+		p, _ := props[name].(map[string]any)
+		if d, _ := p["description"].(string); d == "" {
+			t.Errorf("value %s.%s is not described", path, name)
+		}
+		if sub, ok := v.(map[string]any); ok && p["properties"] != nil && name != "backend" {
+			compareSchema(t, path+"."+name, sub, p)
+		}
+	}
+	for name := range props {
+		if _, ok := values[name]; !ok && name != "requests" && name != "limits" {
+			t.Errorf("value %s.%s is in the schema only", path, name)
+		}
+	}
+}
