@@ -77,12 +77,13 @@ func (c *conn) close() {
 }
 
 // gro reports whether dev merges what it receives. Of rtnetlink's messages
-// none says so. A device that has just gone does.
+// none says so. A device that has just gone does, and so does one of which this
+// process may not know, as it has been given to us.
 func (c *conn) gro(dev string) (bool, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	on, err := offload.Get(c.sock.GetFd(), dev, offload.GRO)
-	if gone(err) {
+	if gone(err) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOTTY) {
 		return true, nil
 	}
 	return on, err

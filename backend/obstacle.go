@@ -156,11 +156,15 @@ func (k *Kernel) shadowing(ctx context.Context, f subnet.Family, spec ProbeSpec,
 	if err != nil || len(others) == 0 {
 		return nil, err
 	}
+	theirs := map[netip.Prefix]bool{}
+	for _, o := range others {
+		theirs[o.dst] = true
+	}
 	lowest := map[netip.Prefix]uint32{} // metric of weft's routes to where others lead too
 	head.Protocol = overlay.RouteProtocol
 	err = k.conn.streamRoutes(ctx, head, 0, func() { clear(lowest) }, func(msg []byte) {
 		r, ok := decodeRoute(msg, f)
-		if !ok || r.proto != overlay.RouteProtocol || !slices.ContainsFunc(others, func(o rawRoute) bool { return o.dst == r.dst }) {
+		if !ok || r.proto != overlay.RouteProtocol || !theirs[r.dst] {
 			return
 		}
 		if m, known := lowest[r.dst]; !known || r.metric < m {

@@ -14,15 +14,17 @@ that changes nothing makes no event, so rewrites are also counted by the age at 
 Times include whatever else the machine did. The nearest peer is flannel v0.28.9, measured on a machine of the same class
 with IPv4 only; it was not run beside these figures.
 
-**Data path.** Five pairs of nodes in one lab, each on a cable (veth) of its own: weft with two peers, weft with many, weft
-with ` + "`--device-gro=false`" + `, weft with ` + "`--ingress-guard=off`" + `, and a pair programmed by hand the way flannel v0.28 does (device, neighbour, forwarding entry and
-onlink route for each peer, its nftables rules, the bridge its CNI plugin makes). ` + "`host`" + ` is node to node over the first
-pair's cable, through weft's rules. All nodes have kube-proxy's nftables chains (50 Services), as the nearest peer's nodes
-had when it was measured; groups that say "no kube-proxy" are without. On all nodes bridges call the rules for IP
-(bridge-nf-call-iptables=1), without which flannel does not start; rows that say =0 are without. One sample of each in turn, in changing order; a ratio is the median over pairs of neighbouring
-samples. Sender and receiver of a stream have a CPU each; both ends of round trips and connections share one, and no CPU
-sleeps meanwhile. Connections end with a reset, so no TIME_WAIT piles up. A segmented wire has TSO and GSO off and GRO on,
-one without merging GRO off too. A packet's cost is the sender's time for 250 of them, as far as the receiver's socket.
+**Data path.** Six pairs of nodes in one lab, each on a cable (veth) of its own: weft with two peers, weft with many, weft
+with ` + "`--device-gro=false`" + `, weft with ` + "`--ingress-guard=off`" + `, weft with two peers once more (what differs between those
+two is noise), and a pair programmed by hand the way flannel v0.28 does (device, neighbour, forwarding entry and onlink
+route for each peer, its nftables rules, the bridge its CNI plugin makes). ` + "`host`" + ` is node to node over the first pair's
+cable, through weft's rules. All nodes have kube-proxy's nftables chains (50 Services), as the nearest peer's nodes had
+when it was measured; groups that say "no kube-proxy" are without. On all nodes bridges call the rules for IP
+(bridge-nf-call-iptables=1), without which flannel does not start; rows that say =0 are without. One sample of each in a
+round, in an order drawn for it; a ratio is the median over pairs of samples of one round. Sender and receiver of a stream
+have a CPU each; both ends of round trips and connections share one, and no CPU sleeps meanwhile. Connections end with a
+reset, so no TIME_WAIT piles up. A segmented wire has TSO and GSO off and GRO on, one without merging GRO off too. A
+packet's cost is the sender's time for 250 of them, as far as the receiver's socket.
 
 Command: ` + "`%s`" + `; %s; %d CPUs, Linux %s, %s.
 `

@@ -87,11 +87,14 @@ func (s samples) rows(f figure, q Request, r *rand.Rand) []measure.Row {
 	default:
 		judged = measure.NoWorse(judged, f.more)
 	}
-	toHost := ratio("weft / host", weftFew, host)
-	if peer != "" {
-		toHost.Note = "the nearest peer: " + peer
+	out := []measure.Row{judged}
+	if len(s.got[host]) > 0 {
+		toHost := ratio("weft / host", weftFew, host)
+		if peer != "" {
+			toHost.Note = "the nearest peer: " + peer
+		}
+		out = append(out, toHost, ratio("by hand / host", byhand, host))
 	}
-	out := []measure.Row{judged, toHost, ratio("by hand / host", byhand, host)}
 	if len(s.got[weftMany]) > 0 {
 		row := ratio(fmt.Sprintf("weft with %d peers / with 2", q.Peers), weftMany, weftFew)
 		if f.kind != stream {
@@ -108,5 +111,11 @@ func (s samples) rows(f figure, q Request, r *rand.Rand) []measure.Row {
 	if len(s.got[weftOpen]) > 0 {
 		out = append(out, ratio("weft, --ingress-guard=off / bind", weftOpen, weftFew))
 	}
-	return append(out, abs("host", host), abs("weft", weftFew), abs("by hand", byhand))
+	if len(s.got[weftTwin]) > 0 {
+		out = append(out, ratio("weft on other nodes / weft: noise", weftTwin, weftFew))
+	}
+	if len(s.got[host]) > 0 {
+		out = append(out, abs("host", host))
+	}
+	return append(out, abs("weft", weftFew), abs("by hand", byhand))
 }

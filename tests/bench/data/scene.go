@@ -26,6 +26,7 @@ const (
 	many             // weft, as many peers as asked for
 	plain            // weft, two peers, devices that do not merge packets
 	unguarded        // weft, two peers, no ingress guard
+	twin             // as few
 	pairs
 )
 
@@ -36,7 +37,7 @@ const (
 
 // prefixes are where the leases of the others than the few are.
 func prefixes() map[int]string {
-	return map[int]string{many: "/weft/many", plain: "/weft/plain", unguarded: "/weft/unguarded"}
+	return map[int]string{many: "/weft/many", plain: "/weft/plain", unguarded: "/weft/unguarded", twin: "/weft/twin"}
 }
 
 // settings are the flags that make the difference.
@@ -77,7 +78,7 @@ func (q Request) build(ctx context.Context, l *netlab.Lab) (*scene, error) {
 	if err := s.agents(ctx); err != nil {
 		return nil, err
 	}
-	for _, p := range []int{few, many, plain, unguarded, hand} {
+	for _, p := range []int{few, many, plain, unguarded, twin, hand} {
 		if err := s.attach(ctx, p); err != nil {
 			return nil, err
 		}
@@ -153,7 +154,7 @@ func (s *scene) agents(ctx context.Context) error {
 	if err := s.lab.StartAgents(ctx, s.nodes[few][:]...); err != nil {
 		return err
 	}
-	peers := map[int]int{few: 2, many: s.q.Peers, plain: 2, unguarded: 2}
+	peers := map[int]int{few: 2, many: s.q.Peers, plain: 2, unguarded: 2, twin: 2}
 	for p, prefix := range prefixes() {
 		if _, err := s.lab.Client().Put(ctx, prefix+"/config", crowd.Dual); err != nil {
 			return err
