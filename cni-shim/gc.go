@@ -74,15 +74,24 @@ func collect(ctx context.Context, conf netConf, valid map[ledger.Key]bool, path 
 	if err != nil {
 		return err
 	}
-	var errs []error
-	for _, r := range records {
-		if r.Key == (ledger.Key{}) || r.Busy || valid[r.Key] {
-			continue
+	free := func(records []ledger.Record) (failed []ledger.Record, errs []error) {
+		for _, r := range records {
+			if r.Key == (ledger.Key{}) || r.Busy || valid[r.Key] {
+				continue
+			}
+			a := &invoke.Args{Command: "DEL", ContainerID: r.Key.ContainerID, IfName: r.Key.IfName, NetNS: netnsOf(r.Stamp), Path: path}
+			if err := collectOne(ctx, conf, r, a); err != nil {
+				failed, errs = append(failed, r), append(errs, fmt.Errorf("%s: %w", r.Key, err))
+			}
 		}
-		a := &invoke.Args{Command: "DEL", ContainerID: r.Key.ContainerID, IfName: r.Key.IfName, NetNS: netnsOf(r.Stamp), Path: path}
-		if err := collectOne(ctx, conf, r, a); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", r.Key, err))
-		}
+		return failed, errs
+	}
+	// Interfaces of one pod share a chain where bridge masquerades by iptables,
+	// and only with the last of them bridge v1.9 can delete it: those before
+	// fail, and succeed afterwards.
+	failed, errs := free(records)
+	if len(errs) > 0 {
+		_, errs = free(failed)
 	}
 	if err := l.ReleaseTorn(ctx); err != nil {
 		errs = append(errs, err)
