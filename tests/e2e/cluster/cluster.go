@@ -35,6 +35,18 @@ type Cluster struct {
 // New can be called once in a process. What it has built when it fails can be
 // dumped.
 func New(ctx context.Context, cfg Config) (*Cluster, error) {
+	c, err := enter(cfg)
+	if err != nil {
+		return c, err
+	}
+	if err := c.assemble(); err != nil {
+		return c, err
+	}
+	return c, c.boot(ctx)
+}
+
+// enter returns a cluster of nothing, in this process's lab.
+func enter(cfg Config) (*Cluster, error) {
 	c := &Cluster{cfg: cfg, start: time.Now(), cgroup: os.Getenv(cgroupEnv)}
 	if c.cfg.Progress == nil {
 		c.cfg.Progress = io.Discard
@@ -49,20 +61,18 @@ func New(ctx context.Context, cfg Config) (*Cluster, error) {
 	if c.tenant, err = netlab.NewTenant(); err != nil {
 		return c, err
 	}
-	if c.fabric, err = netlab.Here("fabric"); err != nil {
-		return c, err
-	}
-	if err := c.buildFabric(); err != nil {
-		return c, err
-	}
-	if err := c.prepareControlPlane(); err != nil {
-		return c, err
-	}
-	return c, c.boot(ctx)
+	c.fabric, err = netlab.Here("fabric")
+	return c, err
 }
 
-// boot starts everything, in the order in which one thing needs another.
-func (c *Cluster) boot(ctx context.Context) error {
+// assemble makes the machines: their network, files and credentials.
+func (c *Cluster) assemble() error {
+	if err := c.buildFabric(); err != nil {
+		return err
+	}
+	if err := c.prepareControlPlane(); err != nil {
+		return err
+	}
 	for i := range c.cfg.Nodes {
 		n, err := c.newNode(i + 1)
 		if err != nil {
@@ -71,6 +81,11 @@ func (c *Cluster) boot(ctx context.Context) error {
 		c.nodes = append(c.nodes, n)
 	}
 	c.Progress("%d nodes, without anything on them", len(c.nodes))
+	return nil
+}
+
+// boot starts everything, in the order in which one thing needs another.
+func (c *Cluster) boot(ctx context.Context) error {
 	g, gctx := errgroup.WithContext(ctx)
 	for _, n := range c.nodes {
 		g.Go(func() error { return n.startContainerd(gctx) })

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -68,20 +69,18 @@ func launchTest(ctx context.Context, t *testing.T, id string, cfg Config, env ..
 	}.Run(ctx)
 }
 
-// inside builds the cluster that the launcher asks for.
-func inside(ctx context.Context, t *testing.T) *Cluster {
+// inside enters the lab with the configuration that the launcher was given.
+func inside(t *testing.T) *Cluster {
 	t.Helper()
 	var cfg Config
 	if err := json.Unmarshal([]byte(os.Getenv(setEnv)), &cfg); err != nil {
 		t.Fatal(err)
 	}
 	cfg.Progress = os.Stderr
-	c, err := New(ctx, cfg)
-	t.Cleanup(func() {
-		if t.Failed() {
-			c.Report(context.Background(), os.Stdout)
-		}
-	})
+	c, err := enter(cfg)
+	if err == nil {
+		err = c.assemble()
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,7 +124,15 @@ func TestCluster(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	c := inside(ctx, t)
+	c := inside(t)
+	t.Cleanup(func() {
+		if t.Failed() {
+			c.Report(context.Background(), os.Stdout)
+		}
+	})
+	if err := c.boot(ctx); err != nil {
+		t.Fatal(err)
+	}
 	states, err := c.NodeStates(ctx)
 	if err != nil {
 		t.Fatal(err)
@@ -167,12 +174,80 @@ func TestCluster(t *testing.T) {
 	}
 }
 
-// Whatever is killed, nothing of a cluster stays: here launcher and keeper
+// bare is the configuration of a cluster that is never started.
+func bare(t *testing.T) Config {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	return Config{Nodes: 2, Family: "dual", Proxy: "nftables", LogDir: t.TempDir()}
+}
+
+// A node has its own addresses, name, files, control groups and devices, and
+// shows settings that are the machine's as the kubelet wants them, so that it
+// does not set them.
+func TestNodes(t *testing.T) {
+	if !netlab.Inside() {
+		id := NewID()
+		before := tunables(t)
+		if code, err := launchTest(t.Context(), t, id, bare(t)); err != nil || code != 0 {
+			t.Errorf("status %d, %v", code, err)
+		}
+		if left := traces(t, id); len(left) > 0 {
+			t.Errorf("left behind: %v", left)
+		}
+		if after := tunables(t); after != before {
+			t.Errorf("the machine's settings were %q and are %q", before, after)
+		}
+		return
+	}
+	c := inside(t)
+	for _, n := range c.nodes {
+		for _, peer := range c.nodes {
+			for _, a := range peer.Addrs() {
+				if _, err := n.Run(t.Context(), "ping", "-c1", "-W2", a.String()); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		out, err := n.Run(t.Context(), "sh", "-ec", `hostname; ls /sys/class/net; cat /proc/sys/kernel/panic /proc/sys/vm/overcommit_memory
+			ls -A /opt/cni/bin /etc/cni; touch /etc/of-this-node /opt/cni/bin/of-this-node /var/lib/of-this-node
+			test -n "$(find /sys/fs/cgroup -maxdepth 3 -path '*/`+c.cgroup+`/`+n.Name()+`')"; test -s /run/kubernetes/kubelet.conf; test ! -e /run/lab`)
+		if err != nil {
+			t.Error(err)
+		}
+		if got, want := strings.Fields(out), []string{n.Name(), "eth0", "lo", "10", "1", "/etc/cni:", "/opt/cni/bin:"}; !slices.Equal(got, want) {
+			t.Errorf("node %s shows %q, want %q", n.Name(), got, want)
+		}
+	}
+	if _, err := os.Stat("/etc/of-this-node"); err == nil {
+		t.Error("a node can write the machine's /etc")
+	}
+}
+
+// tunables are the machine's settings that a kubelet would change.
+func tunables(t *testing.T) string {
+	t.Helper()
+	out, err := exec.Command("sh", "-c", "cat /proc/sys/vm/overcommit_memory /proc/sys/vm/panic_on_oom /proc/sys/kernel/panic /proc/sys/kernel/panic_on_oops").CombinedOutput()
+	if err != nil {
+		t.Fatalf("read settings: %v: %s", err, out)
+	}
+	return string(out)
+}
+
+// Whatever is killed, nothing of a cluster stays: the launcher, its keeper, or
 // both, so that the next keeper has to sweep.
 func TestNothingStays(t *testing.T) {
 	switch {
 	case netlab.Inside():
-		c := inside(t.Context(), t)
+		c := inside(t)
+		for _, n := range c.nodes { // something that occupies the control groups
+			cmd := exec.Command("sleep", "1000")
+			if err := n.Start(cmd); err != nil {
+				t.Fatal(err)
+			}
+			occupy(t, c.cgroup+"/"+n.Name(), cmd.Process.Pid)
+		}
 		if err := os.WriteFile(os.Getenv(crashEnv), []byte(c.cgroup), 0o644); err != nil {
 			t.Fatal(err)
 		}
@@ -186,9 +261,32 @@ func TestNothingStays(t *testing.T) {
 		launchTest(t.Context(), t, os.Getenv(idEnv), cfg) // until it is killed
 		return
 	}
-	cfg := fromCache(t)
+	cfg := bare(t)
 	for _, victim := range []string{"launcher", "keeper", "both"} {
 		t.Run(victim, func(t *testing.T) { kill(t, cfg, victim) })
+	}
+}
+
+// occupy moves a process into a control group, as a pod's are, in each
+// hierarchy.
+func occupy(t *testing.T, group string, pid int) {
+	t.Helper()
+	dirs, _, err := hierarchies()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range dirs {
+		dir = filepath.Join(dir, group, "pod")
+		err := os.Mkdir(dir, 0o755)
+		if err == nil {
+			err = inheritSets(filepath.Dir(dir), dir)
+		}
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, "cgroup.procs"), fmt.Append(nil, pid), 0)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
