@@ -58,6 +58,7 @@ lab-down: ## end the lab that lab-up left
 test: need-root need-tools build ## every test that needs no Kubernetes
 	$(GO) test -race -count=1 -timeout 10m ./...
 	$(GO) -C tests test -count=1 -timeout 18m -p 1 ./...
+	$(GO) -C tests/e2e test -count=1 -timeout 2m -p 1 ./...
 
 .PHONY: test-full
 test-full: need-root need-tools build ## the same with full counts: outages of 60 s, 20 rounds of races
@@ -73,12 +74,17 @@ bench: need-root need-tools build ## measure control plane and data path with up
 	$(GO) -C tests build -trimpath -buildvcs=false -o ../bin/weft-bench ./bench
 	bin/weft-bench --markdown docs/benchmarks.md --json bin/bench.json $(BENCH)
 
-# What was built of weft is tested; e2e-up and e2e take what is there.
-.PHONY: weft-e2e e2e e2e-up e2e-down
+# The cluster is tested with a static network first: what fails there is not
+# weft's.
+.PHONY: weft-e2e e2e e2e-steps e2e-up e2e-down
 weft-e2e:
 	$(GO) -C tests/e2e build -trimpath -buildvcs=false -o ../../bin/weft-e2e .
-e2e: need-root build weft-e2e ## a real Kubernetes on this machine, with weft: our cases and its own network specs (25 minutes cold, 10 warm)
-	timeout --kill-after=60 1500 bin/weft-e2e run $(E2E)
+e2e: need-root ## a real Kubernetes on this machine: our cases and its own network specs (at most 25 minutes cold, 10 warm)
+	timeout --kill-after=60 1500 $(MAKE) --no-print-directory e2e-steps
+e2e-steps: build weft-e2e
+	bin/weft-e2e parts >/dev/null
+	WEFT_E2E=1 $(GO) -C tests/e2e test -count=1 -timeout 5m -p 1 ./...
+	bin/weft-e2e run $(E2E)
 e2e-up: need-root build weft-e2e ## the same cluster, left standing; without weft's manifest its nodes stay NotReady
 	bin/weft-e2e up $(E2E)
 e2e-down: ## end the cluster that e2e-up left
