@@ -222,11 +222,31 @@ func sweepCgroups(ctx context.Context) error {
 	}
 	var errs []error
 	for _, name := range names {
-		if !kept(name) {
+		if !kept(name) && !populated(name) {
 			errs = append(errs, removeCgroups(ctx, name))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// populated reports whether processes are in a cluster's control groups: one
+// that stands may have lost its keeper.
+func populated(cluster string) bool {
+	dirs, _, err := hierarchies()
+	if err != nil {
+		return true
+	}
+	found := false
+	for _, dir := range dirs {
+		filepath.WalkDir(filepath.Join(dir, cluster), func(path string, d fs.DirEntry, err error) error {
+			if err == nil && d.Name() == "cgroup.procs" {
+				b, err := os.ReadFile(path)
+				found = found || err == nil && len(b) > 0
+			}
+			return nil // a group that goes meanwhile is none
+		})
+	}
+	return found
 }
 
 // kept reports whether the keeper that made a group still runs.

@@ -175,7 +175,7 @@ func (n *Node) startContainerd(ctx context.Context) error {
 
 // Import gives the node the images of an OCI archive.
 func (n *Node) Import(ctx context.Context, archive string) error {
-	_, err := n.ctr(ctx, "images", "import", "--local", archive)
+	_, err := n.ctr(ctx, "images", "import", "--local", "--discard-unpacked-layers", archive)
 	return err
 }
 

@@ -57,7 +57,7 @@ func (c *Cache) images(ctx context.Context, set Set) ([]string, error) {
 func suits(ours, suites string) bool {
 	repo := suites[:strings.LastIndexByte(suites, ':')]
 	switch base := repo[strings.LastIndexByte(repo, '/')+1:]; base {
-	case "agnhost", "busybox": // the shell in ours is busybox
+	case "agnhost", "busybox", "glibc-dns-testing": // ours has busybox's shell and glibc's resolver
 		return ours == "agnhost"
 	default:
 		return ours == base
