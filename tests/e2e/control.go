@@ -62,19 +62,19 @@ func (o options) inside(ctx context.Context, stdout, stderr io.Writer) (ok bool,
 			fmt.Fprintf(stderr, "weft-e2e: not all could be collected: %v\n", e)
 		}
 	}
-	if err != nil {
-		return false, err
+	if err == nil && !o.Up {
+		err = report.write(stdout, o.Cluster.LogDir)
 	}
-	if o.Up {
+	switch {
+	case o.Keep && err != nil: // to look at
+		fmt.Fprintf(stderr, "weft-e2e: %v\n", err)
+		return false, c.Stand(ctx, exitFailed)
+	case o.Keep:
+		return report.OK, c.Stand(ctx, report.status())
+	case o.Up && err == nil:
 		return true, c.Stand(ctx, 0)
 	}
-	if err := report.write(stdout, o.Cluster.LogDir); err != nil {
-		return false, err
-	}
-	if o.Keep {
-		return report.OK, c.Stand(ctx, report.status())
-	}
-	return report.OK, nil
+	return report.OK, err
 }
 
 // network gives the pods their network, and the cluster its DNS.

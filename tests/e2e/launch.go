@@ -110,7 +110,6 @@ func (l *launcher) command() *cobra.Command {
 	}
 	run.Flags().StringSliceVar(&l.Focus, "focus", nil, "specs of the suite, as regular expressions, in place of the usual ones")
 	run.Flags().StringVar(&l.Skip, "skip", defaultSkip, "specs to leave out, as a regular expression")
-	run.Flags().BoolVar(&l.Keep, "keep", false, "leave the cluster standing after the tests")
 	up.Flags().BoolVar(&l.noSuite, "without-suite", true, "do not build Kubernetes' e2e suite")
 	build.Flags().BoolVar(&l.noSuite, "without-suite", false, "do not build Kubernetes' e2e suite")
 	for _, f := range []*pflag.FlagSet{exec.Flags(), up.Flags()} {
@@ -134,6 +133,7 @@ func (l *launcher) clusterFlags(f *pflag.FlagSet) {
 	f.StringVar(&l.Plugins, "plugins", "bin/cni", "reference CNI plugins, for --network static")
 	f.BoolVar(&l.DNS, "dns", true, "install CoreDNS")
 	f.StringVar(&c.LogDir, "log-dir", "bin/e2e-logs", "where logs go; it is emptied first")
+	f.BoolVar(&l.Keep, "keep", false, "leave the cluster standing after the tests, or after a failure")
 	f.DurationVar(&l.Limit, "limit", 20*time.Minute, "end the cluster after this time; standing ones do not count")
 }
 

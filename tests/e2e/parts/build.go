@@ -7,9 +7,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -59,18 +57,13 @@ func (c *Cache) prepare(ctx context.Context, m module) (build, error) {
 // buildAll builds the parts of a module that are missing.
 func (c *Cache) buildAll(ctx context.Context, b build) error {
 	for i, p := range b.parts {
-		path := filepath.Join(b.dir, p.name)
-		if _, err := os.Stat(path); err == nil {
-			continue
-		} else if !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("look for %s: %w", p.name, err)
-		}
-		c.say("building %s %s (%s, %d of %d)", p.name, b.version, b.name, i+1, len(b.parts))
-		start := time.Now()
-		err := place(path, func(temporary string) error {
+		start, built := time.Now(), false
+		err := c.place(ctx, filepath.Join(b.dir, p.name), func(temporary string) error {
+			built = true
+			c.say("building %s %s (%s, %d of %d)", p.name, b.version, b.name, i+1, len(b.parts))
 			verb := []string{"build"}
 			if p.test {
-				verb = []string{"test", "-c"}
+				verb = []string{"test", "-c", "-vet=off"}
 			}
 			args := append(append(verb, b.flags...), "-o", temporary, p.pkg)
 			_, err := goTool(ctx, b.src, args...)
@@ -79,7 +72,9 @@ func (c *Cache) buildAll(ctx context.Context, b build) error {
 		if err != nil {
 			return fmt.Errorf("build %s %s: %w", p.name, b.version, err)
 		}
-		c.say("built %s %s in %.0f s", p.name, b.version, time.Since(start).Seconds())
+		if built {
+			c.say("built %s in %.0f s", p.name, time.Since(start).Seconds())
+		}
 	}
 	return nil
 }

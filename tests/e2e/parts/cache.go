@@ -121,11 +121,6 @@ func (c *Cache) Build(ctx context.Context, without ...string) (Set, error) {
 	if err := Missing(); err != nil {
 		return Set{}, err
 	}
-	unlock, err := c.lock(ctx)
-	if err != nil {
-		return Set{}, err
-	}
-	defer unlock()
 	set := Set{Programs: map[string]string{}, Versions: map[string]string{}}
 	var mu sync.Mutex
 	g, gctx := errgroup.WithContext(ctx)
@@ -156,17 +151,21 @@ func (c *Cache) Build(ctx context.Context, without ...string) (Set, error) {
 		return Set{}, err
 	}
 	slices.Sort(set.Dirs)
-	if set.Images, err = c.images(ctx, set); err != nil {
-		return Set{}, err
-	}
-	return set, nil
+	var err error
+	set.Images, err = c.images(ctx, set)
+	return set, err
 }
 
-// lock waits for whoever else builds into the cache.
-func (c *Cache) lock(ctx context.Context) (unlock func(), err error) {
-	f, err := os.OpenFile(filepath.Join(c.dir, "lock"), os.O_CREATE|os.O_RDWR, 0o644)
+// lock waits for whoever else makes the file at path.
+func (c *Cache) lock(ctx context.Context, path string) (unlock func(), err error) {
+	locks := filepath.Join(c.dir, "locks")
+	if err := os.MkdirAll(locks, 0o755); err != nil {
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	name := filepath.Base(filepath.Dir(path)) + "-" + filepath.Base(path)
+	f, err := os.OpenFile(filepath.Join(locks, name), os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
-		return nil, fmt.Errorf("lock the cache: %w", err)
+		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
 	for told := false; ; {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
@@ -175,15 +174,15 @@ func (c *Cache) lock(ctx context.Context) (unlock func(), err error) {
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) {
 			f.Close()
-			return nil, fmt.Errorf("lock the cache %s: %w", c.dir, err)
+			return nil, fmt.Errorf("lock %s: %w", path, err)
 		}
 		if !told {
-			c.say("another process builds into %s; waiting for it", c.dir)
+			c.say("another process makes %s; waiting for it", filepath.Base(path))
 			told = true
 		}
 		if err := netlab.Pause(ctx, 200*time.Millisecond); err != nil {
 			f.Close()
-			return nil, fmt.Errorf("wait for the lock of the cache %s: %w", c.dir, err)
+			return nil, fmt.Errorf("wait for the lock of %s: %w", path, err)
 		}
 	}
 }
@@ -196,16 +195,23 @@ func (c *Cache) say(format string, args ...any) {
 }
 
 // place makes the file at path by what write does to a temporary one beside
-// it. It does nothing if the file is there.
-func place(path string, write func(temporary string) error) error {
+// it. It does nothing if the file is there, and one process at a time.
+func (c *Cache) place(ctx context.Context, path string, write func(temporary string) error) error {
 	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 		return err
+	}
+	unlock, err := c.lock(ctx, path)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		return err // made meanwhile
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	// Only the holder of the lock is here: a fixed name never leaves more than
-	// one half of a file behind.
+	// A fixed name never leaves more than one half of a file behind.
 	temporary := path + ".part"
 	if err := os.RemoveAll(temporary); err != nil {
 		return err

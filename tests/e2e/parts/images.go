@@ -31,7 +31,7 @@ func (c *Cache) images(ctx context.Context, set Set) ([]string, error) {
 		return nil, err
 	}
 	var archives []string
-	for _, make := range []func(context.Context, Set) (string, image, error){pauseImage, agnhostImage, corednsImage} {
+	for _, make := range []func(context.Context, Set) (string, image, error){c.pauseImage, agnhostImage, corednsImage} {
 		name, img, err := make(ctx, set)
 		if err != nil {
 			return nil, fmt.Errorf("image %s: %w", name, err)
@@ -44,7 +44,7 @@ func (c *Cache) images(ctx context.Context, set Set) ([]string, error) {
 				img.names = append(img.names, n)
 			}
 		}
-		archive, err := c.pack(name, img)
+		archive, err := c.pack(ctx, name, img)
 		if err != nil {
 			return nil, fmt.Errorf("image %s: %w", name, err)
 		}
@@ -89,7 +89,7 @@ func suiteNames(ctx context.Context, set Set) ([]string, error) {
 }
 
 // pack writes an image's archive if it is not in the cache.
-func (c *Cache) pack(name string, img image) (string, error) {
+func (c *Cache) pack(ctx context.Context, name string, img image) (string, error) {
 	key, err := img.key()
 	if err != nil {
 		return "", err
@@ -97,7 +97,7 @@ func (c *Cache) pack(name string, img image) (string, error) {
 	archive := filepath.Join(c.dir, "images", name+"-"+key+".tar")
 	start := time.Now()
 	packed := false
-	err = place(archive, func(temporary string) error {
+	err = c.place(ctx, archive, func(temporary string) error {
 		packed = true
 		return img.write(temporary)
 	})
@@ -129,15 +129,11 @@ func (i image) key() (string, error) {
 
 // pauseImage is the image of the container that holds a pod's namespaces:
 // Kubernetes' own C program.
-func pauseImage(ctx context.Context, set Set) (string, image, error) {
+func (c *Cache) pauseImage(ctx context.Context, set Set) (string, image, error) {
 	dir := filepath.Dir(set.Programs["kubelet"])
 	binary := filepath.Join(dir, "pause")
-	err := place(binary, func(temporary string) error {
-		root, err := Root()
-		if err != nil {
-			return err
-		}
-		src, err := goTool(ctx, filepath.Join(root, modulesDir, "kubernetes"), "list", "-m", "-f", "{{.Dir}}", "k8s.io/kubernetes")
+	err := c.place(ctx, binary, func(temporary string) error {
+		src, err := goTool(ctx, filepath.Join(c.modules, "kubernetes"), "list", "-m", "-f", "{{.Dir}}", "k8s.io/kubernetes")
 		if err != nil {
 			return err
 		}

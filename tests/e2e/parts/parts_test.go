@@ -47,9 +47,13 @@ func TestModulesArePinned(t *testing.T) {
 
 // A file appears whole or not at all, and is made once.
 func TestPlace(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "dir", "file")
+	c, err := Open(t.TempDir(), ".", io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(c.dir, "dir", "file")
 	failed := errors.New("interrupted")
-	err := place(path, func(temporary string) error {
+	err = c.place(t.Context(), path, func(temporary string) error {
 		if err := os.WriteFile(temporary, []byte("ha"), 0o644); err != nil {
 			t.Fatal(err)
 		}
@@ -62,7 +66,7 @@ func TestPlace(t *testing.T) {
 		t.Errorf("left behind: %v", left)
 	}
 	for i := range 2 {
-		err := place(path, func(temporary string) error {
+		err = c.place(t.Context(), path, func(temporary string) error {
 			if i > 0 {
 				t.Error("made twice")
 			}
