@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -104,19 +106,21 @@ func checkPods(ctx context.Context, c *cluster.Cluster) error {
 
 // askClientIP asks one pod from another what the client's address is.
 func askClientIP(ctx context.Context, c *cluster.Cluster, from, to webPod) error {
+	if len(from.Status.PodIPs) != len(to.Status.PodIPs) {
+		return fmt.Errorf("%s on %s has addresses %v, %s on %s has %v", from.Metadata.Name, from.Spec.NodeName, from.Status.PodIPs,
+			to.Metadata.Name, to.Spec.NodeName, to.Status.PodIPs)
+	}
 	var errs []error
 	for i, at := range to.Status.PodIPs {
-		host := at.IP
-		if strings.Contains(host, ":") {
-			host = "[" + host + "]"
-		}
-		seen, err := c.Kubectl(ctx, "exec", from.Metadata.Name, "--", "curl", "-s", "-g", "--max-time", "5", "http://"+host+":8080/clientip")
+		url := "http://" + net.JoinHostPort(at.IP, "8080") + "/clientip"
+		out, err := c.Kubectl(ctx, "exec", from.Metadata.Name, "--", "curl", "-s", "-g", "--max-time", "5", url)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("from %s on %s to %s on %s: %w", from.Metadata.Name, from.Spec.NodeName, at.IP, to.Spec.NodeName, err))
 			continue
 		}
-		if own := from.Status.PodIPs[i].IP; !strings.HasPrefix(strings.Trim(seen, "["), own) {
-			errs = append(errs, fmt.Errorf("%s on %s sees client %s, which is %s on %s", at.IP, to.Spec.NodeName, seen, own, from.Spec.NodeName))
+		seen, err := netip.ParseAddrPort(strings.TrimSpace(out))
+		if own := from.Status.PodIPs[i].IP; err != nil || seen.Addr().Unmap().String() != own {
+			errs = append(errs, fmt.Errorf("%s on %s sees client %q, which is %s on %s", at.IP, to.Spec.NodeName, out, own, from.Spec.NodeName))
 		}
 	}
 	return errors.Join(errs...)

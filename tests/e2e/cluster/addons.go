@@ -127,11 +127,11 @@ func (n *Node) staticCNI(subnets []netip.Prefix, plugins string) error {
 	var routes []object
 	for _, s := range subnets {
 		ranges = append(ranges, []object{{"subnet": s}})
-		any := netip.PrefixFrom(netip.IPv6Unspecified(), 0)
-		if s.Addr().Is4() {
-			any = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+		everywhere, err := s.Addr().Prefix(0)
+		if err != nil {
+			return fmt.Errorf("default route beside %s: %w", s, err)
 		}
-		routes = append(routes, object{"dst": any})
+		routes = append(routes, object{"dst": everywhere})
 	}
 	conf, err := json.Marshal(object{
 		"cniVersion": "1.0.0", "name": "static", "plugins": []object{

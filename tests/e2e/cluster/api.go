@@ -105,7 +105,8 @@ func (c *Cluster) NodeStates(ctx context.Context) ([]NodeState, error) {
 	return out, nil
 }
 
-// WaitReady waits until all nodes are Ready, and names those that are not.
+// WaitReady waits until all nodes are Ready and may be used, and names those
+// that are not.
 func (c *Cluster) WaitReady(ctx context.Context, within time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
@@ -132,6 +133,11 @@ func allReady(states []NodeState, want int) error {
 	for _, s := range states {
 		if !s.Ready {
 			errs = append(errs, fmt.Errorf("%s is not Ready: %s", s.Name, s.Reason))
+		}
+		for _, t := range s.Taints { // the controllers take them away a moment later
+			if strings.HasPrefix(t, "node.kubernetes.io/") {
+				errs = append(errs, fmt.Errorf("%s is tainted %s", s.Name, t))
+			}
 		}
 	}
 	return errors.Join(errs...)

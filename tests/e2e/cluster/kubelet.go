@@ -70,7 +70,8 @@ func (n *Node) kubeletConfig() ([]byte, error) {
 		"evictionHard": object{
 			"memory.available": "100Mi", "nodefs.available": "1%", "nodefs.inodesFree": "1%", "imagefs.available": "1%",
 		},
-		// A node is Ready soon after it can be.
+		// A node says that it is Ready soon after it is; by default it may
+		// take 10 s to.
 		"nodeStatusUpdateFrequency": "4s", "syncFrequency": "10s",
 	})
 }

@@ -4,6 +4,7 @@ package cluster
 
 import (
 	"crypto/x509"
+	"encoding/json"
 	"encoding/pem"
 	"net/netip"
 	"os"
@@ -95,6 +96,27 @@ func TestKept(t *testing.T) {
 	} {
 		if got := kept(name); got != want {
 			t.Errorf("kept(%s) is %t, want %t", name, got, want)
+		}
+	}
+}
+
+// A node that is missing, not Ready or tainted is named, with what it says.
+func TestAllReady(t *testing.T) {
+	var o nodeObject
+	err := json.Unmarshal([]byte(`{"metadata":{"name":"n1","uid":"u"},"spec":{"podCIDRs":["10.244.0.0/24"],
+		"taints":[{"key":"node.kubernetes.io/not-ready","effect":"NoSchedule"}]},
+		"status":{"conditions":[{"type":"Ready","status":"False","reason":"KubeletNotReady","message":"cni plugin not initialized"}]}}`), &o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad := o.state()
+	good := NodeState{Name: "n2", Ready: true, Taints: []string{"dedicated:NoSchedule"}}
+	if err := allReady([]NodeState{good}, 1); err != nil {
+		t.Errorf("%+v: %v", good, err)
+	}
+	for _, want := range []string{"2 nodes are registered, want 3", "n1 is not Ready: KubeletNotReady: cni plugin", "n1 is tainted node.kubernetes.io/not-ready:NoSchedule"} {
+		if err := allReady([]NodeState{bad, good}, 3); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want a mention of %q", err, want)
 		}
 	}
 }
