@@ -106,12 +106,8 @@ func (s holdSpec) prepare() error {
 	if err := unix.Sethostname([]byte(s.Name)); err != nil {
 		return fmt.Errorf("set the host name: %w", err)
 	}
-	// Private first, away from the lab; then shared with the mount namespaces
-	// of pods, as the kubelet expects it of a node.
-	for _, how := range []uintptr{unix.MS_PRIVATE, unix.MS_SHARED} {
-		if err := unix.Mount("", "/", "", unix.MS_REC|how, ""); err != nil {
-			return fmt.Errorf("separate the node's mounts: %w", err)
-		}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("separate the node's mounts: %w", err)
 	}
 	if err := s.sysfs(); err != nil {
 		return err
@@ -136,6 +132,11 @@ func (s holdSpec) prepare() error {
 		if err := mount("/run", "/var/run", unix.MS_BIND|unix.MS_REC); err != nil {
 			return err
 		}
+	}
+	// The kubelet expects a node to share its mounts with those of pods. Only
+	// now, so that no two of them share with each other.
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, ""); err != nil {
+		return fmt.Errorf("share the node's mounts: %w", err)
 	}
 	return os.WriteFile("/etc/machine-id", fmt.Appendf(nil, "%032x\n", s.Name), 0o644) // in the overlay
 }

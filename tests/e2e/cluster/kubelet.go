@@ -31,7 +31,6 @@ state = "/run/containerd"
   address = "` + containerdSocket + `"
 [plugins.'io.containerd.cri.v1.images']
   snapshotter = "overlayfs"
-  discard_unpacked_layers = true
   [plugins.'io.containerd.cri.v1.images'.pinned_images]
     sandbox = "` + parts.PauseImage + `"
 [plugins.'io.containerd.cri.v1.runtime']
