@@ -32,7 +32,7 @@ func cgroupName(id string, keeper int) string {
 
 // hierarchies returns the directories that control groups are made in: the one
 // mount of version 2, or one for each controller of version 1. Where both are
-// mounted Kubernetes uses version 1 only.
+// mounted Kubernetes uses version 1, and the other has no controllers.
 func hierarchies() (dirs []string, unified bool, err error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(cgroupMount, &st); err != nil {
@@ -48,7 +48,8 @@ func hierarchies() (dirs []string, unified bool, err error) {
 	for _, e := range entries {
 		dir := filepath.Join(cgroupMount, e.Name())
 		// Links such as cpu -> cpu,cpuacct are no directories.
-		if e.IsDir() && unix.Statfs(dir, &st) == nil && st.Type == unix.CGROUP_SUPER_MAGIC {
+		// Where version 2 is mounted beside them, runc makes groups there too.
+		if e.IsDir() && unix.Statfs(dir, &st) == nil && (st.Type == unix.CGROUP_SUPER_MAGIC || st.Type == unix.CGROUP2_SUPER_MAGIC) {
 			dirs = append(dirs, dir)
 		}
 	}
