@@ -13,6 +13,9 @@ GO      ?= go
 BUILD   := CGO_ENABLED=0 $(GO) build -tags grpcnotrace -trimpath -buildvcs=$$(git status >/dev/null 2>&1 && echo auto || echo false) -ldflags '-s -w'
 # Debian packages that the lab and the tests use; the product needs none.
 DEPS    := ethtool iproute2 iputils-ping iperf3 etcd-server nftables procps
+# What the e2e tests use on top: the programs that a node has anyhow, and those
+# that go into the image that specs run.
+E2E_DEPS := runc iptables conntrack gcc libc6-dev busybox-static bash curl bind9-dnsutils netcat-openbsd
 # Programs that must be there before a target starts.
 TOOLS   := ethtool ip bridge ping iperf3 etcd nft
 
@@ -22,7 +25,7 @@ help: ## list the targets
 
 .PHONY: deps
 deps: ## install the Debian packages that lab and tests use (needs root)
-	@dist/deps.sh $(DEPS)
+	@dist/deps.sh $(DEPS) $(E2E_DEPS)
 
 .PHONY: build
 build: bin/.plugins ## build the agent, the CLI, the CNI plugins and the lab into bin/
@@ -92,6 +95,7 @@ test: need-root need-tools build ## every test that needs no Kubernetes
 	$(GO) -C dist/image test -count=1 ./...
 	$(GO) -C dist/render test -count=1 ./...
 	$(GO) -C tests test -count=1 -timeout 18m -p 1 $$($(GO) -C tests list ./... | grep -v '/tests/kube$$')
+	$(GO) -C tests/e2e test -count=1 -timeout 2m -p 1 ./...
 
 .PHONY: test-kube
 test-kube: kube-apiserver ## the store on the Node API against a real kube-apiserver
@@ -116,6 +120,22 @@ bench: need-root need-tools build ## measure control plane and data path with up
 	$(GO) -C tests build -trimpath -buildvcs=false -o ../bin/weft-bench ./bench
 	bin/weft-bench --markdown docs/benchmarks.md --json bin/bench.json $(BENCH)
 
+# The cluster is tested with a static network first: what fails there is not
+# weft's.
+.PHONY: weft-e2e e2e e2e-steps e2e-up e2e-down
+weft-e2e:
+	$(GO) -C tests/e2e build -trimpath -buildvcs=false -o ../../bin/weft-e2e .
+e2e: need-root ## a real Kubernetes on this machine: our cases and its own network specs (at most 25 minutes cold, 10 warm)
+	timeout --kill-after=60 1500 $(MAKE) --no-print-directory e2e-steps
+e2e-steps: build weft-e2e
+	bin/weft-e2e parts >/dev/null
+	WEFT_E2E=1 $(GO) -C tests/e2e test -count=1 -timeout 5m -p 1 ./...
+	bin/weft-e2e run $(E2E)
+e2e-up: need-root build weft-e2e ## the same cluster, left standing; without weft's manifest its nodes stay NotReady
+	bin/weft-e2e up $(E2E)
+e2e-down: ## end the cluster that e2e-up left
+	bin/weft-e2e down
+
 .PHONY: fuzz
 fuzz: ## fuzz every codec for FUZZTIME (default 30s) each
 	@for p in ./subnet ./cni-shim ./cni-shim/ledger ./backend/nft; do \
@@ -130,11 +150,12 @@ golden: ## rewrite the golden files from what the code does now; read the diff
 .PHONY: lint
 lint: ## gofmt, vet, staticcheck, errcheck, ineffassign, misspell; manifests that are not as the chart renders them
 	@bad=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$bad" ]; then echo "gofmt differs:" $$bad >&2; exit 1; fi
-	$(GO) vet ./... && $(GO) -C tests vet ./... && $(GO) -C dist/image vet ./...
+	$(GO) vet ./... && $(GO) -C tests vet ./... && $(GO) -C tests/e2e vet ./... && $(GO) -C dist/image vet ./...
 	$(GO) -C dist/render run -buildvcs=false . --check
 	@mkdir -p bin/tools && $(GO) -C dist/tools build -o ../../bin/tools/ tool
 	bin/tools/staticcheck ./...
 	cd tests && ../bin/tools/staticcheck ./...
+	cd tests/e2e && ../../bin/tools/staticcheck ./...
 	bin/tools/errcheck -ignoretests -exclude dist/tools/errcheck.txt ./...
 	bin/tools/ineffassign ./...
 	bin/tools/misspell -error $$(git ls-files '*.go' '*.md' Makefile)

@@ -34,18 +34,22 @@ type door struct {
 
 const directoryPath = stateDir + "/directory.json"
 
-// writeDirectory lists the lab's places for runEnter.
-func (l *Lab) writeDirectory() error {
-	places := map[string]door{"fabric": {Net: "/proc/1/ns/net"}} // init's
+// directory lists the lab's places for runEnter.
+func (l *Lab) directory() directory {
+	places := map[string]door{"fabric": fabricDoor()}
 	for _, n := range l.Nodes() {
-		ns := fmt.Sprintf("/proc/%d/ns/", n.holder.Pid)
-		places[n.name] = door{Net: ns + "net", Mnt: ns + "mnt", UTS: ns + "uts"}
+		places[n.name] = doorOf(n.holder.Pid)
 	}
 	for _, p := range l.Pods() {
 		node := places[p.node.name]
 		places[p.name] = door{Net: p.path(), Mnt: node.Mnt, UTS: node.UTS}
 	}
-	b, err := json.Marshal(directory{Bin: l.cfg.BinDir, Places: places})
+	return directory{Bin: l.cfg.BinDir, Places: places}
+}
+
+// write puts the directory where runEnter finds it.
+func (d directory) write() error {
+	b, err := json.Marshal(d)
 	if err == nil {
 		err = os.WriteFile(directoryPath, b, 0o644)
 	}

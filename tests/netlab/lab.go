@@ -219,21 +219,7 @@ func (l *Lab) StartAgents(ctx context.Context, nodes ...*Node) error {
 // `weft-lab exec` and `weft-lab down` need, and does not return until the lab
 // is ended. The launcher ends with the given status.
 func (l *Lab) Stand(ctx context.Context, status int) error {
-	if err := l.writeDirectory(); err != nil {
-		return err
-	}
-	log, err := os.Create(filepath.Join(stateDir, "log", "lab.log"))
-	if err != nil {
-		return fmt.Errorf("leave the lab standing: %w", err)
-	}
-	if err := redirect(log, 1, 2); err != nil {
-		return err
-	}
-	if err := l.writeRecord(l.report, status); err != nil {
-		return err
-	}
-	<-ctx.Done()
-	return ctx.Err()
+	return stand(ctx, l.report, l.directory(), l.record(status))
 }
 
 // FindBin returns the directory with weft's programs: dir if given, else the

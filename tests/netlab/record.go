@@ -175,15 +175,20 @@ func startTicks(pid int) (uint64, error) {
 	return strconv.ParseUint(fields[19], 10, 64)
 }
 
-// writeRecord sends the launcher what it needs to know of the lab.
-func (l *Lab) writeRecord(w io.Writer, status int) error {
-	r := Record{ID: l.id, Created: time.Now().UTC().Truncate(time.Second), Status: status}
+// record describes the lab for its launcher.
+func (l *Lab) record(status int) Record {
+	r := Record{ID: l.id, Created: now(), Status: status}
 	for _, n := range l.Nodes() {
 		r.Nodes = append(r.Nodes, n.name)
 	}
 	for _, p := range l.Pods() {
 		r.Pods = append(r.Pods, p.name)
 	}
+	return r
+}
+
+// send hands the record to the launcher.
+func (r Record) send(w io.Writer) error {
 	if err := json.NewEncoder(w).Encode(r); err != nil {
 		return fmt.Errorf("hand the lab's record to the launcher: %w", err)
 	}
