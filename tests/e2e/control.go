@@ -11,6 +11,7 @@ import (
 	"os"
 	"time"
 
+	"weft.dev/weft/tests/e2e/cases"
 	"weft.dev/weft/tests/e2e/cluster"
 )
 
@@ -45,12 +46,16 @@ func (o options) inside(ctx context.Context, stdout, stderr io.Writer) (ok bool,
 	limited, cancel := context.WithTimeoutCause(ctx, o.Limit, fmt.Errorf("the limit of %s is over", o.Limit))
 	defer cancel()
 	c, err := cluster.New(limited, o.Cluster)
+	var before cases.Trace
+	if err == nil {
+		before, err = cases.Look(limited, c)
+	}
 	if err == nil {
 		err = o.network(limited, c)
 	}
 	var report Report
 	if err == nil && !o.Up {
-		report, err = o.test(limited, c)
+		report, err = o.test(limited, c, before)
 	}
 	if limited.Err() != nil {
 		err = errors.Join(err, context.Cause(limited))

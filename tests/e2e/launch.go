@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 
@@ -33,6 +34,9 @@ type options struct {
 	Plugins  string // directory of the reference CNI plugins
 	Focus    []string
 	Skip     string
+	Suite    bool          // run Kubernetes' suite
+	Cases    string        // which of our own, a regular expression; empty: all
+	Outage   time.Duration // how long the API server is away in one of them
 	DNS      bool
 	Keep     bool          // leave it standing after the tests
 	Limit    time.Duration // of the control process
@@ -109,6 +113,9 @@ func (l *launcher) command() *cobra.Command {
 		l.clusterFlags(f)
 	}
 	run.Flags().StringSliceVar(&l.Focus, "focus", nil, "specs of the suite, as regular expressions, in place of the usual ones")
+	run.Flags().BoolVar(&l.Suite, "suite", true, "run Kubernetes' e2e suite")
+	run.Flags().StringVar(&l.Cases, "cases", "", "which of our own tests, as a regular expression over their names (default all)")
+	run.Flags().DurationVar(&l.Outage, "outage", 2*time.Minute, "how long the API server is away in one of them")
 	run.Flags().StringVar(&l.Skip, "skip", defaultSkip, "specs to leave out, as a regular expression")
 	up.Flags().BoolVar(&l.noSuite, "without-suite", true, "do not build Kubernetes' e2e suite")
 	build.Flags().BoolVar(&l.noSuite, "without-suite", false, "do not build Kubernetes' e2e suite")
@@ -169,6 +176,10 @@ func (l *launcher) parts(cmd *cobra.Command, _ []string) error {
 }
 
 func (l *launcher) run(cmd *cobra.Command, _ []string) error {
+	if _, err := regexp.Compile(l.Cases); err != nil {
+		return fmt.Errorf("--cases %q: %w", l.Cases, err)
+	}
+	l.noSuite = !l.Suite
 	l.id = cluster.NewID()
 	return l.start(cmd.Context(), l.Keep)
 }

@@ -9,10 +9,12 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"text/tabwriter"
 	"time"
 
+	"weft.dev/weft/tests/e2e/cases"
 	"weft.dev/weft/tests/e2e/cluster"
 )
 
@@ -37,40 +39,50 @@ type Report struct {
 	Results []Result          `json:"results"`
 }
 
-// A testCase is one of our own. It returns what is wrong.
-type testCase struct {
-	name string
-	run  func(context.Context, *cluster.Cluster) error
-}
-
-// test runs our cases, then Kubernetes' suite. What fails is in the report.
-func (o options) test(ctx context.Context, c *cluster.Cluster) (Report, error) {
+// test runs our cases and Kubernetes' suite: first whether the network works,
+// then what breaks it, at last its removal. What fails is in the report.
+func (o options) test(ctx context.Context, c *cluster.Cluster, before cases.Trace) (Report, error) {
 	start := time.Now()
 	r := Report{
 		Nodes: o.Cluster.Nodes, Family: o.Cluster.Family, Proxy: o.Cluster.Proxy, Network: o.Network, Parts: o.Cluster.Parts.Versions,
 	}
-	for _, t := range cases() {
-		begin := time.Now()
-		err := t.run(ctx, c)
-		result := Result{Group: "weft", Name: t.name, OK: err == nil, Seconds: time.Since(begin).Seconds()}
+	r.Results = o.runCases(ctx, c, cases.Network())
+	if o.Suite {
+		suite, err := o.runSuite(ctx, c)
 		if err != nil {
-			result.Error = err.Error()
+			return r, err
 		}
-		r.Results = append(r.Results, result)
+		c.Progress("%d specs of Kubernetes' suite", len(suite))
+		r.Results = append(r.Results, suite...)
 	}
-	c.Progress("%d cases of our own", len(r.Results))
-	suite, err := o.runSuite(ctx, c)
-	if err != nil {
-		return r, err
-	}
-	c.Progress("%d specs of Kubernetes' suite", len(suite))
-	r.Results = append(r.Results, suite...)
+	last := append(append(cases.Faults(o.Outage), cases.Churn()...), cases.Removal(o.Manifest, before)...)
+	r.Results = append(r.Results, o.runCases(ctx, c, last)...)
 	r.OK = len(r.Results) > 0
 	for _, t := range r.Results {
 		r.OK = r.OK && t.OK
 	}
 	r.Seconds = time.Since(start).Seconds()
 	return r, nil
+}
+
+// runCases runs those of the cases that the options ask for.
+func (o options) runCases(ctx context.Context, c *cluster.Cluster, all []cases.Case) []Result {
+	var out []Result
+	for _, t := range all {
+		if t.Weft && o.Network != "weft" || o.Cases != "" && !regexp.MustCompile(o.Cases).MatchString(t.Name) {
+			continue
+		}
+		begin := time.Now()
+		err := t.Run(ctx, c)
+		result := Result{Group: "weft", Name: t.Name, OK: err == nil, Seconds: time.Since(begin).Seconds()}
+		word := "passed"
+		if err != nil {
+			result.Error, word = err.Error(), "FAILED: "+err.Error()
+		}
+		c.Progress("%s: %s", t.Name, word)
+		out = append(out, result)
+	}
+	return out
 }
 
 // status is the exit status that goes with the report.

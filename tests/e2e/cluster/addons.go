@@ -28,7 +28,7 @@ var corednsManifest string
 // have a network by then.
 func (c *Cluster) InstallDNS(ctx context.Context) error {
 	var addrs []netip.Addr
-	for _, f := range c.cfg.families() {
+	for _, f := range c.cfg.Families() {
 		addrs = append(addrs, serviceAddr(f, 10))
 	}
 	policy := "SingleStack"
@@ -98,7 +98,7 @@ func (c *Cluster) podCIDRs(ctx context.Context) (map[string][]netip.Prefix, erro
 				}
 				out[s.Name] = append(out[s.Name], p)
 			}
-			if len(s.PodCIDRs) == len(c.cfg.families()) {
+			if len(s.PodCIDRs) == len(c.cfg.Families()) {
 				missing--
 			}
 		}

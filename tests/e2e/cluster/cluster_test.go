@@ -166,7 +166,7 @@ func TestCluster(t *testing.T) {
 	}
 	out, err := c.Kubectl(ctx, "exec", "probe", "--", "sh", "-c",
 		"dig +short kubernetes.default.svc.cluster.local && curl -sk https://kubernetes.default.svc.cluster.local/version")
-	if err != nil || !strings.Contains(out, serviceAddr(c.cfg.families()[0], 1).String()) || !strings.Contains(out, "gitVersion") {
+	if err != nil || !strings.Contains(out, serviceAddr(c.cfg.Families()[0], 1).String()) || !strings.Contains(out, "gitVersion") {
 		t.Errorf("a pod sees %q, %v", out, err)
 	}
 	if err := c.Collect(ctx); err != nil {

@@ -37,7 +37,7 @@ func (c *Cluster) prepareControlPlane() error {
 	server := subject{user: "kube-apiserver", addrs: []netip.Addr{netip.MustParseAddr("127.0.0.1")}, names: []string{
 		"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local",
 	}}
-	for _, f := range c.cfg.families() {
+	for _, f := range c.cfg.Families() {
 		server.addrs = append(server.addrs, fabricAddr(f, fabricHost), serviceAddr(f, 1))
 	}
 	for name, s := range map[string]subject{
@@ -95,7 +95,7 @@ func (c *Cluster) defineControlPlane() {
 			log: filepath.Join(c.cfg.LogDir, name+".log"),
 		}
 	}
-	families := c.cfg.families()
+	families := c.cfg.Families()
 	services := "--service-cluster-ip-range=" + each(families, serviceNetwork)
 	pods := "--cluster-cidr=" + each(families, podNetwork)
 	c.Etcd = daemon("etcd", "--data-dir="+stateDir+"/etcd", "--unsafe-no-fsync", "--logger=zap", "--log-level=warn",
@@ -119,7 +119,7 @@ func (c *Cluster) defineControlPlane() {
 
 // any returns the address that stands for all of the cluster's families.
 func (c *Cluster) any() string {
-	if families := c.cfg.families(); len(families) == 1 && families[0] == subnet.IPv4 {
+	if families := c.cfg.Families(); len(families) == 1 && families[0] == subnet.IPv4 {
 		return "0.0.0.0"
 	}
 	return "::"

@@ -128,6 +128,9 @@ func (s holdSpec) prepare() error {
 			return err
 		}
 	}
+	if err := ownDevices(); err != nil {
+		return err
+	}
 	if st, err := os.Lstat("/var/run"); err == nil && st.IsDir() { // not the usual link to /run
 		if err := mount("/run", "/var/run", unix.MS_BIND|unix.MS_REC); err != nil {
 			return err
@@ -139,6 +142,21 @@ func (s holdSpec) prepare() error {
 		return fmt.Errorf("share the node's mounts: %w", err)
 	}
 	return os.WriteFile("/etc/machine-id", fmt.Appendf(nil, "%032x\n", s.Name), 0o644) // in the overlay
+}
+
+// ownDevices gives the daemons' directories file systems of their own. The
+// kubelet's cadvisor looks for the one file system that a directory is on by
+// its device number, and one that is mounted in several places misleads it.
+func ownDevices() error {
+	for _, dir := range []string{"/var/lib/kubelet", "/var/lib/containerd"} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return fmt.Errorf("prepare the node's files: %w", err)
+		}
+		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=0755"); err != nil {
+			return fmt.Errorf("mount a file system on %s: %w", dir, err)
+		}
+	}
+	return nil
 }
 
 // sysfs mounts a /sys that shows the node's network devices and the machine's

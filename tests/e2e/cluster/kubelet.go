@@ -20,6 +20,9 @@ import (
 const (
 	containerdSocket = "/run/containerd/containerd.sock"
 	kubernetesDir    = "/run/kubernetes" // on a node: its credentials and configurations
+	// staticPods is where kubelet looks for pods that it starts without an
+	// API server.
+	staticPods = kubernetesDir + "/static"
 )
 
 // containerdConfig is for a node that has no registry. The sandbox image is
@@ -48,7 +51,7 @@ state = "/run/containerd"
 func (n *Node) kubeletConfig() ([]byte, error) {
 	type object map[string]any
 	c := n.cluster
-	first := c.cfg.families()[0]
+	first := c.cfg.Families()[0]
 	return json.Marshal(object{
 		"apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
 		"failCgroupV1": false, "cgroupDriver": "cgroupfs",
@@ -62,6 +65,7 @@ func (n *Node) kubeletConfig() ([]byte, error) {
 		"tlsPrivateKeyFile":           kubernetesDir + "/kubelet.key",
 		"clusterDNS":                  []string{serviceAddr(first, 10).String()},
 		"clusterDomain":               "cluster.local",
+		"staticPodPath":               staticPods,
 		"resolvConf":                  kubernetesDir + "/resolv.conf",
 		"failSwapOn":                  false,
 		"containerRuntimeEndpoint":    "unix://" + containerdSocket,
@@ -79,7 +83,7 @@ func (n *Node) kubeletConfig() ([]byte, error) {
 func (n *Node) prepareDaemons() error {
 	c := n.cluster
 	dir := filepath.Join(n.dir, "run/kubernetes")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Join(dir, "static"), 0o755); err != nil {
 		return fmt.Errorf("prepare node %s: %w", n.Name(), err)
 	}
 	cert, err := c.pki.issue(subject{
@@ -108,7 +112,7 @@ func (n *Node) prepareDaemons() error {
 	for name, text := range map[string][]byte{
 		"ca.crt": c.pki.cert, "kubelet.json": kubelet, "containerd.toml": []byte(containerdConfig),
 		// Nobody answers there: the cluster has no way out.
-		"resolv.conf": fmt.Appendf(nil, "nameserver %s\n", fabricAddr(c.cfg.families()[0], fabricHost)),
+		"resolv.conf": fmt.Appendf(nil, "nameserver %s\n", fabricAddr(c.cfg.Families()[0], fabricHost)),
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), text, 0o600); err != nil {
 			return fmt.Errorf("prepare node %s: %w", n.Name(), err)
@@ -139,11 +143,11 @@ func (n *Node) defineDaemons() {
 	n.Kubelet = daemon("kubelet", "--config="+kubernetesDir+"/kubelet.json", "--kubeconfig="+kubernetesDir+"/kubelet.conf",
 		"--hostname-override="+n.Name(), "--node-ip="+ips, "--root-dir=/var/lib/kubelet", "--v=2")
 	bind := "0.0.0.0"
-	if c.cfg.families()[0] == subnet.IPv6 {
+	if c.cfg.Families()[0] == subnet.IPv6 {
 		bind = "::"
 	}
 	n.Proxy = daemon("kube-proxy", "--kubeconfig="+kubernetesDir+"/proxy.conf", "--hostname-override="+n.Name(),
-		"--proxy-mode="+c.cfg.Proxy, "--cluster-cidr="+each(c.cfg.families(), podNetwork), "--bind-address="+bind,
+		"--proxy-mode="+c.cfg.Proxy, "--cluster-cidr="+each(c.cfg.Families(), podNetwork), "--bind-address="+bind,
 		// These are the machine's.
 		"--conntrack-max-per-core=0", "--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0", "--v=2")
 }
@@ -151,6 +155,16 @@ func (n *Node) defineDaemons() {
 // ctr runs containerd's command line on the node.
 func (n *Node) ctr(ctx context.Context, args ...string) (string, error) {
 	return n.Run(ctx, append([]string{n.cluster.cfg.Parts.Programs["ctr"], "-a", containerdSocket, "-n", "k8s.io"}, args...)...)
+}
+
+// StaticPod has kubelet run a pod that the API server need not know of, or,
+// with an empty manifest, no longer.
+func (n *Node) StaticPod(name, manifest string) error {
+	path := n.Path(staticPods + "/" + name + ".yaml")
+	if manifest == "" {
+		return os.Remove(path)
+	}
+	return os.WriteFile(path, []byte(manifest), 0o600)
 }
 
 // startContainerd starts containerd and gives it the images.

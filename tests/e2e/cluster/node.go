@@ -47,7 +47,7 @@ type Node struct {
 // Addrs returns the node's addresses in the order of the cluster's families.
 func (n *Node) Addrs() []netip.Addr {
 	var out []netip.Addr
-	for _, f := range n.cluster.cfg.families() {
+	for _, f := range n.cluster.cfg.Families() {
 		out = append(out, fabricAddr(f, n.number))
 	}
 	return out
@@ -119,7 +119,7 @@ func (c *Cluster) buildFabric() error {
 		if err := h.LinkAdd(&netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: &snoop}); err != nil {
 			return fmt.Errorf("add bridge %s: %w", fabricBridge, err)
 		}
-		for _, f := range c.cfg.families() {
+		for _, f := range c.cfg.Families() {
 			if err := addAddr(h, fabricBridge, netip.PrefixFrom(fabricAddr(f, fabricHost), fabricPrefix(f).Bits())); err != nil {
 				return err
 			}

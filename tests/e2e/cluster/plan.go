@@ -60,8 +60,8 @@ func serviceAddr(f subnet.Family, n int) netip.Addr {
 	return a
 }
 
-// families are what the cluster's addresses are of, the first one first.
-func (c Config) families() []subnet.Family {
+// Families are what the cluster's addresses are of, the first one first.
+func (c Config) Families() []subnet.Family {
 	f, err := netlab.ParseUnderlay(c.Family)
 	if err != nil {
 		return nil // Check has refused it
@@ -80,6 +80,16 @@ func each[T fmt.Stringer](families []subnet.Family, fn func(subnet.Family) T) st
 
 // endpoint returns the URL of the API server.
 func (c Config) endpoint() string {
-	at := netip.AddrPortFrom(fabricAddr(c.families()[0], fabricHost), apiPort)
+	at := netip.AddrPortFrom(fabricAddr(c.Families()[0], fabricHost), apiPort)
 	return "https://" + at.String()
+}
+
+// Outside returns the addresses of the control plane's host, which is in the
+// nodes' network but no node, and has no route to pods.
+func (c *Cluster) Outside() []netip.Addr {
+	var out []netip.Addr
+	for _, f := range c.cfg.Families() {
+		out = append(out, fabricAddr(f, fabricHost))
+	}
+	return out
 }

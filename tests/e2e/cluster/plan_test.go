@@ -22,8 +22,8 @@ func TestAddressPlan(t *testing.T) {
 		{"dual", "10.244.0.0/16,fd00:10:244::/48", "10.96.0.0/16,fd00:10:96::/112", "10.96.0.10", "https://192.168.77.254:6443"},
 	} {
 		conf := Config{Family: c.family}
-		got := []string{each(conf.families(), podNetwork), each(conf.families(), serviceNetwork),
-			serviceAddr(conf.families()[0], 10).String(), conf.endpoint()}
+		got := []string{each(conf.Families(), podNetwork), each(conf.Families(), serviceNetwork),
+			serviceAddr(conf.Families()[0], 10).String(), conf.endpoint()}
 		for i, want := range []string{c.pods, c.services, c.dns, c.api} {
 			if got[i] != want {
 				t.Errorf("%s: %s, want %s", c.family, got[i], want)

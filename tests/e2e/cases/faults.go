@@ -1,0 +1,363 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cases
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+	"time"
+
+	"weft.dev/weft/tests/e2e/cluster"
+	"weft.dev/weft/tests/e2e/parts"
+	"weft.dev/weft/tests/netlab"
+)
+
+const (
+	agentProgram = "/bin/weftd" // in the image
+	agentLabel   = "app.kubernetes.io/name=weft"
+	agentSystem  = "kube-system" // the agent's namespace
+)
+
+// Faults are the cases in which something breaks. outage is how long the API
+// server is away.
+func Faults(outage time.Duration) []Case {
+	return []Case{
+		{Name: "a rollout of the agents loses nothing", Run: rollout, Weft: true},
+		{Name: "kill -9 of every agent loses nothing", Run: killAgents, Weft: true},
+		{Name: "kubelet and containerd restarted: nothing lost", Run: restartKubelet},
+		{Name: "annotations wiped: they are back, nothing lost", Run: wipeAnnotations, Weft: true},
+		{Name: "one node cannot have its device: it alone is tainted, and cleared after", Run: loseDevice, Weft: true},
+		{Name: "API server away: nothing lost, and a pod that starts meanwhile works", Weft: true,
+			Run: func(ctx context.Context, c *cluster.Cluster) error { return loseAPI(ctx, c, outage) }},
+		{Name: "a Node deleted and registered anew works, the others lose nothing", Run: readdNode, Weft: true},
+	}
+}
+
+// agents returns the agents' pods, one on each node, all ready.
+func agents(ctx context.Context, c *cluster.Cluster) ([]cluster.Pod, error) {
+	pods, err := c.Pods(ctx, agentSystem, agentLabel)
+	if err != nil {
+		return nil, err
+	}
+	if len(pods) != len(c.Nodes()) {
+		return nil, fmt.Errorf("%d agents on %d nodes", len(pods), len(c.Nodes()))
+	}
+	for _, p := range pods {
+		if !p.Ready {
+			return nil, fmt.Errorf("agent %s on %s is not ready", p.Name, p.Node)
+		}
+	}
+	return pods, nil
+}
+
+// rollout has the DaemonSet replace all of its pods.
+func rollout(ctx context.Context, c *cluster.Cluster) error {
+	return underTraffic(ctx, c, nil, func(ctx context.Context) error {
+		if _, err := c.Kubectl(ctx, "-n", agentSystem, "rollout", "restart", "daemonset/weft"); err != nil {
+			return err
+		}
+		_, err := c.Kubectl(ctx, "-n", agentSystem, "rollout", "status", "daemonset/weft", "--timeout=120s")
+		return err
+	})
+}
+
+// killAgents kills all agents at once; kubelet starts them again.
+func killAgents(ctx context.Context, c *cluster.Cluster) error {
+	return underTraffic(ctx, c, nil, func(ctx context.Context) error {
+		before, err := agents(ctx, c)
+		if err != nil {
+			return err
+		}
+		for _, p := range before {
+			if err := kill(p, agentProgram); err != nil {
+				return err
+			}
+		}
+		return eventually(ctx, 2*time.Minute, func(ctx context.Context) error {
+			after, err := agents(ctx, c)
+			if err != nil {
+				return err
+			}
+			restarts := map[string]int{}
+			for _, p := range after {
+				restarts[p.UID] = p.Restarts
+			}
+			for _, p := range before {
+				if restarts[p.UID] <= p.Restarts {
+					return fmt.Errorf("agent %s on %s has not been started again", p.Name, p.Node)
+				}
+			}
+			return nil
+		})
+	})
+}
+
+// kill ends a pod's program with SIGKILL.
+func kill(p cluster.Pod, program string) error {
+	ours, err := p.PIDs()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	n := 0
+	for _, pid := range ours {
+		if !cluster.WithProgram(program)(fmt.Sprintf("/proc/%d", pid)) {
+			continue
+		}
+		n++
+		errs = append(errs, syscall.Kill(pid, syscall.SIGKILL))
+	}
+	if n == 0 {
+		return fmt.Errorf("pod %s on %s has no process of %s", p.Name, p.Node, program)
+	}
+	return errors.Join(errs...)
+}
+
+// restartKubelet restarts kubelet and containerd on all nodes.
+func restartKubelet(ctx context.Context, c *cluster.Cluster) error {
+	return underTraffic(ctx, c, nil, func(ctx context.Context) error {
+		for _, n := range c.Nodes() {
+			for _, d := range []*cluster.Daemon{n.Kubelet, n.Containerd} {
+				if err := d.Stop(ctx, syscall.SIGTERM); err != nil {
+					return err
+				}
+			}
+			for _, d := range []*cluster.Daemon{n.Containerd, n.Kubelet} {
+				if err := d.Start(ctx); err != nil {
+					return err
+				}
+			}
+		}
+		return c.WaitReady(ctx, time.Minute)
+	})
+}
+
+// wipeAnnotations removes what weft has published from all Nodes.
+func wipeAnnotations(ctx context.Context, c *cluster.Cluster) error {
+	return underTraffic(ctx, c, nil, func(ctx context.Context) error {
+		for _, n := range c.Nodes() {
+			before, err := published(ctx, c, n.Name())
+			if err != nil {
+				return err
+			}
+			args := []string{"annotate", "node", n.Name()}
+			for k := range before {
+				args = append(args, k+"-")
+			}
+			if len(before) == 0 {
+				return fmt.Errorf("%s has no annotations of weft", n.Name())
+			}
+			if _, err := c.Kubectl(ctx, args...); err != nil {
+				return err
+			}
+			err = eventually(ctx, 10*time.Second, func(ctx context.Context) error {
+				after, err := published(ctx, c, n.Name())
+				if err != nil {
+					return err
+				}
+				for k, v := range before {
+					if after[k] != v {
+						return fmt.Errorf("annotation %s of %s is %q, was %q", k, n.Name(), after[k], v)
+					}
+				}
+				return nil
+			})
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// published returns what weft has written on a Node.
+func published(ctx context.Context, c *cluster.Cluster, node string) (map[string]string, error) {
+	var o struct {
+		Metadata struct{ Annotations map[string]string }
+	}
+	if err := c.GetJSON(ctx, "/api/v1/nodes/"+node, &o); err != nil {
+		return nil, err
+	}
+	out := map[string]string{}
+	for k, v := range o.Metadata.Annotations {
+		if strings.HasPrefix(k, "weft.dev/") {
+			out[k] = v
+		}
+	}
+	return out, nil
+}
+
+// squatter has the VNI and port of weft's device on a node, so that the kernel
+// refuses weft's.
+const squatter = "squatter"
+
+// loseDevice takes a node's device away and keeps weft from making it anew.
+func loseDevice(ctx context.Context, c *cluster.Cluster) error {
+	victim := c.Nodes()[1]
+	unaffected := func(n *cluster.Node) bool { return n != victim }
+	return underTraffic(ctx, c, unaffected, func(ctx context.Context) error {
+		err := eventually(ctx, 30*time.Second, func(ctx context.Context) error {
+			_, err := victim.Run(ctx, "sh", "-c",
+				"ip link del weft.1; ip link add "+squatter+" type vxlan id 1 dstport 8472 local "+victim.Addrs()[0].String()+" dev eth0 nolearning")
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		if err := tainted(ctx, c, victim.Name(), true); err != nil {
+			return err
+		}
+		if _, err := victim.Run(ctx, "ip", "link", "del", squatter); err != nil {
+			return err
+		}
+		return tainted(ctx, c, victim.Name(), false)
+	})
+}
+
+// tainted waits until a node is tainted as without network, or no longer, and
+// checks that no other one is.
+func tainted(ctx context.Context, c *cluster.Cluster, node string, want bool) error {
+	const taint = "node.kubernetes.io/network-unavailable:NoSchedule"
+	return eventually(ctx, time.Minute, func(ctx context.Context) error {
+		states, err := c.NodeStates(ctx)
+		if err != nil {
+			return err
+		}
+		var errs []error
+		for _, s := range states {
+			has := false
+			for _, t := range s.Taints {
+				has = has || t == taint
+			}
+			if has != (want && s.Name == node) {
+				errs = append(errs, fmt.Errorf("%s has taints %v", s.Name, s.Taints))
+			}
+		}
+		return errors.Join(errs...)
+	})
+}
+
+// staticManifest is a pod that kubelet starts by itself.
+const staticManifest = `apiVersion: v1
+kind: Pod
+metadata: {name: meanwhile, namespace: default}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: web
+    image: ` + parts.AgnhostImage + `
+    imagePullPolicy: Never
+    args: [netexec, --http-port=8099]
+`
+
+// loseAPI kills the API server, and starts a pod while it is away.
+func loseAPI(ctx context.Context, c *cluster.Cluster, outage time.Duration) error {
+	sites, err := web(ctx, c)
+	if err != nil {
+		return err
+	}
+	defer closeAll(sites)
+	n := c.Nodes()[0]
+	defer n.StaticPod("meanwhile", "") // gone already if all went well
+	return underTraffic(ctx, c, nil, func(ctx context.Context) error {
+		if err := c.APIServer.Stop(ctx, syscall.SIGKILL); err != nil {
+			return err
+		}
+		over := time.Now().Add(outage)
+		if err := n.StaticPod("meanwhile", staticManifest); err != nil {
+			return err
+		}
+		err := eventually(ctx, min(outage, time.Minute), func(ctx context.Context) error {
+			return reachStatic(ctx, sites[1].Place)
+		})
+		if err != nil {
+			return fmt.Errorf("pod that was started while the API server was away: %w", err)
+		}
+		if err := netlab.Pause(ctx, time.Until(over)); err != nil {
+			return err
+		}
+		if err := c.APIServer.Start(ctx); err != nil {
+			return err
+		}
+		if err := n.StaticPod("meanwhile", ""); err != nil {
+			return err
+		}
+		return eventually(ctx, 2*time.Minute, func(ctx context.Context) error {
+			if _, err := agents(ctx, c); err != nil {
+				return err
+			}
+			return c.WaitReady(ctx, time.Second)
+		})
+	})
+}
+
+// reachStatic pings the pod of staticManifest on all of its addresses.
+func reachStatic(ctx context.Context, from *netlab.Place) error {
+	pids, err := cluster.Processes(cluster.WithArgument("--http-port=8099"))
+	if err != nil {
+		return err
+	}
+	if len(pids) == 0 {
+		return errors.New("it has no process yet")
+	}
+	place, err := netlab.PlaceOf("meanwhile", pids[0])
+	if err != nil {
+		return err
+	}
+	defer place.Close()
+	addrs, err := addresses(place, "eth0")
+	if err != nil {
+		return err
+	}
+	if len(addrs) == 0 {
+		return errors.New("it has no address")
+	}
+	for _, a := range addrs {
+		if err := from.Ping(ctx, a, 1); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readdNode deletes a Node and has its kubelet register it anew: with another
+// UID, and other podCIDRs.
+func readdNode(ctx context.Context, c *cluster.Cluster) error {
+	victim := c.Nodes()[len(c.Nodes())-1]
+	before, err := c.Node(ctx, victim.Name())
+	if err != nil {
+		return err
+	}
+	others := func(n *cluster.Node) bool { return n != victim }
+	err = underTraffic(ctx, c, others, func(ctx context.Context) error {
+		if _, err := c.Kubectl(ctx, "delete", "node", victim.Name()); err != nil {
+			return err
+		}
+		if err := victim.Kubelet.Stop(ctx, syscall.SIGTERM); err != nil {
+			return err
+		}
+		if err := victim.Kubelet.Start(ctx); err != nil {
+			return err
+		}
+		return c.WaitReady(ctx, time.Minute)
+	})
+	if err != nil {
+		return err
+	}
+	after, err := c.Node(ctx, victim.Name())
+	if err != nil {
+		return err
+	}
+	if after.UID == before.UID {
+		return fmt.Errorf("Node %s has UID %s as before", victim.Name(), after.UID)
+	}
+	c.Progress("  podCIDRs of %s were %v, are %v", victim.Name(), before.PodCIDRs, after.PodCIDRs)
+	// Pods of before have addresses that are no longer the node's.
+	if _, err := c.Kubectl(ctx, "delete", "pods", "-l", "app=web", "--field-selector=spec.nodeName="+victim.Name(), "--wait=true"); err != nil {
+		return err
+	}
+	return checkPods(ctx, c)
+}
