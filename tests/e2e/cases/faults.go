@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -72,7 +74,7 @@ func killAgents(ctx context.Context, c *cluster.Cluster) error {
 			return err
 		}
 		for _, p := range before {
-			if err := kill(p, agentProgram); err != nil {
+			if err := signal(p, agentProgram, syscall.SIGKILL); err != nil {
 				return err
 			}
 		}
@@ -95,8 +97,8 @@ func killAgents(ctx context.Context, c *cluster.Cluster) error {
 	})
 }
 
-// kill ends a pod's program with SIGKILL.
-func kill(p cluster.Pod, program string) error {
+// signal sends a signal to a pod's program.
+func signal(p cluster.Pod, program string, sig syscall.Signal) error {
 	ours, err := p.PIDs()
 	if err != nil {
 		return err
@@ -108,7 +110,7 @@ func kill(p cluster.Pod, program string) error {
 			continue
 		}
 		n++
-		errs = append(errs, syscall.Kill(pid, syscall.SIGKILL))
+		errs = append(errs, syscall.Kill(pid, sig))
 	}
 	if n == 0 {
 		return fmt.Errorf("pod %s on %s has no process of %s", p.Name, p.Node, program)
@@ -120,19 +122,25 @@ func kill(p cluster.Pod, program string) error {
 func restartKubelet(ctx context.Context, c *cluster.Cluster) error {
 	return underTraffic(ctx, c, nil, func(ctx context.Context) error {
 		for _, n := range c.Nodes() {
-			for _, d := range []*cluster.Daemon{n.Kubelet, n.Containerd} {
-				if err := d.Stop(ctx, syscall.SIGTERM); err != nil {
-					return err
-				}
-			}
-			for _, d := range []*cluster.Daemon{n.Containerd, n.Kubelet} {
-				if err := d.Start(ctx); err != nil {
-					return err
-				}
+			if err := n.RestartDaemons(ctx); err != nil {
+				return err
 			}
 		}
-		return c.WaitReady(ctx, time.Minute)
+		if err := c.WaitReady(ctx, time.Minute); err != nil {
+			return err
+		}
+		return newPod(ctx, c)
 	})
+}
+
+// newPod has a pod started and deleted.
+func newPod(ctx context.Context, c *cluster.Cluster) error {
+	if _, err := c.Kubectl(ctx, "run", "new", "--image="+parts.AgnhostImage, "--image-pull-policy=Never", "--grace-period=1", "--", "pause"); err != nil {
+		return err
+	}
+	_, err := c.Kubectl(ctx, "wait", "--for=condition=Ready", "pod/new", "--timeout=60s")
+	_, deleted := c.Kubectl(ctx, "delete", "pod", "new", "--wait=true", "--grace-period=1")
+	return errors.Join(err, deleted)
 }
 
 // wipeAnnotations removes what weft has published from all Nodes.
@@ -199,12 +207,7 @@ func loseDevice(ctx context.Context, c *cluster.Cluster) error {
 	victim := c.Nodes()[1]
 	unaffected := func(n *cluster.Node) bool { return n != victim }
 	return underTraffic(ctx, c, unaffected, func(ctx context.Context) error {
-		err := eventually(ctx, 30*time.Second, func(ctx context.Context) error {
-			_, err := victim.Run(ctx, "sh", "-c",
-				"ip link del weft.1; ip link add "+squatter+" type vxlan id 1 dstport 8472 local "+victim.Addrs()[0].String()+" dev eth0 nolearning")
-			return err
-		})
-		if err != nil {
+		if err := squat(ctx, c, victim); err != nil {
 			return err
 		}
 		if err := tainted(ctx, c, victim.Name(), true); err != nil {
@@ -215,6 +218,27 @@ func loseDevice(ctx context.Context, c *cluster.Cluster) error {
 		}
 		return tainted(ctx, c, victim.Name(), false)
 	})
+}
+
+// squat puts a device of somebody else's in the place of weft's. The agent is
+// halted meanwhile, it would be faster.
+func squat(ctx context.Context, c *cluster.Cluster, victim *cluster.Node) error {
+	pods, err := agents(ctx, c)
+	if err != nil {
+		return err
+	}
+	at := slices.IndexFunc(pods, func(p cluster.Pod) bool { return p.Node == victim.Name() })
+	if err := signal(pods[at], agentProgram, syscall.SIGSTOP); err != nil {
+		return err
+	}
+	local, device := victim.Addrs()[0], "weft.1"
+	if local.Is6() {
+		device = "weft6.1"
+	}
+	_, gone := victim.Run(ctx, "ip", "link", "del", device)
+	_, err = victim.Run(ctx, "ip", "link", "add", squatter, "type", "vxlan", "id", "1", "dstport", "8472",
+		"local", local.String(), "dev", "eth0", "nolearning")
+	return errors.Join(gone, err, signal(pods[at], agentProgram, syscall.SIGCONT))
 }
 
 // tainted waits until a node is tainted as without network, or no longer, and
@@ -267,19 +291,16 @@ func loseAPI(ctx context.Context, c *cluster.Cluster, outage time.Duration) erro
 			return err
 		}
 		over := time.Now().Add(outage)
-		if err := n.StaticPod("meanwhile", staticManifest); err != nil {
-			return err
+		err := n.StaticPod("meanwhile", staticManifest)
+		if err == nil {
+			err = eventually(ctx, outage, func(ctx context.Context) error { return reachStatic(ctx, sites[1].Place) })
 		}
-		err := eventually(ctx, min(outage, time.Minute), func(ctx context.Context) error {
-			return reachStatic(ctx, sites[1].Place)
-		})
 		if err != nil {
-			return fmt.Errorf("pod that was started while the API server was away: %w", err)
+			err = fmt.Errorf("pod that was started while the API server was away: %w", err)
+		} else {
+			err = netlab.Pause(ctx, time.Until(over))
 		}
-		if err := netlab.Pause(ctx, time.Until(over)); err != nil {
-			return err
-		}
-		if err := c.APIServer.Start(ctx); err != nil {
+		if err := errors.Join(err, c.APIServer.Start(ctx)); err != nil { // other cases need it
 			return err
 		}
 		if err := n.StaticPod("meanwhile", ""); err != nil {
@@ -294,7 +315,7 @@ func loseAPI(ctx context.Context, c *cluster.Cluster, outage time.Duration) erro
 	})
 }
 
-// reachStatic pings the pod of staticManifest on all of its addresses.
+// reachStatic connects to the pod of staticManifest on all of its addresses.
 func reachStatic(ctx context.Context, from *netlab.Place) error {
 	pids, err := cluster.Processes(cluster.WithArgument("--http-port=8099"))
 	if err != nil {
@@ -316,9 +337,11 @@ func reachStatic(ctx context.Context, from *netlab.Place) error {
 		return errors.New("it has no address")
 	}
 	for _, a := range addrs {
-		if err := from.Ping(ctx, a, 1); err != nil {
+		conn, err := from.Dial(ctx, "tcp", netip.AddrPortFrom(a, 8099).String())
+		if err != nil {
 			return err
 		}
+		conn.Close()
 	}
 	return nil
 }

@@ -150,6 +150,8 @@ func checkPods(ctx context.Context, c *cluster.Cluster) error {
 }
 
 // checkNodesAndPods connects every node with every pod, in both directions.
+// A node's addresses in the pod network are its bridge's; with others it is
+// outside, see checkOutside.
 func checkNodesAndPods(ctx context.Context, c *cluster.Cluster) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -167,16 +169,24 @@ func checkNodesAndPods(ctx context.Context, c *cluster.Cluster) error {
 			for _, ip := range other.IPs {
 				questions = append(questions, askedAt{from: s.node.Place, at: ip})
 			}
-			for _, ip := range other.node.Addrs() {
+			inside, err := addresses(other.node.Place, bridgeName)
+			if err != nil {
+				return err
+			}
+			for _, ip := range inside {
 				questions = append(questions, askedAt{from: s.Place, at: ip})
 			}
+		}
+		for _, ip := range s.node.Addrs() { // its own node's, which it does not leave for
+			questions = append(questions, askedAt{from: s.Place, at: ip})
 		}
 	}
 	return askAll(ctx, questions)
 }
 
-// checkOutside connects pods with the control plane's host, which is no node:
-// it must see the node's address, for it has no route to pods.
+// checkOutside connects pods with the control plane's host, which is no node
+// and has no route to pods, and with the other nodes' own addresses: both see
+// the address of the pod's node, for underlays need not know pods.
 func checkOutside(ctx context.Context, c *cluster.Cluster) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -188,9 +198,19 @@ func checkOutside(ctx context.Context, c *cluster.Cluster) error {
 	if err := c.Fabric().ServeAddress(ctx); err != nil {
 		return err
 	}
+	outside := c.Outside()
+	for _, s := range sites {
+		if err := s.node.ServeAddress(ctx); err != nil {
+			return err
+		}
+		outside = append(outside, s.node.Addrs()...)
+	}
 	var questions []askedAt
 	for _, s := range sites {
-		for _, ip := range c.Outside() {
+		for _, ip := range outside {
+			if slices.Contains(s.node.Addrs(), ip) {
+				continue
+			}
 			var want []netip.Addr
 			for _, own := range s.node.Addrs() {
 				if subnet.FamilyOf(own) == subnet.FamilyOf(ip) {

@@ -6,8 +6,10 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -169,20 +171,61 @@ func (n *Node) StaticPod(name, manifest string) error {
 
 // startContainerd starts containerd and gives it the images.
 func (n *Node) startContainerd(ctx context.Context) error {
-	if err := n.Containerd.Start(ctx); err != nil {
-		return err
-	}
-	err := n.Containerd.wait(ctx, time.Minute, func(ctx context.Context) error {
-		_, err := n.ctr(ctx, "version")
-		return err
-	})
-	if err != nil {
+	if err := n.containerdUp(ctx); err != nil {
 		return err
 	}
 	for _, archive := range append(append([]string{}, n.cluster.cfg.Parts.Images...), n.cluster.cfg.Images...) {
 		if err := n.Import(ctx, archive); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// containerdUp starts containerd and waits until it answers.
+func (n *Node) containerdUp(ctx context.Context) error {
+	if err := n.Containerd.Start(ctx); err != nil {
+		return err
+	}
+	return n.Containerd.wait(ctx, time.Minute, func(ctx context.Context) error {
+		_, err := n.ctr(ctx, "version")
+		return err
+	})
+}
+
+// RestartDaemons ends kubelet and containerd and starts them again, as an
+// upgrade of them does, and waits until both answer.
+func (n *Node) RestartDaemons(ctx context.Context) error {
+	for _, d := range []*Daemon{n.Kubelet, n.Containerd} {
+		if err := d.Stop(ctx, syscall.SIGTERM); err != nil {
+			return err
+		}
+	}
+	if err := n.containerdUp(ctx); err != nil {
+		return err
+	}
+	if err := n.Kubelet.Start(ctx); err != nil {
+		return err
+	}
+	return n.Kubelet.wait(ctx, time.Minute, n.kubeletHealthy)
+}
+
+// kubeletHealthy asks the kubelet on the port that it serves to its own node
+// (--healthz-port, by default 10248).
+func (n *Node) kubeletHealthy(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://127.0.0.1:10248/healthz", nil)
+	if err != nil {
+		return err
+	}
+	resp, err := (&http.Client{Transport: &http.Transport{DialContext: n.Dial, DisableKeepAlives: true}}).Do(req)
+	if err != nil {
+		return fmt.Errorf("ask kubelet of %s: %w", n.Name(), err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("kubelet of %s is not healthy: %s", n.Name(), resp.Status)
 	}
 	return nil
 }
