@@ -490,11 +490,8 @@ func TestTranslation(t *testing.T) {
 	if !slices.Equal(a, b) {
 		t.Errorf("code blocks differ:\n%+v\n%+v", a, b)
 	}
-	shape := func(path string) (levels []string) {
-		for _, m := range regexp.MustCompile(`(?m)^(#+|- \*\*|\*\*)`).FindAllString(text(t, path), -1) {
-			levels = append(levels, m)
-		}
-		return levels
+	shape := func(path string) []string {
+		return regexp.MustCompile(`(?m)^(#+|- \*\*|\*\*)`).FindAllString(text(t, path), -1)
 	}
 	if x, y := shape(en), shape(zh); !slices.Equal(x, y) {
 		t.Errorf("headings and points differ:\n%q\n%q", x, y)
