@@ -190,7 +190,9 @@ func addBusybox(ctx context.Context, r *rootfs) error {
 	}
 	r.add("bin/busybox", file{from: path})
 	for applet := range strings.Lines(string(out)) {
-		r.add("bin/"+strings.TrimSpace(applet), file{link: "/bin/busybox"})
+		if name := strings.TrimSpace(applet); name != "busybox" { // it lists itself
+			r.add("bin/"+name, file{link: "/bin/busybox"})
+		}
 	}
 	return nil
 }
