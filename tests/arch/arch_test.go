@@ -29,18 +29,19 @@ const (
 // that is not listed fails the test: its place must be decided here.
 func imports() map[string][]string {
 	return map[string][]string{
-		"subnet":           nil,
-		"subnet/etcd":      {"subnet"},
-		"subnet/kube":      {"subnet"},
-		"overlay":          {"subnet"},
-		"backend":          {"backend/nft", "backend/offload", "overlay", "subnet"},
-		"backend/nft":      {"subnet"},
-		"backend/offload":  nil,
-		"cni-shim":         {"cni-shim/ledger", "subnet"},
-		"cni-shim/ledger":  nil,
-		"cmd/internal/api": {"subnet"},
-		"cmd/weft":         {"cmd/internal/api", "subnet"},
-		"cmd/weftd":        {"backend", "cmd/internal/api", "cni-shim/ledger", "overlay", "subnet", "subnet/etcd", "subnet/kube"},
+		"subnet":                  nil,
+		"subnet/internal/waiting": nil,
+		"subnet/etcd":             {"subnet", "subnet/internal/waiting"},
+		"subnet/kube":             {"subnet", "subnet/internal/waiting"},
+		"overlay":                 {"subnet"},
+		"backend":                 {"backend/nft", "backend/offload", "overlay", "subnet"},
+		"backend/nft":             {"subnet"},
+		"backend/offload":         nil,
+		"cni-shim":                {"cni-shim/ledger", "subnet"},
+		"cni-shim/ledger":         nil,
+		"cmd/internal/api":        {"subnet"},
+		"cmd/weft":                {"cmd/internal/api", "subnet"},
+		"cmd/weftd":               {"backend", "cmd/internal/api", "cni-shim/ledger", "overlay", "subnet", "subnet/etcd", "subnet/kube"},
 	}
 }
 
