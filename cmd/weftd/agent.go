@@ -54,6 +54,9 @@ func (a *agent) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := a.o.remember(); err != nil {
+		return err
+	}
 	a.store, err = newStore(a.o, a.log.WithField("node", a.o.NodeName))
 	if err != nil {
 		return err

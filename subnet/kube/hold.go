@@ -119,11 +119,27 @@ func (h *holder) step(ctx context.Context, node *corev1.Node) (again time.Durati
 		s.leaseWait.Clear()
 	}
 	if !p.lease.Equal(h.told) {
+		h.tellChange(p.lease)
 		h.told = p.lease
 		s.events.leased(p.lease)
 		h.granted(p.lease.Clone())
 	}
 	return again
+}
+
+// tellChange says that l has other subnets than were granted before. A Node
+// that was re-created may be given another podCIDR, and the one before is
+// anybody's then: there is nothing to hold on to for the pods that have it.
+func (h *holder) tellChange(l subnet.Lease) {
+	for _, was := range h.told.Paths {
+		now, ok := l.Path(subnet.FamilyOf(was.Subnet.Addr()))
+		if !ok || now.Subnet == was.Subnet {
+			continue
+		}
+		text := fmt.Sprintf("this Node was re-created and has podCIDR %v, no longer %v: pods that run since before have addresses that lead elsewhere; restart them", now.Subnet, was.Subnet)
+		h.s.o.Log.WithField("node", h.s.o.Node).Warn(text)
+		h.s.events.warn("PodCIDRChanged", text)
+	}
 }
 
 // mend patches our annotations, unless it is too early for that. It returns in

@@ -33,6 +33,7 @@ func imports() map[string][]string {
 		"subnet/internal/waiting": nil,
 		"subnet/etcd":             {"subnet", "subnet/internal/waiting"},
 		"subnet/kube":             {"subnet", "subnet/internal/waiting"},
+		"subnet/kube/apitest":     nil,
 		"overlay":                 {"subnet"},
 		"backend":                 {"backend/nft", "backend/offload", "overlay", "subnet"},
 		"backend/nft":             {"subnet"},
@@ -52,7 +53,7 @@ func onlyIn() map[string][]string {
 		"github.com/vishvananda/netns":    {"backend"},
 		"github.com/mdlayher/netlink":     {"backend/nft"},
 		"go.etcd.io/etcd/":                {"subnet/etcd"},
-		"k8s.io/":                         {"subnet/kube"},
+		"k8s.io/":                         {"subnet/kube", "subnet/kube/apitest"},
 		"github.com/containernetworking/": {"cni-shim"},
 		"github.com/prometheus/":          {"cmd/weftd"},
 		// client-go's typed clients bring every API group along, its informers
