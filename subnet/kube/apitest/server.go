@@ -29,7 +29,7 @@ type Server struct {
 	uids    int
 	nodes   map[string]*corev1.Node
 	log     []change
-	events  []corev1.Event
+	events  []Event
 	patches []Patch
 	refuse  string // answer to every patch of a Node, if any
 	drops   int    // how often watches were ended
@@ -97,11 +97,14 @@ func (s *Server) Node(name string) *corev1.Node {
 	return s.nodes[name].DeepCopy()
 }
 
+// Event is one that was sent.
+type Event = corev1.Event
+
 // Events returns those that were sent, each with its latest count.
-func (s *Server) Events() []corev1.Event {
+func (s *Server) Events() []Event {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return append([]corev1.Event(nil), s.events...)
+	return append([]Event(nil), s.events...)
 }
 
 // Patches returns those of Nodes that were taken.
