@@ -247,3 +247,67 @@ func TestContestedAnnotations(t *testing.T) {
 		t.Errorf("%d patches before it was told", n)
 	}
 }
+
+// An external VTEP (a load balancer, a gateway) is a Node object that no
+// kubelet stands behind: podCIDR and annotations are written by hand. With
+// weft's annotations its subnets are one of these, and it needs no podCIDR.
+func TestExternalVTEP(t *testing.T) {
+	const at = "10.244.200.0/24@192.0.2.200"
+	byHand := func(prefix string) map[string]string {
+		return map[string]string{prefix + "/kube-subnet-manager": "true", prefix + "/backend-type": "vxlan",
+			prefix + "/backend-data": `{"VtepMAC":"02:00:00:00:00:aa"}`, prefix + "/public-ip": "192.0.2.200"}
+	}
+	wefts := byHand(subnet.Domain)
+	wefts["weft.dev/subnets"] = "10.244.200.0/24"
+	for _, x := range []struct {
+		name    string
+		flannel bool
+		ann     map[string]string
+		cidrs   []string
+		want    string
+	}{
+		{"weft", false, wefts, nil, "vtep=" + at},
+		{"flannel", true, byHand(subnet.FlannelAnnotationPrefix), []string{"10.244.200.0/24"}, "vtep=" + at},
+		{"flannel, without a podCIDR", true, byHand(subnet.FlannelAnnotationPrefix), nil, "JunkLease:vtep"},
+		{"flannel's read by weft", false, byHand(subnet.FlannelAnnotationPrefix), []string{"10.244.200.0/24"}, "OneWayPeers:flannel; vtep=" + at},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			c := newCluster(t, v4Conf, func(o *Options) { o.Flannel = x.flannel })
+			c.api.Create("vtep", x.ann, x.cidrs...)
+			w := c.watch()
+			w.shows(x.want)
+			c.api.Edit("vtep", func(n *corev1.Node) {
+				for name := range n.Annotations {
+					if strings.HasSuffix(name, "/public-ip") {
+						n.Annotations[name] = "192.0.2.201"
+					}
+				}
+			})
+			w.shows(strings.Replace(x.want, ".200.0/24@192.0.2.200", ".200.0/24@192.0.2.201", 1))
+			c.api.Delete("vtep")
+			w.shows("")
+		})
+	}
+}
+
+// A node that only flannel runs on is a peer of weft's in one direction: it is
+// read, and on our own Node nothing is written that flannel would read.
+func TestFlannelsNodesAreReadAndNotWrittenFor(t *testing.T) {
+	c := newCluster(t, v4Conf)
+	c.api.Create("n1", map[string]string{"flannel.alpha.coreos.com/public-ip": "192.0.2.9"}, "10.244.1.0/24")
+	flannel := map[string]string{}
+	for name, v := range peerAnnotations(2) {
+		if name != "weft.dev/subnets" {
+			flannel[strings.Replace(name, subnet.Domain, subnet.FlannelAnnotationPrefix, 1)] = v
+		}
+	}
+	c.api.Create("n2", flannel, "10.244.2.0/24")
+	granted, w := c.hold(), c.watch()
+	c.granted(granted, "10.244.1.0/24"+v4At)
+	w.shows("OneWayPeers:flannel; n1=10.244.1.0/24" + v4At + "; n2=10.244.2.0/24@192.0.2.2")
+	for name, v := range c.api.Node("n1").Annotations {
+		if strings.HasPrefix(name, subnet.FlannelAnnotationPrefix) && v != "192.0.2.9" {
+			t.Errorf("writes %s: %s", name, v)
+		}
+	}
+}
