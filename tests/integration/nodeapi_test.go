@@ -18,8 +18,8 @@ import (
 	"weft.dev/weft/tests/netlab"
 )
 
-// onNodes starts an API server in the lab, with a Node for each of its nodes,
-// and their agents with leases there; it returns the agents' flags.
+// onNodes starts an API server in the lab, without Nodes, and returns the flags
+// of agents with leases there.
 func onNodes(ctx context.Context, t *testing.T, l *netlab.Lab) (*apitest.Server, []string) {
 	t.Helper()
 	const at = "192.168.77.254:6443"
@@ -29,18 +29,12 @@ func onNodes(ctx context.Context, t *testing.T, l *netlab.Lab) (*apitest.Server,
 	srv := &http.Server{Handler: api}
 	go srv.Serve(listener) //nolint:errcheck // ends with the test
 	t.Cleanup(func() { srv.Close() })
-	flags := []string{"--store=kube", "--kubeconfig=/run/kubeconfig", "--net-conf=/run/net-conf.json"}
-	for i, n := range l.Nodes() {
-		api.Create(n.Name(), nil, podCIDRs(i+1)...)
+	for _, n := range l.Nodes() {
 		must(t, errors.Join(
 			os.WriteFile(n.Path("/run/net-conf.json"), []byte(`{"Network":"10.42.0.0/16","IPv6Network":"fd42::/48"}`), 0o600),
-			os.WriteFile(n.Path("/run/kubeconfig"), []byte("apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters: [{name: c, cluster: {server: 'http://"+at+"'}}]\ncontexts: [{name: c, context: {cluster: c}}]\n"), 0o600),
-			n.StartAgent(ctx, flags...)))
+			os.WriteFile(n.Path("/run/kubeconfig"), []byte("apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters: [{name: c, cluster: {server: 'http://"+at+"'}}]\ncontexts: [{name: c, context: {cluster: c}}]\n"), 0o600)))
 	}
-	for _, n := range l.Nodes() {
-		must(t, n.WaitReady(ctx))
-	}
-	return api, flags
+	return api, []string{"--store=kube", "--kubeconfig=/run/kubeconfig", "--net-conf=/run/net-conf.json"}
 }
 
 func podCIDRs(i int) []string {
@@ -55,6 +49,37 @@ func reaches(ctx context.Context, t *testing.T, from, to *netlab.Pod) {
 	}
 }
 
+// A node whose Node has no podCIDR yet waits for it and says so: in readiness,
+// in `weft status`, in an Event and, after a while, in a condition. It goes on
+// by itself when one comes.
+func TestWaitsForAPodCIDR(t *testing.T) {
+	inLab(t, netlab.Config{Nodes: 1}, func(ctx context.Context, t *testing.T, l *netlab.Lab) {
+		api, flags := onNodes(ctx, t, l)
+		n := l.Node("n1")
+		const waits = "waiting for a podCIDR of Node n1"
+		api.Create("n1", nil)
+		must(t, n.StartAgent(ctx, flags...))
+		eventually(ctx, t, "readiness names it", func() error {
+			code, body, err := n.HTTP(ctx, "/readyz")
+			if err == nil && (code == http.StatusOK || !strings.Contains(body, waits)) {
+				err = fmt.Errorf("%d %s", code, body)
+			}
+			return err
+		})
+		eventually(ctx, t, "weft status names it", func() error { return statusSays(ctx, l, n, waits, true) })
+		eventually(ctx, t, "the Node's condition names it", func() error { return degradedBy(api, "n1", "StoreWaiting") })
+		if !slices.ContainsFunc(api.Events(), func(e apitest.Event) bool {
+			return e.Reason == "PodCIDRMissing" && strings.Contains(e.Message, waits)
+		}) {
+			t.Error("there is no Event PodCIDRMissing")
+		}
+		api.Assign("n1", podCIDRs(1)...)
+		must(t, n.WaitReady(ctx))
+		eventually(ctx, t, "weft status is quiet", func() error { return statusSays(ctx, l, n, waits, false) })
+		eventually(ctx, t, "so is the Node's condition", func() error { return degradedBy(api, "n1", "") })
+	})
+}
+
 // A Node that is re-created while its pods run gets another podCIDR. The
 // network goes by that at once: new pods have its addresses and are reached.
 // Pods from before are named, on the node, in an Event and in a condition of
@@ -63,6 +88,10 @@ func TestNodeIsRecreatedWithAnotherPodCIDR(t *testing.T) {
 	inLab(t, netlab.Config{Nodes: 2}, func(ctx context.Context, t *testing.T, l *netlab.Lab) {
 		api, flags := onNodes(ctx, t, l)
 		n1, n2 := l.Node("n1"), l.Node("n2")
+		for i, n := range l.Nodes() {
+			api.Create(n.Name(), nil, podCIDRs(i+1)...)
+			restart(ctx, t, n, flags...)
+		}
 		old, err := n1.AddPod(ctx, "old")
 		must(t, err)
 		far, err := n2.AddPod(ctx, "far")

@@ -71,6 +71,11 @@ func (s *Server) Create(name string, annotations map[string]string, podCIDRs ...
 	s.put("ADDED", n)
 }
 
+// Assign gives a Node its podCIDRs, as the controller manager does.
+func (s *Server) Assign(name string, podCIDRs ...string) {
+	s.Edit(name, func(n *corev1.Node) { n.Spec.PodCIDR, n.Spec.PodCIDRs = podCIDRs[0], podCIDRs })
+}
+
 // Delete removes a Node.
 func (s *Server) Delete(name string) {
 	s.mu.Lock()
