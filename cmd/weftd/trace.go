@@ -81,7 +81,8 @@ func (o *options) recall() (*trace, error) {
 	return t, nil
 }
 
-// options are those of the store on the Node API that wrote t.
+// options are those of the store on the Node API that wrote t. The network's
+// configuration has no part in what is asked of it, and is gone with the pod.
 func (t *trace) options() kube.Options {
 	return kube.Options{Kubeconfig: t.Kubeconfig, Server: t.Server, Node: t.Node, Prefix: t.Prefix, Flannel: t.Flannel,
 		NetConf: os.DevNull, Version: api.Version()}
@@ -103,7 +104,7 @@ func (c *cleaner) node(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, c.sayLeft(o, "to remove them:"))
 	}
-	defer s.Close() //nolint:errcheck // nothing is written through it
+	defer func() { _ = s.Close() }() // nothing is written through it
 	gone, left, err := s.Withdraw(ctx, c.announced)
 	switch {
 	case errors.Is(err, kube.ErrNoNode):
