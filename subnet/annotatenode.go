@@ -81,6 +81,7 @@ func DecodeNode(prefix, node string, ann map[string]string) (Lease, error) {
 // An AnnotationSet names the annotations of one network.
 type AnnotationSet struct {
 	Managed    string    // holds "true" on a Node that has a lease
+	Sources    string    // what weft's agents write beside flannel's
 	Published  []string  // all that agents may write, Managed included
 	Overwrites [2]string // what an operator may write, in the order of Families
 }
@@ -91,11 +92,11 @@ func AnnotationNames(prefix string) (AnnotationSet, error) {
 	if err != nil {
 		return AnnotationSet{}, err
 	}
-	set := AnnotationSet{Managed: stem + annManaged, Overwrites: [2]string{stem + annOverwrite4, stem + annOverwrite6}}
+	set := AnnotationSet{Managed: stem + annManaged, Sources: sourcesName(stem), Overwrites: [2]string{stem + annOverwrite4, stem + annOverwrite6}}
 	for _, name := range []string{annManaged, annBackendType, annData4, annData6, annIP4, annIP6, annSubnets, annInstance} {
 		set.Published = append(set.Published, stem+name)
 	}
-	set.Published = append(set.Published, sourcesName(stem))
+	set.Published = append(set.Published, set.Sources)
 	slices.Sort(set.Published)
 	return set, nil
 }

@@ -54,6 +54,9 @@ func (a *agent) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := a.o.remember(); err != nil {
+		return err
+	}
 	a.store, err = newStore(a.o, a.log.WithField("node", a.o.NodeName))
 	if err != nil {
 		return err
@@ -119,7 +122,8 @@ func (a *agent) keep(ctx context.Context, cfg subnet.Config, instance string, un
 	a.reconciler.Store(r)
 	a.countWith(kernel)
 	a.waitFor("")
-	n := &node{a: a, instance: instance, set: r.SetSelf, retry: fenceRetry, settle: fenceSettle, pods: havePods}
+	told := make(chan struct{}, 1)
+	n := &node{a: a, instance: instance, set: func(s overlay.Self) { r.SetSelf(s); poke(told) }, retry: fenceRetry, settle: fenceSettle, pods: havePods}
 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -139,7 +143,7 @@ func (a *agent) keep(ctx context.Context, cfg subnet.Config, instance string, un
 		return monitor.Run(ctx, r.Poke, func() { poke(moved); poke(probe) })
 	})
 	g.Go(func() error { return a.watchHost(ctx, probe) })
-	g.Go(func() error { return a.sweep(ctx) })
+	g.Go(func() error { return a.sweep(ctx, told) })
 	g.Go(func() error { return a.reportHealth(ctx, health) })
 	g.Go(func() error {
 		err := a.publish(ctx, passed, cfg, r)

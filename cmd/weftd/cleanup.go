@@ -23,7 +23,7 @@ import (
 // cleanupPasses is how often the kernel is compared with nothing at most.
 const cleanupPasses = 3
 
-// cleaner takes weft off a node. It needs neither store nor agent: what is
+// cleaner takes weft off a node. It needs neither etcd nor agent: what is
 // weft's is seen on the thing itself.
 type cleaner struct {
 	o   *options
@@ -31,17 +31,23 @@ type cleaner struct {
 	l   locks
 	// addresses is where host-local keeps those it has given out.
 	addresses string
+	// trace is what our agent has written on this node's Node; nil if nothing.
+	trace *trace
 }
 
 // cleanup removes what weftd has made on this node and says what it removed
 // and what is left. It refuses while an agent runs here.
 func cleanup(ctx context.Context, o *options, out io.Writer) error {
+	t, unread := o.recall()
+	if t != nil {
+		o.NodeName = t.Node // from which our devices' MACs are derived
+	}
 	l, err := locksFor(o)
 	if err != nil {
 		return err
 	}
 	addresses := filepath.Join(ledger.DefaultAllocDir, presetFor(o.FlannelCompat).cniNetwork)
-	return (&cleaner{o, out, l, addresses}).run(ctx)
+	return errors.Join(unread, (&cleaner{o, out, l, addresses, t}).run(ctx))
 }
 
 // run does one thing after the other; what fails does not keep the rest from
@@ -52,13 +58,17 @@ func (c *cleaner) run(ctx context.Context) error {
 		return err
 	}
 	defer unlock()
-	err = errors.Join(c.kernel(ctx), c.pods(ctx), c.files())
+	err = errors.Join(c.kernel(ctx), c.pods(ctx), c.files(), c.node(ctx))
 	for _, path := range held { // while they are ours
 		err = errors.Join(err, c.remove("lock", path))
 	}
 	// Only when nothing of anybody's is left in it.
 	_ = os.Remove(filepath.Dir(c.o.Socket))
-	c.say("kept: %s, by which this node gets its subnet again; its key in the store expires with its lease", filepath.Join(c.o.StateDir, "instance-id"))
+	if kept := filepath.Join(c.o.StateDir, "instance-id"); c.trace != nil {
+		c.say("kept: %s, by which peers know this node again", kept)
+	} else {
+		c.say("kept: %s, by which this node gets its subnet again; its key in the store expires with its lease", kept)
+	}
 	return err
 }
 

@@ -211,18 +211,18 @@ func (a *agent) fenceText(had, rival subnet.Lease) string {
 	id := filepath.Join(a.o.StateDir, "instance-id")
 	switch {
 	case isTwin(rival, had):
-		return fmt.Sprintf("another machine, at %s, runs with this node's name %s and its instance id, so its state directory is a copy: remove %s there, give it another --node-name and restart its weftd (if that machine is gone: etcdctl del '%s')",
-			at, had.Node, id, a.leaseKey(rival))
+		return fmt.Sprintf("another machine, at %s, runs with this node's name %s and its instance id, so its state directory is a copy: remove %s there, give it another --node-name and restart its weftd (if that machine is gone: %s)",
+			at, had.Node, id, a.evict(rival))
 	case rival.Node == had.Node:
-		return fmt.Sprintf("another node, at %s, goes by this node's name %s: give one of them another --node-name (if the other one is gone: etcdctl del '%s')",
-			at, had.Node, a.leaseKey(rival))
+		return fmt.Sprintf("another node, at %s, goes by this node's name %s: give one of them another --node-name (if the other one is gone: %s)",
+			at, had.Node, a.evict(rival))
 	}
 	what := prefixText(rival) + ", which was this node's"
 	if prefixText(rival) != prefixText(had) {
 		what += " " + prefixText(had)
 	}
-	return fmt.Sprintf("%s, at %s, has leased %s, and other nodes send to it; this node takes its subnet back when that is free (etcdctl del '%s' if %s is not to have it), and another one once no pod runs here: drain it",
-		who, at, what, a.leaseKey(rival), who)
+	return fmt.Sprintf("%s, at %s, has leased %s, and other nodes send to it; this node takes its subnet back when that is free (%s if %s is not to have it), and another one once no pod runs here: drain it",
+		who, at, what, a.evict(rival), who)
 }
 
 // prefixText renders the subnets of l.
@@ -234,8 +234,15 @@ func prefixText(l subnet.Lease) string {
 	return strings.Join(out, " and ")
 }
 
-// leaseKey is the key of l in etcd.
-func (a *agent) leaseKey(l subnet.Lease) string {
+// evict is what takes l out of the store: a command, or, where two agents
+// write on one Node, nothing but the other one's silence.
+func (a *agent) evict(l subnet.Lease) string {
+	switch {
+	case a.o.Store == storeKube && l.Node == a.o.NodeName:
+		return "this one writes its annotations again by itself"
+	case a.o.Store == storeKube:
+		return "kubectl delete node " + l.Node
+	}
 	var subnets []netip.Prefix
 	for _, p := range l.Paths {
 		subnets = append(subnets, p.Subnet)
@@ -244,5 +251,5 @@ func (a *agent) leaseKey(l subnet.Lease) string {
 	if err != nil {
 		key = "?"
 	}
-	return a.o.EtcdPrefix + "/subnets/" + key
+	return fmt.Sprintf("etcdctl del '%s/subnets/%s'", a.o.EtcdPrefix, key)
 }

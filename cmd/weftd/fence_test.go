@@ -54,6 +54,22 @@ func TestWhoFencesANode(t *testing.T) {
 	}
 }
 
+// What is to be done about a rival is told in the words of the store.
+func TestFenceTextsNameTheStoresOwnTool(t *testing.T) {
+	a, _ := bare(t)
+	a.o.Store = storeKube
+	had := leaseOf("n1", "id", "10.0.0.1", "10.42.1.0/24")
+	for want, rival := range map[string]subnet.Lease{
+		"kubectl delete node n2 if":                      leaseOf("n2", "x", "10.0.0.2", "10.42.1.0/24"),
+		"writes its annotations again by itself)":        leaseOf("n1", "x", "10.0.0.2", "10.42.1.0/24"),
+		"gone: this one writes its annotations again by": leaseOf("n1", "id", "10.0.0.2", "10.42.1.0/24"),
+	} {
+		if text := a.fenceText(had, rival); !strings.Contains(text, want) || strings.Contains(text, "etcdctl") {
+			t.Errorf("%q, want %q and nothing of etcdctl", text, want)
+		}
+	}
+}
+
 // fenced is a node that loses the lease of 10.42.1.0/24 as soon as it has it,
 // to what others say; it tries again quickly.
 type fenced struct {

@@ -192,7 +192,7 @@ func (o *options) define(p preset, r *raw) *pflag.FlagSet {
 	f.StringVar(&o.CNIDataDir, "cni-data-dir", p.cniDataDir, "where the CNI plugin keeps its state (its dataDir)")
 	f.BoolVar(&o.FlannelCompat, "flannel-compat", false, "take flannel's names, keys and flags instead of weft's")
 	f.BoolVar(&o.Once, "once", false, "lease, bring the kernel in sync once, and exit")
-	f.BoolVar(&o.Cleanup, "cleanup", false, "remove what weftd has made on this node, list what pods still use, and exit; needs no store")
+	f.BoolVar(&o.Cleanup, "cleanup", false, "remove what weftd has made on this node and written on its Node, list what pods still use, and exit; needs no agent, and no API for the host")
 	f.BoolVar(&o.Force, "force", false, "with --cleanup: remove the bridge and the running pods' interfaces too")
 	f.BoolVar(&r.checkConfig, "check-config", false, "check flags, environment and, when named, a net-conf.json; print them and exit")
 	f.StringVar(&r.logLevel, "log-level", "info", "error, warning, info or debug")

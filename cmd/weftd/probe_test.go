@@ -37,26 +37,50 @@ func TestProbesLookAtWhatIsKnown(t *testing.T) {
 	}
 }
 
-// What a sweep cannot mend is a Problem as long as it is so.
+// What a sweep cannot mend is a Problem as long as it is so: one for each
+// subnet that pods are left from, by which the Node's condition names it too.
 func TestSweepsAreTold(t *testing.T) {
 	a, _ := bare(t)
+	lease := []netip.Prefix{netip.MustParsePrefix("10.42.7.0/24")}
 	var outside []ledger.Entry
 	for i := range mostNamed + 3 {
 		outside = append(outside, ledger.Entry{
-			Key: ledger.Key{ContainerID: fmt.Sprint("pod", i), IfName: "eth0"}, Addrs: []netip.Addr{netip.MustParseAddr("10.42.9.5")},
+			Key:   ledger.Key{ContainerID: fmt.Sprintf("0123456789%03d", i), IfName: "eth0"},
+			Addrs: []netip.Addr{netip.AddrFrom4([4]byte{10, 42, 1, byte(5 + i)}), netip.MustParseAddr("fd42:0:0:1::5")},
 		})
 	}
-	a.swept(ledger.Report{Outside: outside}, errors.New("disk gone"))
+	a.swept(ledger.Report{Outside: outside}, lease, errors.New("disk gone"))
 	problems := a.problems.all()
-	if len(problems) != mostNamed+2 || problems[0].Kind != "SweepFailed" || !strings.Contains(problems[0].Detail, "disk gone") {
-		t.Errorf("%v", problems)
+	if len(problems) != 3 || problems[0].Kind != "SweepFailed" || !strings.Contains(problems[0].Detail, "disk gone") {
+		t.Fatalf("%v", problems)
 	}
-	last := problems[len(problems)-1]
-	if p := problems[1]; p.Kind != "PodOutsideLease" || p.Object != "pod0:eth0" || !strings.Contains(p.Detail, "10.42.9.5") || !strings.HasPrefix(last.Detail, "3 more pods") {
-		t.Errorf("%v, last %v", p, last)
+	for i, object := range []string{"10.42.1.0/24", "fd42:0:0:1::/64"} {
+		if p := problems[i+1]; p.Kind != "PodOutsideLease" || p.Object != object || !strings.HasPrefix(p.Detail, "pods of "+object+" still run") {
+			t.Errorf("%v, want one about %s", p, object)
+		}
 	}
-	a.swept(ledger.Report{Freed: outside[:1]}, nil)
+	for _, want := range []string{"restart them: 10.42.1.10 (012345678900), ", " and 3 more"} {
+		if !strings.Contains(problems[1].Detail, want) {
+			t.Errorf("%q does not say %q", problems[1].Detail, want)
+		}
+	}
+	if text := degraded(a.brief()); !strings.Contains(text, "PodOutsideLease 10.42.1.0/24") {
+		t.Errorf("the Node's condition says %q", text)
+	}
+	a.swept(ledger.Report{Freed: outside[:1]}, lease, nil)
 	if left := a.problems.all(); len(left) != 0 {
 		t.Errorf("left: %v", left)
+	}
+}
+
+// However many subnets pods are left from, the list of Problems is short.
+func TestProblemsOfManyFormerSubnetsAreBounded(t *testing.T) {
+	var outside []ledger.Entry
+	for i := range 100 {
+		outside = append(outside, ledger.Entry{Addrs: []netip.Addr{netip.AddrFrom4([4]byte{10, 42, byte(i), 5})}})
+	}
+	list := outsideLease(outside, nil)
+	if len(list) != mostNamed+1 || !strings.Contains(list[mostNamed].Detail, "95 more") {
+		t.Errorf("%v", list)
 	}
 }

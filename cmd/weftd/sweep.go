@@ -5,7 +5,10 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
 	"weft.dev/weft/backend"
@@ -16,17 +19,21 @@ import (
 const (
 	// sweepEvery is the pause between two sweeps.
 	sweepEvery = 10 * time.Minute
-	// sweepLook is the pause between two looks for a lease, without which
-	// there is nothing to sweep by.
-	sweepLook = time.Second
-	// mostNamed bounds how many pods one Problem names.
+	// sweepSoon is that while pods run outside this node's subnets, so that it
+	// is seen when they are gone.
+	sweepSoon = 5 * time.Second
+	// sweepSettle is how long after a change of the subnets to sweep so soon: an
+	// ADD that was under way ends with an address of before.
+	sweepSettle = time.Minute
+	// mostNamed bounds how many things of a kind a Problem names.
 	mostNamed = 5
 )
 
-// sweep frees what pods have left behind, at start and every sweepEvery: a
-// runtime that was killed loses DELs, and host-local has no GC of its own. Only
-// what is proven dead is freed; see package ledger.
-func (a *agent) sweep(ctx context.Context) error {
+// sweep frees what pods have left behind, at start, when this node's subnets
+// change, and every sweepEvery: a runtime that was killed loses DELs, and
+// host-local has no GC of its own. Only what is proven dead is freed; see
+// package ledger. told is poked when this node has a lease or another one.
+func (a *agent) sweep(ctx context.Context, told <-chan struct{}) error {
 	l, err := ledger.Open(ledger.Options{
 		Network: presetFor(a.o.FlannelCompat).cniNetwork, StateDir: a.o.CNIDataDir, Bridge: bridge,
 	})
@@ -35,31 +42,43 @@ func (a *agent) sweep(ctx context.Context) error {
 		<-ctx.Done()
 		return ctx.Err()
 	}
+	var last []netip.Prefix
+	var since time.Time // of the last change of the subnets
 	for {
-		self := a.self.Load()
-		if self == nil {
-			if err := sleep(ctx, sweepLook); err != nil {
-				return err
+		pause := sweepEvery
+		if self := a.self.Load(); self != nil { // else there is nothing to sweep by
+			lease := subnets(self.Lease)
+			if !slices.Equal(lease, last) {
+				last, since = lease, time.Now()
 			}
-			continue
+			report, err := l.Sweep(ctx, veths{}, lease, time.Now())
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			a.swept(report, lease, err)
+			if len(report.Outside) > 0 || time.Since(since) < sweepSettle {
+				pause = sweepSoon
+			}
 		}
-		var lease []netip.Prefix
-		for _, p := range self.Lease.Paths {
-			lease = append(lease, p.Subnet)
-		}
-		report, err := l.Sweep(ctx, veths{}, lease, time.Now())
-		if ctx.Err() != nil {
+		select {
+		case <-ctx.Done():
 			return ctx.Err()
-		}
-		a.swept(report, err)
-		if err := sleep(ctx, sweepEvery); err != nil {
-			return err
+		case <-told:
+		case <-time.After(pause):
 		}
 	}
 }
 
-// swept tells what a sweep has done and what it could not do.
-func (a *agent) swept(r ledger.Report, err error) {
+func subnets(l subnet.Lease) []netip.Prefix {
+	var out []netip.Prefix
+	for _, p := range l.Paths {
+		out = append(out, p.Subnet)
+	}
+	return out
+}
+
+// swept tells what a sweep by lease has done and what it could not do.
+func (a *agent) swept(r ledger.Report, lease []netip.Prefix, err error) {
 	for _, e := range r.Freed {
 		a.log.WithField("dst", e.Addrs).Infof("freed what pod %s left: %s", e.Key, e.Why)
 	}
@@ -67,16 +86,51 @@ func (a *agent) swept(r ledger.Report, err error) {
 	if err != nil {
 		problems = append(problems, sweepFails(err))
 	}
-	for i, e := range r.Outside {
-		if i == mostNamed {
-			problems = append(problems, subnet.Problem{Kind: "PodOutsideLease", Object: bridge,
-				Detail: fmt.Sprintf("%d more pods have addresses outside this node's subnets", len(r.Outside)-i)})
-			break
+	a.problems.set(partSweep, append(problems, outsideLease(r.Outside, lease)...)...)
+}
+
+// outsideLease is a Problem for each subnet that this node has no longer and
+// that pods here still have addresses of: a Node that was re-created got another
+// podCIDR, or the network is another one. The network goes on with what the
+// node has now; these pods are reached by nobody on other nodes.
+func outsideLease(pods []ledger.Entry, lease []netip.Prefix) []subnet.Problem {
+	of := map[netip.Prefix][]string{}
+	for _, e := range pods {
+		for _, addr := range e.Addrs {
+			p := formerSubnet(addr, lease)
+			of[p] = append(of[p], fmt.Sprintf("%s (%.12s)", addr, e.ContainerID))
 		}
-		problems = append(problems, subnet.Problem{Kind: "PodOutsideLease", Object: e.Key.String(),
-			Detail: fmt.Sprintf("its addresses %v are outside this node's subnets, so other nodes cannot reach it: restart the pod", e.Addrs)})
 	}
-	a.problems.set(partSweep, problems...)
+	var out []subnet.Problem
+	for _, p := range slices.SortedFunc(maps.Keys(of), netip.Prefix.Compare) {
+		if len(out) == mostNamed {
+			return append(out, subnet.Problem{Kind: "PodOutsideLease", Object: bridge,
+				Detail: fmt.Sprintf("pods of %d more subnets that are not this node's still run; restart them", len(of)-mostNamed)})
+		}
+		out = append(out, subnet.Problem{Kind: "PodOutsideLease", Object: p.String(),
+			Detail: fmt.Sprintf("pods of %s still run, which is not this node's subnet, so other nodes cannot reach them; restart them: %s", p, some(of[p]))})
+	}
+	return out
+}
+
+// formerSubnet is the subnet that addr was probably given from: one as long as
+// this node's of the family, or as is usual.
+func formerSubnet(addr netip.Addr, lease []netip.Prefix) netip.Prefix {
+	bits := map[subnet.Family]int{subnet.IPv4: 24, subnet.IPv6: 64}
+	for _, p := range lease {
+		bits[subnet.FamilyOf(p.Addr())] = p.Bits()
+	}
+	return netip.PrefixFrom(addr, bits[subnet.FamilyOf(addr)]).Masked()
+}
+
+// some lists the first of list.
+func some(list []string) string {
+	slices.Sort(list)
+	more := ""
+	if n := len(list) - mostNamed; n > 0 {
+		list, more = list[:mostNamed], fmt.Sprintf(" and %d more", n)
+	}
+	return strings.Join(list, ", ") + more
 }
 
 func sweepFails(err error) subnet.Problem {

@@ -14,6 +14,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"weft.dev/weft/subnet"
+	"weft.dev/weft/subnet/internal/waiting"
 )
 
 // After a lost race the table is fresh, so that the next try comes at once;
@@ -33,15 +34,15 @@ func (s *Store) acquire(ctx context.Context, cfg subnet.Config, want subnet.Leas
 	for {
 		h, err := a.once(ctx)
 		if ctx.Err() != nil {
-			return nil, ended(ctx)
+			return nil, s.life.Err(ctx)
 		}
 		if err == nil && h != nil {
-			s.holdWait.clear()
+			s.holdWait.Clear()
 			return h, nil
 		}
 		if err == nil { // another was faster: the table is patched or to be read again
 			if a.races++; a.races%2 == 0 {
-				pause(ctx, s.dice.between(0, min(time.Duration(a.races)*pausePerRace, maxRacePause)))
+				waiting.Pause(ctx, s.dice.between(0, min(time.Duration(a.races)*pausePerRace, maxRacePause)))
 			}
 			continue
 		}
@@ -73,15 +74,15 @@ func (a *attempt) wait(ctx context.Context, err error, b *backoff) bool {
 	var r *rivalError
 	switch {
 	case errors.As(err, &r):
-		a.s.holdWait.set("rival", err.Error())
+		a.s.holdWait.Set("rival", err.Error())
 		a.s.awaitChange(ctx, r.stored.key, a.table.rev+1)
 	case errors.Is(err, subnet.ErrExhausted):
-		a.s.holdWait.set("exhausted", fmt.Sprintf("%v: %d keys in etcd under %s; remove stale ones or widen the network", err, len(a.table.records), a.table.prefix))
+		a.s.holdWait.Set("exhausted", fmt.Sprintf("%v: %d keys in etcd under %s; remove stale ones or widen the network", err, len(a.table.records), a.table.prefix))
 		a.s.awaitChange(ctx, a.table.prefix, a.table.rev+1, clientv3.WithPrefix())
 	case errors.Is(err, errPlan):
 		return false
 	default:
-		a.s.holdWait.set("unreachable", a.s.unreachable(err))
+		a.s.holdWait.Set("unreachable", a.s.unreachable(err))
 		b.pause(ctx)
 		return true
 	}

@@ -10,6 +10,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"weft.dev/weft/subnet"
+	"weft.dev/weft/subnet/internal/waiting"
 )
 
 // lookAgain is the longest pause between two looks at something that a watch
@@ -20,27 +21,27 @@ const lookAgain = 10 * time.Second
 // invalid, or etcd is out of reach, Config waits; Reason says for what. It
 // fails only when ctx ends or the store is closed.
 func (s *Store) Config(ctx context.Context) (subnet.Config, error) {
-	ctx, done := s.scope(ctx)
+	ctx, done := s.life.Scope(ctx)
 	defer done()
-	defer s.configWait.forget()
+	defer s.configWait.Forget()
 	b := &backoff{dice: s.dice}
 	for {
 		resp, err := s.get(ctx, s.configKey())
 		if ctx.Err() != nil {
-			return subnet.Config{}, ended(ctx)
+			return subnet.Config{}, s.life.Err(ctx)
 		}
 		if err != nil {
-			s.configWait.set("unreachable", s.unreachable(err))
+			s.configWait.Set("unreachable", s.unreachable(err))
 			b.pause(ctx)
 			continue
 		}
 		b.reset()
 		kind, cfg, err := s.parseConfig(resp)
 		if err == nil {
-			s.configWait.clear()
+			s.configWait.Clear()
 			return cfg, nil
 		}
-		s.configWait.set(kind, err.Error())
+		s.configWait.Set(kind, err.Error())
 		s.awaitChange(ctx, s.configKey(), resp.Header.Revision+1)
 	}
 }
@@ -93,7 +94,7 @@ func (s *Store) shareable(cfg subnet.Config) error {
 func (s *Store) awaitChange(ctx context.Context, key string, rev int64, opts ...clientv3.OpOption) {
 	c, err := s.client(ctx)
 	if err != nil {
-		pause(ctx, s.dice.between(lookAgain/2, lookAgain))
+		waiting.Pause(ctx, s.dice.between(lookAgain/2, lookAgain))
 		return
 	}
 	timer, cancel := context.WithTimeout(ctx, s.dice.between(lookAgain/2, lookAgain))
@@ -102,8 +103,8 @@ func (s *Store) awaitChange(ctx context.Context, key string, rev int64, opts ...
 	defer stop()
 	resp, ok := <-c.Watch(wctx, key, append(opts, clientv3.WithRev(rev))...)
 	if ok && resp.Err() == nil {
-		pause(ctx, s.dice.between(0, minPause))
+		waiting.Pause(ctx, s.dice.between(0, minPause))
 		return
 	}
-	pause(timer, s.dice.between(minPause, 2*time.Second))
+	waiting.Pause(timer, s.dice.between(minPause, 2*time.Second))
 }

@@ -15,6 +15,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"weft.dev/weft/subnet"
+	"weft.dev/weft/subnet/internal/waiting"
 )
 
 // verifyEvery is the pause between two looks at our own key that no event
@@ -48,9 +49,9 @@ func (s *Store) Hold(ctx context.Context, cfg subnet.Config, want subnet.Lease, 
 	if err := s.shareable(cfg); err != nil {
 		return err
 	}
-	ctx, done := s.scope(ctx)
+	ctx, done := s.life.Scope(ctx)
 	defer done()
-	defer s.holdWait.forget()
+	defer s.holdWait.Forget()
 	h, err := s.acquire(ctx, cfg, want)
 	if err != nil {
 		return err
@@ -84,7 +85,7 @@ func (s *Store) keep(ctx context.Context, h *held, watching keyWatch) error {
 	for {
 		select {
 		case <-ctx.Done():
-			return ended(ctx)
+			return s.life.Err(ctx)
 		case <-watching.changed:
 		case <-watching.linked:
 		case <-timer.C:
@@ -94,19 +95,19 @@ func (s *Store) keep(ctx context.Context, h *held, watching keyWatch) error {
 		err := s.refresh(ctx, h, due)
 		switch {
 		case ctx.Err() != nil:
-			return ended(ctx)
+			return s.life.Err(ctx)
 		case errors.Is(err, subnet.ErrConflict):
 			return err
 		case errors.Is(err, errRewound):
-			s.holdWait.set("rewound", err.Error())
+			s.holdWait.Set("rewound", err.Error())
 			timer.Reset(b.take())
 			continue
 		case err != nil:
-			s.holdWait.set("unreachable", s.unreachable(err))
+			s.holdWait.Set("unreachable", s.unreachable(err))
 			timer.Reset(b.take())
 			continue
 		}
-		s.holdWait.clear()
+		s.holdWait.Clear()
 		b.reset()
 		if due {
 			renewed = now
@@ -136,7 +137,7 @@ func (s *Store) refresh(ctx context.Context, h *held, renew bool) error {
 	}
 	for races := 0; ; races++ {
 		if races > 1 { // a store that contradicts itself is not asked at full speed
-			pause(ctx, s.dice.between(0, min(time.Duration(races)*pausePerRace, maxRacePause)))
+			waiting.Pause(ctx, s.dice.between(0, min(time.Duration(races)*pausePerRace, maxRacePause)))
 		}
 		resp, err := s.get(ctx, h.key)
 		if err != nil {

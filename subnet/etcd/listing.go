@@ -59,7 +59,7 @@ func (s *Store) read(ctx context.Context) (listing, error) {
 // while another does get the other's answer. It must not be changed.
 func (s *Store) join(ctx context.Context) (listing, error) {
 	got := s.reads.DoChan("", func() (any, error) {
-		return s.read(s.ctx) // one who gives up leaves the others their answer
+		return s.read(s.life.Context()) // one who gives up leaves the others their answer
 	})
 	select {
 	case <-ctx.Done():

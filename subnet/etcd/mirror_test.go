@@ -9,8 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sirupsen/logrus"
-	logtest "github.com/sirupsen/logrus/hooks/test"
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -214,24 +212,5 @@ func TestBackoff(t *testing.T) {
 	}
 	if d := newDice().between(math.MaxInt64/2, math.MaxInt64/2); d != math.MaxInt64/2 {
 		t.Errorf("between equal bounds: %d", d)
-	}
-}
-
-// TestHindrance: edges are logged, wording is not.
-func TestHindrance(t *testing.T) {
-	log, hook := logtest.NewNullLogger()
-	log.SetLevel(logrus.InfoLevel)
-	h := &hindrance{log: log}
-	h.clear()
-	h.set("unreachable", "connection refused")
-	h.set("unreachable", "no answer within 5s")
-	if h.reason() != "no answer within 5s" || len(hook.Entries) != 1 {
-		t.Errorf("reason %q, %d log lines, want the latest and 1", h.reason(), len(hook.Entries))
-	}
-	h.set("missing", "config key is missing")
-	h.clear()
-	h.clear()
-	if h.reason() != "" || len(hook.Entries) != 3 {
-		t.Errorf("reason %q, %d log lines, want none and 3", h.reason(), len(hook.Entries))
 	}
 }

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"weft.dev/weft/subnet"
+	"weft.dev/weft/subnet/internal/waiting"
 )
 
 // How a dead connection is noticed and replaced. With a ping after 10 s of
@@ -44,14 +45,13 @@ type Store struct {
 	tls       *rotating // nil for plaintext
 	dice      *dice
 
-	ctx    context.Context // ends with Close
-	cancel context.CancelFunc
-	dial   chan struct{} // holds one token while conn is being set
-	conn   *clientv3.Client
+	life waiting.Life  // ends with Close
+	dial chan struct{} // holds one token while conn is being set
+	conn *clientv3.Client
 
 	reads singleflight.Group // see join
 
-	configWait, holdWait, watchWait, newsWait hindrance
+	configWait, holdWait, watchWait, newsWait waiting.Reason
 }
 
 // New checks o, reads the TLS files once and connects to nothing.
@@ -69,18 +69,18 @@ func New(o Options) (*Store, error) {
 			return nil, err
 		}
 	}
-	s.ctx, s.cancel = context.WithCancel(context.Background())
-	s.configWait.log = o.Log.WithField("op", "read configuration")
-	s.holdWait.log = o.Log.WithField("op", "hold lease")
-	s.watchWait.log = o.Log.WithField("op", "watch leases")
-	s.newsWait.log = o.Log.WithField("op", "watch configuration")
+	s.life = waiting.NewLife(errClosed)
+	s.configWait.Log = o.Log.WithField("op", "read configuration")
+	s.holdWait.Log = o.Log.WithField("op", "hold lease")
+	s.watchWait.Log = o.Log.WithField("op", "watch leases")
+	s.newsWait.Log = o.Log.WithField("op", "watch configuration")
 	return s, nil
 }
 
 // Close ends all calls and the connection. Leases stay in the store. Only the
 // first call does anything.
 func (s *Store) Close() error {
-	s.cancel()
+	s.life.End()
 	s.dial <- struct{}{}
 	defer func() { <-s.dial }()
 	if s.conn == nil {
@@ -120,12 +120,7 @@ func (s *Store) Reconnect(ctx context.Context) error {
 // the configuration missing, the pool exhausted, the node's name held by
 // another. It is empty when the store gets on.
 func (s *Store) Reason() string {
-	for _, h := range []*hindrance{&s.configWait, &s.holdWait, &s.watchWait, &s.newsWait} {
-		if r := h.reason(); r != "" {
-			return r
-		}
-	}
-	return ""
+	return waiting.First(&s.configWait, &s.holdWait, &s.watchWait, &s.newsWait)
 }
 
 // client returns the connected client. With a user and password, the first
@@ -134,12 +129,12 @@ func (s *Store) client(ctx context.Context) (*clientv3.Client, error) {
 	select {
 	case s.dial <- struct{}{}:
 		defer func() { <-s.dial }()
-	case <-s.ctx.Done():
+	case <-s.life.Context().Done():
 		return nil, errClosed
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	if s.ctx.Err() != nil {
+	if s.life.Context().Err() != nil {
 		return nil, errClosed
 	}
 	if s.conn != nil {
@@ -155,7 +150,7 @@ func (s *Store) client(ctx context.Context) (*clientv3.Client, error) {
 
 func (s *Store) clientConfig() clientv3.Config {
 	c := clientv3.Config{
-		Context:              s.ctx,
+		Context:              s.life.Context(),
 		DialTimeout:          s.o.CallTimeout,
 		DialKeepAliveTime:    pingAfter,
 		DialKeepAliveTimeout: pingTimeout,
@@ -209,25 +204,6 @@ func (s *Store) get(ctx context.Context, key string, opts ...clientv3.OpOption) 
 		return nil, fmt.Errorf("read %s: %w", key, err)
 	}
 	return resp, nil
-}
-
-// scope ties ctx to the store's life. The returned function frees it.
-func (s *Store) scope(ctx context.Context) (context.Context, func()) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	stop := context.AfterFunc(s.ctx, func() { cancel(errClosed) })
-	return ctx, func() {
-		stop()
-		cancel(nil)
-	}
-}
-
-// ended is the error for a scope that has ended: errClosed after Close, else
-// the caller's own.
-func ended(ctx context.Context) error {
-	if errors.Is(context.Cause(ctx), errClosed) {
-		return errClosed
-	}
-	return ctx.Err()
 }
 
 // unreachable words err, from a call, as what is waited for.
@@ -297,7 +273,7 @@ func (s *Store) pokeLink(ctx context.Context, conn *grpc.ClientConn, poke chan<-
 			continue
 		}
 		if up = !up; up {
-			pause(ctx, s.dice.between(0, time.Second))
+			waiting.Pause(ctx, s.dice.between(0, time.Second))
 		}
 		select {
 		case poke <- struct{}{}:

@@ -9,52 +9,8 @@ import (
 	"sync"
 	"time"
 
-	"github.com/sirupsen/logrus"
+	"weft.dev/weft/subnet/internal/waiting"
 )
-
-// A hindrance is why one activity of the store does not get on, if so. It
-// logs when its kind changes, not when only its wording does.
-type hindrance struct {
-	log        logrus.FieldLogger
-	mu         sync.Mutex
-	kind, text string
-}
-
-// set records that the activity waits.
-func (h *hindrance) set(kind, text string) {
-	h.mu.Lock()
-	changed := h.kind != kind
-	h.kind, h.text = kind, text
-	h.mu.Unlock()
-	if changed {
-		h.log.Warn(text)
-	}
-}
-
-// clear records that the activity gets on.
-func (h *hindrance) clear() {
-	h.mu.Lock()
-	kind := h.kind
-	h.kind, h.text = "", ""
-	h.mu.Unlock()
-	if kind != "" {
-		h.log.Info("no longer waiting")
-	}
-}
-
-// forget drops the text when the activity ends, without a word.
-func (h *hindrance) forget() {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.kind, h.text = "", ""
-}
-
-// reason returns the text last set, or "" when the activity gets on.
-func (h *hindrance) reason() string {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.text
-}
 
 // dice are random numbers, seeded by the kernel, for any goroutine.
 type dice struct {
@@ -102,14 +58,4 @@ func (b *backoff) take() time.Duration {
 func (b *backoff) reset() { b.next = 0 }
 
 // pause waits for the next pause of b or until ctx ends.
-func (b *backoff) pause(ctx context.Context) { pause(ctx, b.take()) }
-
-// pause waits for d or until ctx ends.
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
-	}
-}
+func (b *backoff) pause(ctx context.Context) { waiting.Pause(ctx, b.take()) }

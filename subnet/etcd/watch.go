@@ -30,22 +30,22 @@ var (
 // kind JunkLease. See overlay.Store for the contract. The configuration is
 // not used: leases outside the network are the caller's to judge.
 func (s *Store) Watch(ctx context.Context, _ subnet.Config, set func(subnet.Snapshot)) error {
-	ctx, done := s.scope(ctx)
+	ctx, done := s.life.Scope(ctx)
 	defer done()
-	defer s.watchWait.forget()
+	defer s.watchWait.Forget()
 	m := newMirror(s.subnetsKey(), s.plaintext())
 	b := &backoff{dice: s.dice}
 	for {
 		err := s.follow(ctx, m, b, set)
 		if ctx.Err() != nil {
-			return ended(ctx)
+			return s.life.Err(ctx)
 		}
 		switch {
 		case errors.Is(err, errRewound):
-			s.watchWait.set("rewound", err.Error())
+			s.watchWait.Set("rewound", err.Error())
 			m.deliver(set) // the same leases, and the problem
 		case !errors.Is(err, errRelist):
-			s.watchWait.set("unreachable", s.unreachable(err))
+			s.watchWait.Set("unreachable", s.unreachable(err))
 		}
 		b.pause(ctx)
 	}
@@ -67,7 +67,7 @@ func (s *Store) follow(ctx context.Context, m *mirror, b *backoff, set func(subn
 	}
 	m.replace(l)
 	m.deliver(set)
-	s.watchWait.clear()
+	s.watchWait.Clear()
 
 	c, err := s.client(ctx)
 	if err != nil {
@@ -148,13 +148,13 @@ func (s *Store) glance(ctx context.Context, m *mirror, b *backoff) (time.Duratio
 	switch {
 	case err != nil:
 		if ctx.Err() == nil {
-			s.watchWait.set("unreachable", s.unreachable(err))
+			s.watchWait.Set("unreachable", s.unreachable(err))
 		}
 		return b.take(), nil
 	case resp.Header.Revision < m.rev || resp.Header.ClusterId != m.cluster:
 		return 0, errRelist
 	}
-	s.watchWait.clear()
+	s.watchWait.Clear()
 	b.reset()
 	return s.dice.between(glanceEvery*9/10, glanceEvery), nil
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"weft.dev/weft/subnet"
+	"weft.dev/weft/subnet/internal/waiting"
 )
 
 // WatchConfig tells set how the network's configuration changes, from one
@@ -22,9 +23,9 @@ import (
 // While etcd is out of reach set is not called. Of several changes at once
 // the last one counts; those before it may go unseen.
 func (s *Store) WatchConfig(ctx context.Context, running subnet.Config, set func(cfg subnet.Config, err error)) error {
-	ctx, done := s.scope(ctx)
+	ctx, done := s.life.Scope(ctx)
 	defer done()
-	defer s.newsWait.forget()
+	defer s.newsWait.Forget()
 	watching := s.watchOne(ctx, s.configKey())
 	defer watching.end()
 	told := news{good: running}
@@ -34,23 +35,23 @@ func (s *Store) WatchConfig(ctx context.Context, running subnet.Config, set func
 	for {
 		select {
 		case <-ctx.Done():
-			return ended(ctx)
+			return s.life.Err(ctx)
 		case <-watching.changed:
 			// What changes often is read less often, and not by all at once.
-			pause(ctx, s.dice.between(0, minPause))
+			waiting.Pause(ctx, s.dice.between(0, minPause))
 		case <-watching.linked:
 		case <-timer.C:
 		}
 		resp, err := s.get(ctx, s.configKey())
 		switch {
 		case ctx.Err() != nil:
-			return ended(ctx)
+			return s.life.Err(ctx)
 		case err != nil:
-			s.newsWait.set("unreachable", s.unreachable(err))
+			s.newsWait.Set("unreachable", s.unreachable(err))
 			timer.Reset(b.take())
 			continue
 		}
-		s.newsWait.clear()
+		s.newsWait.Clear()
 		b.reset()
 		if told.update(s.parseConfig(resp)) {
 			set(told.good, told.err)

@@ -26,6 +26,16 @@ const (
 	maxMessage = 300
 )
 
+// The reasons of our conditions, by which we know them as ours.
+const (
+	reasonUp       = "WeftIsUp"
+	reasonDown     = "WeftIsDown"
+	reasonProblems = "OverlayHasProblems"
+	reasonFine     = "OverlayHasNoProblem"
+)
+
+func reasons() []string { return []string{reasonUp, reasonDown, reasonProblems, reasonFine} }
+
 // DataPlane is how this node's own data plane is, peers apart.
 type DataPlane int
 
@@ -59,9 +69,9 @@ func (e *edges) judge(now time.Time, h Health) (want []corev1.NodeCondition, aga
 	again = left
 	switch {
 	case down:
-		want = append(want, condition(corev1.NodeNetworkUnavailable, true, "WeftIsDown", h.Why))
+		want = append(want, condition(corev1.NodeNetworkUnavailable, true, reasonDown, h.Why))
 	case h.DataPlane == Up:
-		want = append(want, condition(corev1.NodeNetworkUnavailable, false, "WeftIsUp", "this node's data plane is in place"))
+		want = append(want, condition(corev1.NodeNetworkUnavailable, false, reasonUp, "this node's data plane is in place"))
 	}
 	bad, left := since(&e.badSince, now, h.Degraded != "", badFor)
 	if left > 0 && (again == 0 || left < again) {
@@ -69,9 +79,9 @@ func (e *edges) judge(now time.Time, h Health) (want []corev1.NodeCondition, aga
 	}
 	switch {
 	case bad:
-		want = append(want, condition(OverlayDegraded, true, "OverlayHasProblems", h.Degraded))
+		want = append(want, condition(OverlayDegraded, true, reasonProblems, h.Degraded))
 	case h.Degraded == "" && h.DataPlane != Unknown:
-		want = append(want, condition(OverlayDegraded, false, "OverlayHasNoProblem", "nothing is wrong that weft knows of"))
+		want = append(want, condition(OverlayDegraded, false, reasonFine, "nothing is wrong that weft knows of"))
 	}
 	return want, again
 }

@@ -11,6 +11,7 @@ import (
 	"slices"
 
 	"weft.dev/weft/subnet"
+	"weft.dev/weft/subnet/internal/waiting"
 )
 
 // maxNetConf is how much of the file is read, bytes: more than a document that
@@ -21,22 +22,22 @@ const maxNetConf = 1 << 20
 // invalid, Config waits; Reason says for what. It fails only when ctx ends or
 // the store is closed.
 func (s *Store) Config(ctx context.Context) (subnet.Config, error) {
-	ctx, done := s.scope(ctx)
+	ctx, done := s.life.Scope(ctx)
 	defer done()
-	defer s.configWait.forget()
+	defer s.configWait.Forget()
 	for {
 		cfg, err := s.readConfig()
 		if err == nil {
-			s.configWait.clear()
+			s.configWait.Clear()
 			return cfg, nil
 		}
 		kind := "ConfigInvalid"
 		if errors.Is(err, fs.ErrNotExist) {
 			kind = "ConfigMissing"
 		}
-		s.configWait.set(kind, err.Error())
-		if pause(ctx, s.o.PollEvery); ctx.Err() != nil {
-			return subnet.Config{}, ended(ctx)
+		s.configWait.Set(kind, err.Error())
+		if waiting.Pause(ctx, s.o.PollEvery); ctx.Err() != nil {
+			return subnet.Config{}, s.life.Err(ctx)
 		}
 	}
 }
@@ -53,15 +54,15 @@ func (s *Store) Config(ctx context.Context) (subnet.Config, error) {
 // The file is read whole and anew each time: kubelet replaces a ConfigMap's
 // files by moving a symbolic link, which no watch on the file itself sees.
 func (s *Store) WatchConfig(ctx context.Context, running subnet.Config, set func(cfg subnet.Config, err error)) error {
-	ctx, done := s.scope(ctx)
+	ctx, done := s.life.Scope(ctx)
 	defer done()
 	told := news{good: running}
 	for {
 		if told.update(s.readConfig()) {
 			set(told.good, told.err)
 		}
-		if pause(ctx, s.o.PollEvery); ctx.Err() != nil {
-			return ended(ctx)
+		if waiting.Pause(ctx, s.o.PollEvery); ctx.Err() != nil {
+			return s.life.Err(ctx)
 		}
 	}
 }

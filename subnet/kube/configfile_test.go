@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"weft.dev/weft/subnet"
+	"weft.dev/weft/subnet/internal/waiting"
 )
 
 // configMap is a mounted ConfigMap: a link to a link to a directory, which
@@ -56,7 +57,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 		if time.Now().After(end) {
 			t.Fatalf("not within 10 s: %s", what)
 		}
-		pause(t.Context(), time.Millisecond)
+		waiting.Pause(t.Context(), time.Millisecond)
 	}
 }
 

@@ -36,22 +36,22 @@ func (s *Store) Hold(ctx context.Context, cfg subnet.Config, want subnet.Lease, 
 	if len(want.Paths) != len(cfg.Networks) || len(cfg.Networks) == 0 {
 		return fmt.Errorf("lease of Node %q with %d paths: want one for each of %d networks", s.o.Node, len(want.Paths), len(cfg.Networks))
 	}
-	outer, done := s.scope(ctx)
+	outer, done := s.life.Scope(ctx)
 	defer done()
-	defer s.nodeWait.forget()
-	defer s.leaseWait.forget()
+	defer s.nodeWait.Forget()
+	defer s.leaseWait.Forget()
 	g, ctx := errgroup.WithContext(outer)
 	own := &ownNode{s: s, changed: make(chan struct{}, 1)}
 	g.Go(func() error {
 		s.reflect(ctx, s.api.node(s.o.Node), &corev1.Node{}, own, &s.nodeWait)
-		return ended(ctx)
+		return s.life.Err(ctx)
 	})
 	g.Go(func() error {
 		h := &holder{s: s, cfg: cfg, want: want, granted: granted}
 		return h.keep(ctx, own)
 	})
 	_ = g.Wait() // ends with outer
-	return ended(outer)
+	return s.life.Err(outer)
 }
 
 // holder keeps our lease published. One goroutine owns it.
@@ -102,28 +102,44 @@ func (h *holder) step(ctx context.Context, node *corev1.Node) (again time.Durati
 	}
 	s.setStanding(p.problems)
 	if len(p.lease.Paths) == 0 {
-		s.leaseWait.set(p.kind, p.lacks)
+		s.leaseWait.Set(p.kind, p.lacks)
 		return again
 	}
 	if diff := s.dialects.difference(p, node); len(diff) > 0 {
 		if soon, err := h.mend(ctx, p, node, diff); soon > 0 {
 			if err != nil && ctx.Err() == nil {
-				s.leaseWait.set(s.unreachable(err))
+				s.leaseWait.Set(s.unreachable(err))
 			}
 			return soon
 		}
 	}
 	if p.lacks != "" {
-		s.leaseWait.set(p.kind, p.lacks)
+		s.leaseWait.Set(p.kind, p.lacks)
 	} else {
-		s.leaseWait.clear()
+		s.leaseWait.Clear()
 	}
 	if !p.lease.Equal(h.told) {
+		h.tellChange(p.lease)
 		h.told = p.lease
 		s.events.leased(p.lease)
 		h.granted(p.lease.Clone())
 	}
 	return again
+}
+
+// tellChange says that l has other subnets than were granted before. A Node
+// that was re-created may be given another podCIDR, and the one before is
+// anybody's then: there is nothing to hold on to for the pods that have it.
+func (h *holder) tellChange(l subnet.Lease) {
+	for _, was := range h.told.Paths {
+		now, ok := l.Path(subnet.FamilyOf(was.Subnet.Addr()))
+		if !ok || now.Subnet == was.Subnet {
+			continue
+		}
+		text := fmt.Sprintf("this Node was re-created and has podCIDR %v, no longer %v: pods that run since before have addresses that lead elsewhere; restart them", now.Subnet, was.Subnet)
+		h.s.o.Log.WithField("node", h.s.o.Node).Warn(text)
+		h.s.events.warn("PodCIDRChanged", text)
+	}
 }
 
 // mend patches our annotations, unless it is too early for that. It returns in

@@ -23,6 +23,9 @@ import (
 // or the agent restarts; peers must not lose it over that.
 const wipeGrace = time.Minute
 
+// mostNamed bounds how many Nodes a Problem of several names.
+const mostNamed = 5
+
 // maxDetail bounds what a Problem quotes from the API, in bytes.
 const maxDetail = 300
 
@@ -48,6 +51,7 @@ type peer struct {
 	uid    types.UID
 	digest uint64            // of what matters of its annotations
 	ann    map[string]string // that, while podCIDRs may be needed to read it
+	oneWay bool              // its lease is in a dialect that we do not publish in
 	cidrs  []netip.Prefix    // as read from the Node with this UID; nil before
 	asking bool              // cidrs are to be read
 	err    error             // why the annotations do not parse
@@ -175,6 +179,9 @@ func (m *mirror) read(name string, p *peer, ann map[string]string) {
 	case !d.whole:
 		p.ann = ann
 	}
+	oneWay := d.prefix != m.ds[0].prefix
+	m.changed = m.changed || oneWay != p.oneWay
+	p.oneWay = oneWay
 	l, err := d.decode(name, p.cidrs, ann)
 	m.changed = m.changed || fmt.Sprint(err) != fmt.Sprint(p.err)
 	if p.err = err; err == nil && m.roll.Put(name, l) {
@@ -188,7 +195,7 @@ func (m *mirror) remove(name string) {
 		return
 	}
 	delete(m.peers, name)
-	m.changed = m.roll.Remove(name) || p.err != nil || m.changed
+	m.changed = m.roll.Remove(name) || p.err != nil || p.oneWay || m.changed
 }
 
 // unread returns the names of the Nodes whose podCIDRs are to be read.
@@ -254,6 +261,7 @@ func (m *mirror) snapshot() (snap subnet.Snapshot, again time.Duration, ok bool)
 		}
 	}
 	slices.SortFunc(snap.Problems, func(a, b subnet.Problem) int { return strings.Compare(a.Object, b.Object) })
+	snap.Problems = append(snap.Problems, m.oneWay()...)
 	return snap, again, true
 }
 
@@ -285,6 +293,28 @@ func (m *mirror) forgetWiped() (next time.Duration) {
 		}
 	}
 	return next
+}
+
+// oneWay is the Problem of all Nodes together that only flannel has annotated,
+// while we write weft's annotations: flannel does not read these.
+func (m *mirror) oneWay() []subnet.Problem {
+	var names []string
+	for name, p := range m.peers {
+		if p.oneWay && m.roll.Has(name) {
+			names = append(names, name)
+		}
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	slices.Sort(names)
+	more := ""
+	if n := len(names) - mostNamed; n > 0 {
+		names, more = names[:mostNamed], fmt.Sprintf(" and %d more", n)
+	}
+	return []subnet.Problem{{Kind: "OneWayPeers", Object: "flannel", Detail: fmt.Sprintf(
+		"only flannel has annotated Nodes %s%s; it reads no annotations of weft's, so what pods here send there is not answered: run weft on these nodes too, or flannel's annotations on all (--flannel-compat)",
+		clip(strings.Join(names, ", ")), more)}}
 }
 
 // junk is the Problem of one Node.

@@ -249,17 +249,21 @@ func TestFlannelNodesAreReadOnce(t *testing.T) {
 	for name, o := range map[string]Options{"weft": {}, "flannel": {Flannel: true}} {
 		t.Run(name, func(t *testing.T) {
 			m, _ := testMirror(t, o)
+			var told []string
+			if !o.Flannel {
+				told = []string{"flannel"}
+			}
 			must(t, m.Replace(list(flannelNode(t, leaseOf(2)), flannelNode(t, leaseOf(3))), "1"))
 			none(t, m, "a listing that is not read yet")
 			learned(t, m, "n2", "n3")
-			want(t, next(t, m), []subnet.Lease{byFlannel(2), byFlannel(3)})
+			want(t, next(t, m), []subnet.Lease{byFlannel(2), byFlannel(3)}, told...)
 
 			moved := leaseOf(2)
 			moved.Paths[0].Underlay = netip.MustParseAddr("192.0.2.77")
 			must(t, m.Update(flannelNode(t, moved)))
 			learned(t, m)
 			moved.Instance = ""
-			want(t, next(t, m), []subnet.Lease{moved, byFlannel(3)})
+			want(t, next(t, m), []subnet.Lease{moved, byFlannel(3)}, told...)
 
 			again := flannelNode(t, leaseOf(3))
 			again.UID = "another"
@@ -273,7 +277,7 @@ func TestFlannelNodesAreReadOnce(t *testing.T) {
 			}
 			l := byFlannel(3)
 			l.Paths[0].Subnet = netip.MustParsePrefix("10.244.8.0/24")
-			want(t, next(t, m), []subnet.Lease{moved, l})
+			want(t, next(t, m), []subnet.Lease{moved, l}, told...)
 		})
 	}
 }
@@ -289,9 +293,9 @@ func TestUnreadableFlannelNode(t *testing.T) {
 	if !m.learn("n3", "uid-n3", []netip.Prefix{leaseOf(3).Paths[0].Subnet}, nil) {
 		t.Error("not settled")
 	}
-	want(t, next(t, m), []subnet.Lease{byFlannel(3)}, "n2")
+	want(t, next(t, m), []subnet.Lease{byFlannel(3)}, "n2", "flannel")
 	learned(t, m, "n2")
-	want(t, next(t, m), []subnet.Lease{byFlannel(2), byFlannel(3)})
+	want(t, next(t, m), []subnet.Lease{byFlannel(2), byFlannel(3)}, "flannel")
 }
 
 // Where a Node has both, what weft's agent says counts; with flannel's dialect
@@ -316,17 +320,32 @@ func TestTwoDialectsOnOneNode(t *testing.T) {
 	}
 }
 
-// An external VTEP is a Node object that no kubelet stands behind: annotations
-// alone, written by hand.
-func TestExternalVTEP(t *testing.T) {
+// Peers that only flannel has annotated are one Problem, however many, which
+// ends when weft's agents annotate them too or they are gone.
+func TestOneWayPeers(t *testing.T) {
 	m, _ := testMirror(t, Options{})
-	must(t, m.Replace(list(metaOf("vtep", map[string]string{
-		"weft.dev/kube-subnet-manager": "true", "weft.dev/backend-type": "vxlan", "weft.dev/subnets": "10.244.200.0/24",
-		"weft.dev/backend-data": `{"VtepMAC":"02:00:00:00:00:aa"}`, "weft.dev/public-ip": "192.0.2.200",
-	})), "1"))
-	want(t, next(t, m), []subnet.Lease{{Node: "vtep", Backend: subnet.BackendVXLAN, Paths: []subnet.Path{{
-		Subnet: netip.MustParsePrefix("10.244.200.0/24"), Underlay: netip.MustParseAddr("192.0.2.200"), MAC: subnet.MAC{2, 0, 0, 0, 0, 0xaa},
-	}}}})
+	var nodes []*metav1.PartialObjectMetadata
+	for i := range 9 {
+		nodes = append(nodes, flannelNode(t, leaseOf(i+2)))
+	}
+	must(t, m.Replace(list(nodes...), "1"))
+	for i := range nodes {
+		m.learn(fmt.Sprint("n", i+2), nodes[i].UID, []netip.Prefix{leaseOf(i + 2).Paths[0].Subnet}, nil)
+	}
+	if ps := next(t, m).Problems; len(ps) != 1 || ps[0].Kind != "OneWayPeers" || !strings.Contains(ps[0].Detail, "Nodes n10, n2, n3, n4, n5 and 4 more;") {
+		t.Errorf("problems %v", ps)
+	}
+	for i, n := range nodes[:8] {
+		maps.Copy(n.Annotations, weftNode(t, leaseOf(i+2)).Annotations)
+		must(t, m.Update(n))
+	}
+	if ps := next(t, m).Problems; len(ps) != 1 || !strings.Contains(ps[0].Detail, "Nodes n10;") {
+		t.Errorf("problems %v", ps)
+	}
+	must(t, m.Delete(nodes[8]))
+	if ps := next(t, m).Problems; len(ps) != 0 {
+		t.Errorf("problems %v", ps)
+	}
 }
 
 // The operator's overwrite of a peer's address counts at once.

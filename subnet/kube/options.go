@@ -70,12 +70,7 @@ func (o Options) complete() (Options, error) {
 	if o.NetConf == "" {
 		return o, errors.New("no file with the network configuration: want --net-conf")
 	}
-	if o.Prefix == "" {
-		o.Prefix = subnet.Domain
-		if o.Flannel {
-			o.Prefix = subnet.FlannelAnnotationPrefix
-		}
-	}
+	o.setPrefix()
 	o.PollEvery = cmp.Or(o.PollEvery, DefaultPollEvery)
 	o.CallTimeout = cmp.Or(o.CallTimeout, DefaultCallTimeout)
 	if o.PollEvery < 0 || o.CallTimeout < 0 {
@@ -83,6 +78,20 @@ func (o Options) complete() (Options, error) {
 	}
 	return o, nil
 }
+
+// setPrefix fills in the prefix's default.
+func (o *Options) setPrefix() {
+	switch {
+	case o.Prefix != "":
+	case o.Flannel:
+		o.Prefix = subnet.FlannelAnnotationPrefix
+	default:
+		o.Prefix = subnet.Domain
+	}
+}
+
+// ErrNoCredentials says that nobody has named any, and that this is no pod.
+var ErrNoCredentials = errors.New("no credentials for the Kubernetes API: outside a pod want --kubeconfig")
 
 // connection returns how the API is reached, and the dialer through which all
 // connections are made.
@@ -104,8 +113,11 @@ func (o Options) connection() (*rest.Config, *connrotation.Dialer, error) {
 func (o Options) restConfig() (*rest.Config, error) {
 	if o.Kubeconfig == "" && o.Server == "" {
 		c, err := rest.InClusterConfig()
+		if errors.Is(err, rest.ErrNotInCluster) {
+			return nil, ErrNoCredentials
+		}
 		if err != nil {
-			return nil, fmt.Errorf("credentials of this pod for the Kubernetes API: %w; outside a pod want --kubeconfig", err)
+			return nil, fmt.Errorf("credentials of this pod for the Kubernetes API: %w", err)
 		}
 		return c, nil
 	}

@@ -13,6 +13,8 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
+
+	"weft.dev/weft/subnet/internal/waiting"
 )
 
 // listTimeout bounds a listing of all Nodes, which may have to be paged.
@@ -20,7 +22,7 @@ const listTimeout = time.Minute
 
 // reflect keeps store what lw lists and watches, until ctx ends, and says in w
 // why that does not get on.
-func (s *Store) reflect(ctx context.Context, lw *cache.ListWatch, kind runtime.Object, store cache.ReflectorStore, w *waiting) {
+func (s *Store) reflect(ctx context.Context, lw *cache.ListWatch, kind runtime.Object, store cache.ReflectorStore, w *waiting.Reason) {
 	quiet := logr.Discard() // what it would log comes back through w, once
 	observed := &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
@@ -53,13 +55,13 @@ func (s *Store) reflect(ctx context.Context, lw *cache.ListWatch, kind runtime.O
 }
 
 // observe records how a call has ended.
-func (s *Store) observe(ctx context.Context, w *waiting, err error) {
+func (s *Store) observe(ctx context.Context, w *waiting.Reason, err error) {
 	switch {
 	case ctx.Err() == context.Canceled:
 	case apierrors.IsResourceExpired(err), apierrors.IsGone(err): // a listing follows
 	case err == nil:
-		w.clear()
+		w.Clear()
 	default:
-		w.set(s.unreachable(err))
+		w.Set(s.unreachable(err))
 	}
 }

@@ -24,7 +24,7 @@ const (
 // when they differ. changed makes it look at once. Nothing happens before Hold
 // has seen our Node.
 func (s *Store) Report(ctx context.Context, changed <-chan struct{}, look func() Health) error {
-	ctx, done := s.scope(ctx)
+	ctx, done := s.life.Scope(ctx)
 	defer done()
 	var (
 		e       edges
@@ -37,7 +37,7 @@ func (s *Store) Report(ctx context.Context, changed <-chan struct{}, look func()
 	for {
 		select {
 		case <-ctx.Done():
-			return ended(ctx)
+			return s.life.Err(ctx)
 		case <-changed:
 		case <-s.moved:
 		case <-timer.C:

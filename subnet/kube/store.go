@@ -13,6 +13,7 @@ import (
 	"k8s.io/client-go/util/connrotation"
 
 	"weft.dev/weft/subnet"
+	"weft.dev/weft/subnet/internal/waiting"
 )
 
 // errClosed is what a blocked call returns after Close.
@@ -28,15 +29,14 @@ type Store struct {
 	dialer   *connrotation.Dialer
 	events   *events
 
-	ctx    context.Context // ends with Close
-	cancel context.CancelFunc
+	life waiting.Life // ends with Close
 
 	node     atomic.Pointer[corev1.Node]      // ours as last seen; nil when there is none, or not yet
 	moved    chan struct{}                    // poked when node changes, for Report
 	standing atomic.Pointer[[]subnet.Problem] // what Hold finds wrong with our Node
 	news     chan struct{}                    // poked when standing changes, for Watch
 
-	configWait, nodeWait, leaseWait, watchWait waiting
+	configWait, nodeWait, leaseWait, watchWait waiting.Reason
 }
 
 // New checks o, reads the credentials once and connects to nothing.
@@ -57,10 +57,10 @@ func New(o Options) (*Store, error) {
 	if s.api, err = newClient(config); err != nil {
 		return nil, err
 	}
-	s.ctx, s.cancel = context.WithCancel(context.Background())
-	s.events = newEvents(s.ctx, s.api, o)
-	for w, op := range map[*waiting]string{&s.configWait: "read configuration", &s.nodeWait: "watch our Node", &s.leaseWait: "hold lease", &s.watchWait: "watch Nodes"} {
-		w.log, w.told = o.Log.WithFields(logrus.Fields{"op": op, "node": o.Node}), s.events.warn
+	s.life = waiting.NewLife(errClosed)
+	s.events = newEvents(s.life.Context(), s.api, o)
+	for w, op := range map[*waiting.Reason]string{&s.configWait: "read configuration", &s.nodeWait: "watch our Node", &s.leaseWait: "hold lease", &s.watchWait: "watch Nodes"} {
+		w.Log, w.Told = o.Log.WithFields(logrus.Fields{"op": op, "node": o.Node}), s.events.warn
 	}
 	return s, nil
 }
@@ -68,7 +68,7 @@ func New(o Options) (*Store, error) {
 // Close ends all calls and connections. Annotations stay. Only the first call
 // does anything.
 func (s *Store) Close() error {
-	s.cancel()
+	s.life.End()
 	s.dialer.CloseAll()
 	return nil
 }
@@ -89,12 +89,7 @@ func (s *Store) Server() string { return s.server }
 // our Node or its podCIDRs missing, the configuration missing. It is empty
 // when the store gets on.
 func (s *Store) Reason() string {
-	for _, w := range []*waiting{&s.configWait, &s.nodeWait, &s.leaseWait, &s.watchWait} {
-		if r := w.reason(); r != "" {
-			return r
-		}
-	}
-	return ""
+	return waiting.First(&s.configWait, &s.nodeWait, &s.leaseWait, &s.watchWait)
 }
 
 // setStanding makes list what is wrong with our Node.
@@ -116,23 +111,4 @@ func (s *Store) problems() []subnet.Problem {
 // call gives one call to the API its deadline.
 func (s *Store) call(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, s.o.CallTimeout)
-}
-
-// scope ties ctx to the store's life. The returned function frees it.
-func (s *Store) scope(ctx context.Context) (context.Context, func()) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	stop := context.AfterFunc(s.ctx, func() { cancel(errClosed) })
-	return ctx, func() {
-		stop()
-		cancel(nil)
-	}
-}
-
-// ended is the error for a scope that has ended: errClosed after Close, else
-// the caller's own.
-func ended(ctx context.Context) error {
-	if errors.Is(context.Cause(ctx), errClosed) {
-		return errClosed
-	}
-	return ctx.Err()
 }

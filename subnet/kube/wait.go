@@ -7,58 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
-	"sync"
 	"time"
 
-	"github.com/sirupsen/logrus"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/util/wait"
 )
-
-// A waiting is why one activity of the store does not get on, if so. It tells
-// when its kind changes, not when only its wording does.
-type waiting struct {
-	log  logrus.FieldLogger
-	told func(kind, text string) // for others than the log; not called when it ends
-
-	mu         sync.Mutex
-	kind, text string
-}
-
-// set records that the activity waits; kind is a CamelCase identifier.
-func (w *waiting) set(kind, text string) {
-	w.mu.Lock()
-	changed := w.kind != kind
-	w.kind, w.text = kind, text
-	w.mu.Unlock()
-	if changed {
-		w.log.Warn(text)
-		w.told(kind, text)
-	}
-}
-
-// clear records that the activity gets on.
-func (w *waiting) clear() {
-	if w.forget() != "" {
-		w.log.Info("no longer waiting")
-	}
-}
-
-// forget drops the text without a word, and returns of what kind it was.
-func (w *waiting) forget() string {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	kind := w.kind
-	w.kind, w.text = "", ""
-	return kind
-}
-
-// reason returns the text last set, or "" when the activity gets on.
-func (w *waiting) reason() string {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.text
-}
 
 // Limits of the pause between attempts. A thousand agents that lost one API
 // server come back spread over maxPause.
@@ -90,16 +43,6 @@ func (p *pace) failed() time.Duration {
 }
 
 func (p *pace) reset() { *p = pace{} }
-
-// pause waits for d or until ctx ends.
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
-	}
-}
 
 // refused reports whether the API has understood what was asked, and said no:
 // a right is missing, or an admission policy is against it.

@@ -27,19 +27,19 @@ import (
 // overlay.Store for the contract. The configuration is not used: leases
 // outside the network are the caller's to judge.
 func (s *Store) Watch(ctx context.Context, _ subnet.Config, set func(subnet.Snapshot)) error {
-	outer, done := s.scope(ctx)
+	outer, done := s.life.Scope(ctx)
 	defer done()
-	defer s.watchWait.forget()
+	defer s.watchWait.Forget()
 	m := newMirror(s.dialects, time.Now)
 	g, ctx := errgroup.WithContext(outer)
 	g.Go(func() error {
 		s.reflect(ctx, s.metadata(), &metav1.PartialObjectMetadata{}, m, &s.watchWait)
-		return ended(ctx)
+		return s.life.Err(ctx)
 	})
 	g.Go(func() error { return s.readCIDRs(ctx, m) })
 	g.Go(func() error { return s.deliver(ctx, m, set) })
 	_ = g.Wait() // ends with outer
-	return ended(outer)
+	return s.life.Err(outer)
 }
 
 // metadata lists and watches the metadata of all Nodes.

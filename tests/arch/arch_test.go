@@ -29,18 +29,20 @@ const (
 // that is not listed fails the test: its place must be decided here.
 func imports() map[string][]string {
 	return map[string][]string{
-		"subnet":           nil,
-		"subnet/etcd":      {"subnet"},
-		"subnet/kube":      {"subnet"},
-		"overlay":          {"subnet"},
-		"backend":          {"backend/nft", "backend/offload", "overlay", "subnet"},
-		"backend/nft":      {"subnet"},
-		"backend/offload":  nil,
-		"cni-shim":         {"cni-shim/ledger", "subnet"},
-		"cni-shim/ledger":  nil,
-		"cmd/internal/api": {"subnet"},
-		"cmd/weft":         {"cmd/internal/api", "subnet"},
-		"cmd/weftd":        {"backend", "cmd/internal/api", "cni-shim/ledger", "overlay", "subnet", "subnet/etcd", "subnet/kube"},
+		"subnet":                  nil,
+		"subnet/internal/waiting": nil,
+		"subnet/etcd":             {"subnet", "subnet/internal/waiting"},
+		"subnet/kube":             {"subnet", "subnet/internal/waiting"},
+		"subnet/kube/apitest":     nil,
+		"overlay":                 {"subnet"},
+		"backend":                 {"backend/nft", "backend/offload", "overlay", "subnet"},
+		"backend/nft":             {"subnet"},
+		"backend/offload":         nil,
+		"cni-shim":                {"cni-shim/ledger", "subnet"},
+		"cni-shim/ledger":         nil,
+		"cmd/internal/api":        {"subnet"},
+		"cmd/weft":                {"cmd/internal/api", "subnet"},
+		"cmd/weftd":               {"backend", "cmd/internal/api", "cni-shim/ledger", "overlay", "subnet", "subnet/etcd", "subnet/kube"},
 	}
 }
 
@@ -51,7 +53,7 @@ func onlyIn() map[string][]string {
 		"github.com/vishvananda/netns":    {"backend"},
 		"github.com/mdlayher/netlink":     {"backend/nft"},
 		"go.etcd.io/etcd/":                {"subnet/etcd"},
-		"k8s.io/":                         {"subnet/kube"},
+		"k8s.io/":                         {"subnet/kube", "subnet/kube/apitest"},
 		"github.com/containernetworking/": {"cni-shim"},
 		"github.com/prometheus/":          {"cmd/weftd"},
 		// client-go's typed clients bring every API group along, its informers
