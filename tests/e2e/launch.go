@@ -105,7 +105,7 @@ func (l *launcher) command() *cobra.Command {
 	up := &cobra.Command{Use: "up", Short: "Bring a cluster up and leave it standing", Args: cobra.NoArgs, RunE: l.up}
 	down := &cobra.Command{Use: "down [ID]", Short: "End a cluster that stands", Args: cobra.MaximumNArgs(1), RunE: l.down}
 	build := &cobra.Command{Use: "parts", Short: "Build what is missing in the cache", Args: cobra.NoArgs, RunE: l.parts}
-	exec := &cobra.Command{Use: "exec NODE|fabric -- COMMAND...", Short: "Run a command on a node, or where the control plane is",
+	exec := &cobra.Command{Use: "exec NODE|fabric -- COMMAND...", Short: "Run a command on a node, or on the host beside them",
 		Args: cobra.MinimumNArgs(2), RunE: l.exec}
 	exec.Flags().SetInterspersed(false)
 	kubectl := &cobra.Command{Use: "kubectl ARGS...", Short: "Run kubectl as the cluster's administrator", DisableFlagParsing: true, RunE: l.kubectl}

@@ -19,7 +19,7 @@ import (
 )
 
 // suiteProcs is how many specs run at a time. Most of their time is waiting.
-const suiteProcs = 4
+const suiteProcs = 8
 
 // defaultSkip leaves out what takes over all of a cluster or half an hour.
 const defaultSkip = `\[Serial\]|\[Disruptive\]|\[Slow\]|\[Feature:SCTPConnectivity\]`

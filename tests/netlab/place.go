@@ -34,6 +34,10 @@ func (p *Place) Name() string { return p.name }
 // String returns the name.
 func (p *Place) String() string { return p.name }
 
+// Network returns the place with its network only: programs there see the
+// lab's own files. It is closed with p.
+func (p *Place) Network() *Place { return &Place{name: p.name, net: p.net} }
+
 // Here returns the place that the calling thread is in.
 func Here(name string) (*Place, error) {
 	f, err := os.Open("/proc/thread-self/ns/net")

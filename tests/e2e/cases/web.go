@@ -184,8 +184,8 @@ func checkNodesAndPods(ctx context.Context, c *cluster.Cluster) error {
 	return askAll(ctx, questions)
 }
 
-// checkOutside connects pods with the control plane's host, which is no node
-// and has no route to pods, and with the other nodes' own addresses: both see
+// checkOutside connects pods with a host that is no node and has no route to
+// pods, and with the other nodes' own addresses: both see
 // the address of the pod's node, for underlays need not know pods.
 func checkOutside(ctx context.Context, c *cluster.Cluster) error {
 	ctx, cancel := context.WithCancel(ctx)

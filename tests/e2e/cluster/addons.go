@@ -59,7 +59,7 @@ func (c *Cluster) StaticNetwork(ctx context.Context, plugins string) error {
 	if err != nil {
 		return err
 	}
-	places := map[*netlab.Place]string{c.fabric: ""}
+	places := map[*netlab.Place]string{}
 	for _, n := range c.nodes {
 		places[n.Place] = n.Name()
 		if err := n.staticCNI(subnets[n.Name()], plugins); err != nil {

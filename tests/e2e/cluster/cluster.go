@@ -120,7 +120,7 @@ func (c *Cluster) Progress(format string, args ...any) {
 // Config returns the cluster's configuration.
 func (c *Cluster) Config() Config { return c.cfg }
 
-// Fabric returns the place of the control plane.
+// Fabric returns the host in the nodes' network that is no node.
 func (c *Cluster) Fabric() *netlab.Place { return c.fabric }
 
 // Nodes returns the nodes in the order of their numbers.

@@ -17,7 +17,7 @@ import (
 	"weft.dev/weft/tests/netlab"
 )
 
-const etcdURL = "http://127.0.0.1:2379" // in the fabric, where only the control plane is
+const etcdURL = "http://127.0.0.1:2379" // in the network of the first node
 
 // pkiDir holds what the control plane's daemons are and trust.
 const pkiDir = stateDir + "/pki"
@@ -38,7 +38,7 @@ func (c *Cluster) prepareControlPlane() error {
 		"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local",
 	}}
 	for _, f := range c.cfg.Families() {
-		server.addrs = append(server.addrs, fabricAddr(f, fabricHost), serviceAddr(f, 1))
+		server.addrs = append(server.addrs, fabricAddr(f, controlNode), serviceAddr(f, 1))
 	}
 	for name, s := range map[string]subject{
 		"apiserver": server,
@@ -75,8 +75,13 @@ func (c *Cluster) prepareControlPlane() error {
 	return nil
 }
 
-// dialAs makes the client with which this process talks to the API server. It
-// is in the fabric as the API server is.
+// controlPlace is where the control plane's daemons run: with kubeadm's they
+// are on a node, use its network, and reach pods as it does. Their files are
+// the lab's.
+func (c *Cluster) controlPlace() *netlab.Place { return c.nodes[controlNode-1].Network() }
+
+// dialAs makes the client with which this process, in the fabric, talks to the
+// API server.
 func (c *Cluster) dialAs(pair keyPair) error {
 	conf, err := c.pki.clientTLS(pair)
 	if err != nil {
@@ -90,7 +95,7 @@ func (c *Cluster) dialAs(pair keyPair) error {
 func (c *Cluster) defineControlPlane() {
 	daemon := func(name string, args ...string) *Daemon {
 		return &Daemon{
-			name: name, place: func() *netlab.Place { return c.fabric },
+			name: name, place: c.controlPlace,
 			argv: append([]string{c.cfg.Parts.Programs[name]}, args...), env: c.env(),
 			log: filepath.Join(c.cfg.LogDir, name+".log"),
 		}
@@ -101,7 +106,7 @@ func (c *Cluster) defineControlPlane() {
 	c.Etcd = daemon("etcd", "--data-dir="+stateDir+"/etcd", "--unsafe-no-fsync", "--logger=zap", "--log-level=warn",
 		"--listen-client-urls="+etcdURL, "--advertise-client-urls="+etcdURL, "--listen-peer-urls=http://127.0.0.1:2380")
 	c.APIServer = daemon("kube-apiserver",
-		"--etcd-servers="+etcdURL, "--advertise-address="+fabricAddr(families[0], fabricHost).String(),
+		"--etcd-servers="+etcdURL, "--advertise-address="+fabricAddr(families[0], controlNode).String(),
 		fmt.Sprintf("--secure-port=%d", apiPort), "--bind-address="+c.any(), services,
 		"--tls-cert-file="+pkiDir+"/apiserver.crt", "--tls-private-key-file="+pkiDir+"/apiserver.key",
 		"--client-ca-file="+pkiDir+"/ca.crt", "--authorization-mode=Node,RBAC", "--allow-privileged=true",

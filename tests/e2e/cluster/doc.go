@@ -14,7 +14,7 @@
 //	└─ keeper           in a session of its own; removes the control groups
 //	   └─ init          PID 1 of new PID, mount and network namespaces
 //	      └─ control    the code that uses this package
-//	         ├─ etcd, kube-apiserver, ...   in the fabric's network namespace
+//	         ├─ etcd, kube-apiserver, ...   in node n1's network namespace
 //	         ├─ node n1                     holds the node's namespaces
 //	         ├─ containerd, kubelet, kube-proxy  in them
 //	         └─ containerd-shim-runc-v2, pods

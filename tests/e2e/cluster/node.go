@@ -109,8 +109,8 @@ func setUp(h *netlink.Handle, name string) error {
 	return nil
 }
 
-// buildFabric makes the segment in the lab's own network namespace, where the
-// control plane is. It does not lead anywhere else.
+// buildFabric makes the segment in the lab's own network namespace, which is a
+// host of it. It does not lead anywhere else.
 func (c *Cluster) buildFabric() error {
 	return c.fabric.Netlink(func(h *netlink.Handle) error {
 		attrs := netlink.NewLinkAttrs()

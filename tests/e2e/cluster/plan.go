@@ -14,9 +14,10 @@ import (
 // Addresses are private ones (RFC 1918, RFC 4193). The fabric's are the same
 // as netlab's; those of pods and services are kind's, which users know.
 const (
-	fabricHost = 254 // last part of the control plane's addresses
-	maxNodes   = 50  // more do not fit into one machine
-	apiPort    = 6443
+	fabricHost  = 254 // last part of the addresses of the host that is no node
+	controlNode = 1   // number of the node in whose network the control plane is
+	maxNodes    = 50  // more do not fit into one machine
+	apiPort     = 6443
 )
 
 // fabricPrefix returns the prefix of the nodes' own network.
@@ -80,12 +81,12 @@ func each[T fmt.Stringer](families []subnet.Family, fn func(subnet.Family) T) st
 
 // endpoint returns the URL of the API server.
 func (c Config) endpoint() string {
-	at := netip.AddrPortFrom(fabricAddr(c.Families()[0], fabricHost), apiPort)
+	at := netip.AddrPortFrom(fabricAddr(c.Families()[0], controlNode), apiPort)
 	return "https://" + at.String()
 }
 
-// Outside returns the addresses of the control plane's host, which is in the
-// nodes' network but no node, and has no route to pods.
+// Outside returns the addresses of the fabric, a host in the nodes' network
+// that is no node and has no route to pods.
 func (c *Cluster) Outside() []netip.Addr {
 	var out []netip.Addr
 	for _, f := range c.cfg.Families() {

@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -39,16 +40,17 @@ func (c *Cache) prepare(ctx context.Context, m module) (build, error) {
 	b.flags = []string{"-trimpath", "-buildvcs=false", "-tags=" + m.tags, "-ldflags=" + m.link(b.version)}
 	h := sha256.New()
 	fmt.Fprintf(h, "%s\n%q\n", compiler, b.flags)
-	files, err := filepath.Glob(filepath.Join(b.src, "*")) // go.mod, go.sum, and a main where there is one
-	if err != nil {
-		return b, err
-	}
-	for _, f := range files {
-		text, err := os.ReadFile(f)
-		if err != nil {
-			return b, fmt.Errorf("what %s is built from: %w", m.name, err)
+	// go.mod, go.sum, and what code there is.
+	err = filepath.WalkDir(b.src, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
 		}
+		text, err := os.ReadFile(path)
 		h.Write(text) // never fails, hash.Hash
+		return err
+	})
+	if err != nil {
+		return b, fmt.Errorf("what %s is built from: %w", m.name, err)
 	}
 	b.dir = filepath.Join(c.dir, fmt.Sprintf("%s-%s-%s", m.name, b.version, hex.EncodeToString(h.Sum(nil))[:12]))
 	return b, nil

@@ -45,7 +45,7 @@ func catalogue() []module {
 				{name: "kubectl", pkg: "k8s.io/kubernetes/cmd/kubectl"},
 				{name: "agnhost", pkg: "k8s.io/kubernetes/test/images/agnhost"},
 				{name: "ginkgo", pkg: "github.com/onsi/ginkgo/v2/ginkgo"}, // runs the suite in parallel
-				{name: E2ETest, pkg: "k8s.io/kubernetes/test/e2e", test: true},
+				{name: E2ETest, pkg: "./suite", test: true},
 			},
 		},
 		{

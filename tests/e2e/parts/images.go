@@ -160,14 +160,15 @@ func corednsImage(_ context.Context, set Set) (string, image, error) {
 }
 
 // agnhostImage is the suite's workhorse: agnhost and the programs that specs
-// run beside it, which are this machine's.
+// run beside it, which are this machine's. Its shell is not busybox's, which
+// would take its own programs before others of their names.
 func agnhostImage(ctx context.Context, set Set) (string, image, error) {
 	img := image{entrypoint: []string{"/agnhost"}, names: []string{AgnhostImage}}
 	img.add("agnhost", file{from: set.Programs["agnhost"]})
 	if err := addBusybox(ctx, &img.rootfs); err != nil {
 		return "agnhost", img, err
 	}
-	for _, program := range []string{"bash", "curl", "dig", "ip", "ss", "nc", "ping", "getent", "hostname", "iptables"} {
+	for _, program := range []string{"sh", "bash", "curl", "dig", "ip", "ss", "nc", "ping", "getent", "hostname", "iptables"} {
 		if err := addProgram(ctx, &img.rootfs, program); err != nil {
 			return "agnhost", img, err
 		}
