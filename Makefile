@@ -97,13 +97,12 @@ test: need-root need-tools build ## every test that needs no Kubernetes
 	$(GO) -C tests test -count=1 -timeout 18m -p 1 $$($(GO) -C tests list ./... | grep -v '/tests/kube$$')
 	$(GO) -C tests/e2e test -count=1 -timeout 2m -p 1 ./...
 
+# The server is a part of the e2e cluster: built once, several minutes, into
+# the same cache.
 .PHONY: test-kube
-test-kube: kube-apiserver ## the store on the Node API against a real kube-apiserver
+test-kube: weft-e2e ## the store on the Node API and the manifest's rights against a real kube-apiserver
+	@server=$$(bin/weft-e2e parts kube-apiserver); export WEFT_KUBE_APISERVER=$$server; \
 	$(GO) -C tests test -count=1 -timeout 18m ./kube
-
-.PHONY: kube-apiserver
-kube-apiserver: ## build the kube-apiserver that tests/kube runs into the user's cache (several minutes, once)
-	$(GO) -C tests run ./kubetest/build
 
 .PHONY: test-full
 test-full: need-root need-tools build ## the same with full counts: outages of 60 s, 20 rounds of races, two builds of the image

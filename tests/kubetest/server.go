@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+// Package kubetest runs a real kube-apiserver for tests, on an etcd of its own
+// and without the rest of Kubernetes: Nodes are what a test creates.
 package kubetest
 
 import (
@@ -26,6 +28,9 @@ import (
 	"weft.dev/weft/tests/etcdtest"
 )
 
+// PathEnv is the environment variable that names the kube-apiserver to run.
+const PathEnv = "WEFT_KUBE_APISERVER"
+
 // startTimeout bounds how long a server may take to be ready.
 const startTimeout = 2 * time.Minute
 
@@ -34,6 +39,7 @@ type Server struct {
 	URL  string
 	Etcd *etcdtest.Server
 
+	path  string // of the program
 	dir   string
 	certs *etcdtest.Certs
 	admin string // token
@@ -41,18 +47,15 @@ type Server struct {
 	cmd   *exec.Cmd
 }
 
-// New starts a server for the length of a test. Building the binary takes
-// minutes, so that has a command of its own.
+// New starts a server for the length of a test. The program takes minutes to
+// build, so that is nothing that a test does.
 func New(t testing.TB, kind etcdtest.Kind) *Server {
 	t.Helper()
-	path, err := Path()
-	if err != nil {
-		t.Fatal(err)
-	}
+	path := os.Getenv(PathEnv)
 	if _, err := os.Stat(path); err != nil {
-		t.Fatalf("%s is not there: `make kube-apiserver` builds it", path)
+		t.Fatalf("%s=%q is no kube-apiserver: `make test-kube` builds one and says where it is", PathEnv, path)
 	}
-	s := &Server{dir: t.TempDir(), certs: etcdtest.NewCerts(t), Etcd: etcdtest.New(t, kind, etcdtest.Options{}), admin: token(t), agent: token(t)}
+	s := &Server{path: path, dir: t.TempDir(), certs: etcdtest.NewCerts(t), Etcd: etcdtest.New(t, kind, etcdtest.Options{}), admin: token(t), agent: token(t)}
 	s.prepare(t)
 	if err := s.Start(t.Context()); err != nil {
 		t.Fatal(err)
@@ -95,10 +98,6 @@ func (s *Server) prepare(t testing.TB) {
 // Start runs the server, again where it was, and returns when it is ready. The
 // child dies with this process.
 func (s *Server) Start(ctx context.Context) error {
-	path, err := Path()
-	if err != nil {
-		return err
-	}
 	log, err := os.OpenFile(filepath.Join(s.dir, "apiserver.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
 		return err
@@ -109,7 +108,7 @@ func (s *Server) Start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.cmd = exec.Command(path,
+	s.cmd = exec.Command(s.path,
 		"--etcd-servers="+s.Etcd.Endpoint, "--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", "--secure-port="+port,
 		"--tls-cert-file="+s.certs.ServerCert, "--tls-private-key-file="+s.certs.ServerKey, "--cert-dir="+s.dir,
 		"--token-auth-file="+file("tokens.csv"), "--authorization-mode=RBAC", "--anonymous-auth=true",
@@ -119,7 +118,7 @@ func (s *Server) Start(ctx context.Context) error {
 	s.cmd.Stdout, s.cmd.Stderr = log, log
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := s.cmd.Start(); err != nil {
-		return fmt.Errorf("start %s: %w", path, err)
+		return fmt.Errorf("start %s: %w", s.path, err)
 	}
 	return s.await(ctx)
 }
