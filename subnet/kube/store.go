@@ -115,7 +115,7 @@ func (s *Store) problems() []subnet.Problem {
 
 // call gives one call to the API its deadline.
 func (s *Store) call(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(ctx, s.o.CallTimeout)
+	return context.WithTimeout(quiet(ctx), s.o.CallTimeout)
 }
 
 // scope ties ctx to the store's life. The returned function frees it.

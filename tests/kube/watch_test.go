@@ -65,14 +65,13 @@ func peers(e *env) {
 func flannels(e *env) {
 	e.node("n2", flannelVTEP(2), "10.244.2.0/24")
 	e.node("n3", flannelVTEP(3)) // has no podCIDR yet
-	for name, edit := range map[string]func(*kube.Options){"weft": func(*kube.Options) {}, "flannel": func(o *kube.Options) { o.Flannel = true }} {
-		w := e.watch(e.store("n1", edit))
-		w.shows(shown(2), "JunkLease:n3")
-		if name == "flannel" {
-			e.patch("n3", `{"spec":{"podCIDR":"10.244.3.0/24","podCIDRs":["10.244.3.0/24"]}}`)
-			w.shows(shown(2), shown(3))
-		}
-	}
+	weft := e.watch(e.store("n1"))
+	weft.shows(shown(2), "JunkLease:n3")
+	flannel := e.watch(e.store("n1", func(o *kube.Options) { o.Flannel = true }))
+	flannel.shows(shown(2), "JunkLease:n3")
+	e.patch("n3", `{"spec":{"podCIDR":"10.244.3.0/24","podCIDRs":["10.244.3.0/24"]}}`)
+	weft.shows(shown(2), shown(3))
+	flannel.shows(shown(2), shown(3))
 }
 
 // TestServerRestarts takes the API server away with what it remembers: a Node
