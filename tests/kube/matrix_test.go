@@ -13,11 +13,19 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// right is to do something to a kind of resource, in one namespace or in none.
-type right struct{ verb, group, resource, namespace string }
+// right is to do something to a kind of resource, in one namespace or in none,
+// and to all of it or to what has one name.
+type right struct{ verb, group, resource, namespace, name string }
 
 func (r right) String() string {
-	return fmt.Sprintf("%s %s in API group %q, namespace %q", r.verb, r.resource, r.group, r.namespace)
+	return fmt.Sprintf("%s %s %s in API group %q, namespace %q", r.verb, r.resource, r.name, r.group, r.namespace)
+}
+
+// in reports whether r is among listed, by its name or for all names.
+func (r right) in(listed []right) bool {
+	all := r
+	all.name = ""
+	return slices.Contains(listed, r) || slices.Contains(listed, all)
 }
 
 // agentsRights are all that the manifests give an agent.
@@ -91,27 +99,40 @@ func (c *cluster) kinds() []kind {
 	return out
 }
 
-// request returns the path to do verb to k in a namespace; none if there is no
-// such request.
-func (k kind) request(verb, namespace string) (path string, ok bool) {
+// stranger is the name of what no right is about.
+const stranger = "a"
+
+// names are those by which a resource is asked for: a stranger's, and those that
+// have a right of their own.
+func (k kind) names(listed []right) []string {
+	out := []string{stranger}
+	for _, r := range listed {
+		if r.group == k.group && r.resource == k.resource && r.name != "" {
+			out = append(out, r.name)
+		}
+	}
+	return out
+}
+
+// request returns the path of what r says; none if there is no such request.
+func (k kind) request(r right) (path string, ok bool) {
 	resource, sub, isSub := strings.Cut(k.resource, "/")
-	collection := verb == "list" || verb == "watch" || verb == "deletecollection"
-	if isSub && collection {
+	collection := r.verb == "list" || r.verb == "watch" || r.verb == "deletecollection" || r.verb == "create" && !isSub
+	if isSub && collection || collection && r.name != stranger || k.namespaced && r.namespace == "" && r.verb != "list" && r.verb != "watch" {
 		return "", false
 	}
 	path = k.root
-	if namespace != "" {
-		path += "/namespaces/" + namespace
+	if r.namespace != "" {
+		path += "/namespaces/" + r.namespace
 	}
 	path += "/" + resource
-	if isSub {
-		return path + "/a/" + sub, true
-	}
 	switch {
-	case verb == "watch":
+	case isSub:
+		path += "/" + r.name + "/" + sub
+	case r.verb == "watch":
 		path += "?watch=true&timeoutSeconds=1"
-	case !collection && verb != "create":
-		path += "/a"
+	case !collection:
+		path += "/" + r.name
 	}
 	return path, true
 }
@@ -124,44 +145,50 @@ func matrix(c *cluster) {
 	listed := append(agentsRights(), everyonesRights()...)
 	asked, unmet := 0, slices.Clone(listed)
 	for _, k := range c.kinds() {
-		for verb, method := range methods() {
-			namespaces := []string{""}
-			if k.namespaced {
-				namespaces = []string{"default", "kube-system"}
-				if verb == "list" || verb == "watch" {
-					namespaces = append(namespaces, "")
-				}
-			}
+		namespaces := []string{""}
+		if k.namespaced {
+			namespaces = []string{"default", "kube-system", ""}
+		}
+		for verb := range methods() {
 			for _, ns := range namespaces {
-				path, ok := k.request(verb, ns)
-				if !ok {
-					continue
+				for _, name := range k.names(listed) {
+					r := right{verb, k.group, k.resource, ns, name}
+					if c.tryRight(k, r, r.in(listed)) {
+						asked++
+						unmet = slices.DeleteFunc(unmet, func(l right) bool { return r.in([]right{l}) })
+					}
 				}
-				asked++
-				r := right{verb, k.group, k.resource, ns}
-				content := "application/json"
-				if verb == "patch" {
-					content = "application/merge-patch+json"
-				}
-				code, message := c.ask(c.tokens["a"], method, path, content, "{}")
-				words := fmt.Sprintf("cannot %s resource %q in API group %q", verb, k.resource, k.group)
-				refused := code == http.StatusForbidden && strings.Contains(message, words)
-				if want := !slices.Contains(listed, r); refused != want {
-					c.Errorf("%s: %d %s; want it refused: %v", r, code, message, want)
-				}
-				unmet = slices.DeleteFunc(unmet, func(l right) bool { return l == r })
 			}
 		}
 	}
 	if len(unmet) > 0 || asked < 1000 {
 		c.Errorf("%d requests, without %v: the matrix has holes", asked, unmet)
 	}
-	c.Logf("%d requests, %d of them allowed", asked, len(listed))
+	c.Logf("%d requests", asked)
 	for _, path := range []string{"/metrics", "/logs/", "/debug/pprof/", "/configz", "/statusz", "/flagz", "/openid/v1/jwks/x"} {
 		if code, message := c.ask(c.tokens["a"], http.MethodGet, path, "", ""); code != http.StatusForbidden {
 			c.Errorf("%s: %d %s", path, code, message)
 		}
 	}
+}
+
+// tryRight makes the request for r, if there is one, as the agent on a.
+func (c *cluster) tryRight(k kind, r right, allowed bool) (asked bool) {
+	c.Helper()
+	path, ok := k.request(r)
+	if !ok {
+		return false
+	}
+	content := "application/json"
+	if r.verb == "patch" {
+		content = "application/merge-patch+json"
+	}
+	code, message := c.ask(c.tokens["a"], methods()[r.verb], path, content, "{}")
+	words := fmt.Sprintf("cannot %s resource %q in API group %q", r.verb, k.resource, k.group)
+	if refused := code == http.StatusForbidden && strings.Contains(message, words); refused == allowed {
+		c.Errorf("%s: %d %s; want it allowed: %v", r, code, message, allowed)
+	}
+	return true
 }
 
 // rules asks the server for all rules that apply to an agent, which finds what
@@ -172,21 +199,12 @@ func rules(c *cluster) {
 		var want []string
 		for _, r := range append(agentsRights(), everyonesRights()...) {
 			if r.namespace == "" || r.namespace == ns {
-				want = append(want, fmt.Sprintf("%s %s/%s []", r.verb, r.group, r.resource))
+				want = append(want, fmt.Sprintf("%s %s/%s [%s]", r.verb, r.group, r.resource, r.name))
 			}
 		}
 		review := &authorizationv1.SelfSubjectRulesReview{Spec: authorizationv1.SelfSubjectRulesReviewSpec{Namespace: ns}}
 		c.review("selfsubjectrulesreviews", review)
-		var got []string
-		for _, r := range review.Status.ResourceRules {
-			for _, verb := range r.Verbs {
-				for _, group := range r.APIGroups {
-					for _, resource := range r.Resources {
-						got = append(got, fmt.Sprintf("%s %s/%s %v", verb, group, resource, r.ResourceNames))
-					}
-				}
-			}
-		}
+		got := texts(review.Status.ResourceRules)
 		slices.Sort(got)
 		slices.Sort(want)
 		if got = slices.Compact(got); !slices.Equal(got, want) {
@@ -212,6 +230,27 @@ func rules(c *cluster) {
 			c.Errorf("%s is allowed: %s", r, review.Status.Reason)
 		}
 	}
+}
+
+// texts has one line for each right that rules give.
+func texts(rules []authorizationv1.ResourceRule) []string {
+	var out []string
+	for _, r := range rules {
+		names := r.ResourceNames
+		if len(names) == 0 {
+			names = []string{""}
+		}
+		for _, verb := range r.Verbs {
+			for _, group := range r.APIGroups {
+				for _, resource := range r.Resources {
+					for _, name := range names {
+						out = append(out, fmt.Sprintf("%s %s/%s [%s]", verb, group, resource, name))
+					}
+				}
+			}
+		}
+	}
+	return out
 }
 
 // review asks as the agent on a.
