@@ -5,6 +5,7 @@ package kubetest
 import (
 	"crypto/tls"
 	"fmt"
+	"os"
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
@@ -68,8 +69,12 @@ func (s *Server) WriteKubeconfig(path, url, token string) error {
 	if token == "" {
 		token = s.agent
 	}
+	ca, err := os.ReadFile(s.certs.CA) // who reads the file may be where that one is not
+	if err != nil {
+		return fmt.Errorf("write kubeconfig %s: %w", path, err)
+	}
 	c := api.NewConfig()
-	c.Clusters["c"] = &api.Cluster{Server: url, CertificateAuthority: s.certs.CA}
+	c.Clusters["c"] = &api.Cluster{Server: url, CertificateAuthorityData: ca}
 	c.AuthInfos["u"] = &api.AuthInfo{Token: token}
 	c.Contexts["x"] = &api.Context{Cluster: "c", AuthInfo: "u"}
 	c.CurrentContext = "x"

@@ -48,6 +48,7 @@ type Config struct {
 	Dir     string     // for its files
 	Etcd    string     // URL
 	Addr    netip.Addr // to listen at
+	Args    []string   // more
 }
 
 // A Server is one kube-apiserver. It authorizes and admits as kubeadm's does:
@@ -88,7 +89,11 @@ func Start(ctx context.Context, c Config) (*Server, error) {
 	if err := s.prepare(); err != nil {
 		return nil, fmt.Errorf("prepare kube-apiserver: %w", err)
 	}
-	return s, s.Start(ctx)
+	if err := s.Start(ctx); err != nil {
+		s.Stop()
+		return nil, err
+	}
+	return s, nil
 }
 
 func token() string {
@@ -130,12 +135,12 @@ func (s *Server) Start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.cmd = exec.Command(s.c.Program,
-		"--etcd-servers="+s.c.Etcd, "--bind-address="+host, "--advertise-address="+host, "--secure-port="+port,
-		"--tls-cert-file="+s.certs.ServerCert, "--tls-private-key-file="+s.certs.ServerKey, "--cert-dir="+s.c.Dir,
-		"--token-auth-file="+s.file("tokens.csv"), "--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction",
-		"--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file="+s.file("sa.key"), "--service-account-signing-key-file="+s.file("sa.key"),
-		"--allow-privileged=true", "--service-cluster-ip-range=10.96.0.0/16", "--etcd-compaction-interval=0", "--endpoint-reconciler-type=none", "--v=1")
+	s.cmd = exec.Command(s.c.Program, append([]string{
+		"--etcd-servers=" + s.c.Etcd, "--bind-address=" + host, "--advertise-address=" + host, "--secure-port=" + port,
+		"--tls-cert-file=" + s.certs.ServerCert, "--tls-private-key-file=" + s.certs.ServerKey, "--cert-dir=" + s.c.Dir,
+		"--token-auth-file=" + s.file("tokens.csv"), "--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction",
+		"--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file=" + s.file("sa.key"), "--service-account-signing-key-file=" + s.file("sa.key"),
+		"--allow-privileged=true", "--service-cluster-ip-range=10.96.0.0/16", "--etcd-compaction-interval=0", "--endpoint-reconciler-type=none", "--v=1"}, s.c.Args...)...)
 	s.cmd.Stdout, s.cmd.Stderr = log, log
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := s.cmd.Start(); err != nil {
