@@ -7,13 +7,11 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/record"
-	"k8s.io/klog/v2"
 
 	"weft.dev/weft/subnet"
 )
@@ -34,8 +32,9 @@ type events struct {
 
 // newEvents records until ctx ends.
 func newEvents(ctx context.Context, c *client, o Options) *events {
+	ctx = quiet(ctx)
 	b := record.NewBroadcaster(
-		record.WithContext(klog.NewContext(ctx, logr.Discard())),
+		record.WithContext(ctx),
 		record.WithCorrelatorOptions(record.CorrelatorOptions{BurstSize: eventBurst, QPS: 1. / eventEvery}))
 	b.StartRecordingToSink(eventSink{c: c, ctx: func() (context.Context, context.CancelFunc) {
 		return context.WithTimeout(ctx, o.CallTimeout)

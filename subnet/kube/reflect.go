@@ -23,7 +23,6 @@ const listTimeout = time.Minute
 // reflect keeps store what lw lists and watches, until ctx ends, and says in w
 // why that does not get on.
 func (s *Store) reflect(ctx context.Context, lw *cache.ListWatch, kind runtime.Object, store cache.ReflectorStore, w *waiting.Reason) {
-	quiet := logr.Discard() // what it would log comes back through w, once
 	observed := &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			ctx, cancel := context.WithTimeout(ctx, listTimeout)
@@ -40,12 +39,13 @@ func (s *Store) reflect(ctx context.Context, lw *cache.ListWatch, kind runtime.O
 			return stream, err
 		},
 	}
+	silent := logr.Discard() // what it would log comes back through w, once
 	r := cache.NewReflectorWithOptions(observed, kind, store, cache.ReflectorOptions{
-		Logger: &quiet, Name: "weftd", Backoff: backoff(),
+		Logger: &silent, Name: "weftd", Backoff: backoff(),
 	})
 	ended := make(chan struct{})
 	go func() {
-		r.RunWithContext(klog.NewContext(ctx, quiet))
+		r.RunWithContext(quiet(ctx))
 		close(ended)
 	}()
 	select { // a Reflector that pauses notices the end of ctx only after that
@@ -53,6 +53,10 @@ func (s *Store) reflect(ctx context.Context, lw *cache.ListWatch, kind runtime.O
 	case <-ended:
 	}
 }
+
+// quiet keeps client-go, which logs by itself what it also returns, from doing
+// so in calls with ctx.
+func quiet(ctx context.Context) context.Context { return klog.NewContext(ctx, logr.Discard()) }
 
 // observe records how a call has ended.
 func (s *Store) observe(ctx context.Context, w *waiting.Reason, err error) {

@@ -110,5 +110,5 @@ func (s *Store) problems() []subnet.Problem {
 
 // call gives one call to the API its deadline.
 func (s *Store) call(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(ctx, s.o.CallTimeout)
+	return context.WithTimeout(quiet(ctx), s.o.CallTimeout)
 }

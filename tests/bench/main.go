@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -50,15 +51,14 @@ const requestEnv = "WEFT_BENCH_REQUEST"
 // inside is the process inside the lab. Its figures go, as JSON, to standard
 // output.
 func inside(ctx context.Context) int {
-	var q request
 	var err error
-	if data.Asked() {
+	switch {
+	case data.Asked():
 		err = data.Inside(ctx, os.Stdout, os.Stderr)
-	} else if err = json.Unmarshal([]byte(os.Getenv(requestEnv)), &q); err == nil {
-		var f figures
-		if f, err = q.run(ctx, os.Stderr); err == nil {
-			err = json.NewEncoder(os.Stdout).Encode(f)
-		}
+	case os.Getenv(kubeRequestEnv) != "":
+		err = answer(ctx, kubeRequestEnv, kubeRequest.run)
+	default:
+		err = answer(ctx, requestEnv, request.run)
 	}
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "weft-bench: %v\n", err)
@@ -67,10 +67,24 @@ func inside(ctx context.Context) int {
 	return 0
 }
 
+// answer runs the request in an environment variable.
+func answer[Q, F any](ctx context.Context, env string, run func(Q, context.Context, io.Writer) (F, error)) error {
+	var q Q
+	if err := json.Unmarshal([]byte(os.Getenv(env)), &q); err != nil {
+		return fmt.Errorf("%s: %w", env, err)
+	}
+	f, err := run(q, ctx, os.Stderr)
+	if err != nil {
+		return err
+	}
+	return json.NewEncoder(os.Stdout).Encode(f)
+}
+
 // options is the command line.
 type options struct {
 	only     string
 	data     data.Request
+	kube     kubeRequest
 	sizes    []int
 	starts   int
 	changes  int
@@ -85,13 +99,17 @@ func parse(args []string, stderr io.Writer) (o options, err error) {
 	f := flag.NewFlagSet("weft-bench", flag.ContinueOnError)
 	f.SetOutput(stderr)
 	sizes := f.String("sizes", "1000,5000,10000,20000", "numbers of peers, comma-separated")
-	f.StringVar(&o.only, "only", "all", "what to measure: control, data or all")
+	f.StringVar(&o.only, "only", "all", "what to measure: control, data, kube or all")
 	f.IntVar(&o.data.Pairs, "pairs", 30, "pairs of samples for each ratio of the data path")
 	f.Func("data-kinds", "kinds of traffic to measure, comma-separated: "+strings.Join(data.Kinds(), ", ")+" (default all)", func(v string) error {
 		o.data.Kinds = strings.Split(v, ",")
 		return data.CheckKinds(o.data.Kinds)
 	})
 	f.IntVar(&o.data.Peers, "data-peers", 10000, "peers of the larger network of the data path")
+	f.IntVar(&o.kube.Nodes, "kube-nodes", 1000, "Nodes in the API server")
+	f.DurationVar(&o.kube.Span, "kube-span", 2*time.Minute, "time that heartbeats are sent for, at each rate")
+	f.IntVar(&o.kube.Changes, "kube-changes", 50, "isolated changes of a lease in the API")
+	f.BoolVar(&o.kube.Gzip, "kube-gzip", false, "let the API server compress watches, as one of 1.37 does until they are renewed")
 	f.IntVar(&o.starts, "starts", 5, "starts from nothing at each size")
 	f.IntVar(&o.changes, "changes", 200, "isolated changes at each size, five a second; 0 for none")
 	f.DurationVar(&o.idle, "idle", 30*time.Second, "time that idle CPU is counted for; 0 for none")
@@ -109,9 +127,13 @@ func parse(args []string, stderr io.Writer) (o options, err error) {
 		}
 		o.sizes = append(o.sizes, n)
 	}
-	if o.only != "all" && o.only != "control" && o.only != "data" {
-		return o, fmt.Errorf("--only %q: control, data or all", o.only)
+	if !slices.Contains([]string{"all", "control", "data", "kube"}, o.only) {
+		return o, fmt.Errorf("--only %q: control, data, kube or all", o.only)
 	}
+	if o.kube.Nodes < 1 || o.kube.Nodes > crowd.Most || o.kube.Span < time.Second || o.kube.Changes < 1 {
+		return o, fmt.Errorf("--kube-nodes %d, --kube-span %s, --kube-changes %d: 1 to %d, at least 1s and at least 1 are allowed", o.kube.Nodes, o.kube.Span, o.kube.Changes, crowd.Most)
+	}
+	o.kube.Rates = kubeRates(o.kube.Nodes)
 	if o.data.Pairs < 1 || o.data.Peers < 2 || o.data.Peers > crowd.Most/4 {
 		return o, fmt.Errorf("--pairs %d, --data-peers %d: at least 1, and 2 to %d are allowed", o.data.Pairs, o.data.Peers, crowd.Most/4)
 	}
@@ -159,6 +181,12 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	if o.binDir, err = netlab.FindBin(o.binDir); err != nil {
 		return err
 	}
+	if o.only == "all" || o.only == "kube" {
+		o.kube.BinDir = o.binDir
+		if err := o.kube.complete(); err != nil {
+			return err
+		}
+	}
 	rep := measure.Report{Machine: measure.ThisMachine(), Command: strings.TrimSpace("weft-bench " + strings.Join(args, " "))}
 	version, err := exec.CommandContext(ctx, filepath.Join(o.binDir, "weftd"), "--version").Output()
 	if err != nil {
@@ -174,12 +202,12 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) error
 			failed = errors.Join(failed, toFile(name, write))
 		}
 	}
-	return failed
+	return errors.Join(failed, missed(rep.Rows))
 }
 
 // measure takes all figures that are asked for, and judges them.
 func (o options) measure(ctx context.Context, log io.Writer) (out []measure.Row, err error) {
-	if o.only != "data" {
+	if o.only == "all" || o.only == "control" {
 		var all []figures
 		for _, q := range o.requests() {
 			f, err := q.launch(ctx, log)
@@ -190,7 +218,14 @@ func (o options) measure(ctx context.Context, log io.Writer) (out []measure.Row,
 		}
 		out = rows(all)
 	}
-	if o.only != "control" {
+	if o.only == "all" || o.only == "kube" {
+		f, err := o.kube.launch(ctx, log)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, kubeRows(f)...)
+	}
+	if o.only == "all" || o.only == "data" {
 		q := o.data
 		q.BinDir = o.binDir
 		path, err := q.Launch(ctx, log)

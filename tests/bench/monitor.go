@@ -19,8 +19,9 @@ import (
 // monitor hears every neighbour, forwarding entry and route that comes or goes
 // on a node. It has nothing in common with the agent's.
 type monitor struct {
-	fd    int
-	ended chan struct{}
+	fd       int
+	ended    chan struct{}
+	concerns func(syscall.NetlinkMessage) bool // what counts
 
 	mu      sync.Mutex
 	heard   int       // events
@@ -37,13 +38,18 @@ type fdb struct {
 
 // listen starts a monitor on a node.
 func listen(n *netlab.Node) (*monitor, error) {
-	m := &monitor{ended: make(chan struct{}), awaited: map[fdb]chan time.Time{}}
+	return listenOn(n, unix.NETLINK_ROUTE, unix.RTMGRP_NEIGH|unix.RTMGRP_IPV4_ROUTE|unix.RTMGRP_IPV6_ROUTE, concerns)
+}
+
+// listenOn starts a monitor of what concerns it in some groups of a netlink
+// family.
+func listenOn(n *netlab.Node, family int, groups uint32, concerns func(syscall.NetlinkMessage) bool) (*monitor, error) {
+	m := &monitor{ended: make(chan struct{}), concerns: concerns, awaited: map[fdb]chan time.Time{}}
 	err := n.Do(func() (err error) {
-		m.fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+		m.fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, family)
 		if err != nil {
 			return err
 		}
-		groups := uint32(unix.RTMGRP_NEIGH | unix.RTMGRP_IPV4_ROUTE | unix.RTMGRP_IPV6_ROUTE)
 		return errors.Join(
 			unix.SetsockoptInt(m.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 512<<20),
 			unix.Bind(m.fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups}),
@@ -100,7 +106,7 @@ func (m *monitor) take(b []byte, now time.Time) {
 	msgs, err := syscall.ParseNetlinkMessage(b)
 	m.lost = m.lost || err != nil
 	for _, msg := range msgs {
-		if !concerns(msg) {
+		if !m.concerns(msg) {
 			continue
 		}
 		m.heard++

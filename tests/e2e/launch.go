@@ -104,7 +104,7 @@ func (l *launcher) command() *cobra.Command {
 	run := &cobra.Command{Use: "run", Short: "Bring a cluster up, test it, end it", Args: cobra.NoArgs, RunE: l.run}
 	up := &cobra.Command{Use: "up", Short: "Bring a cluster up and leave it standing", Args: cobra.NoArgs, RunE: l.up}
 	down := &cobra.Command{Use: "down [ID]", Short: "End a cluster that stands", Args: cobra.MaximumNArgs(1), RunE: l.down}
-	build := &cobra.Command{Use: "parts", Short: "Build what is missing in the cache", Args: cobra.NoArgs, RunE: l.parts}
+	build := &cobra.Command{Use: "parts [PROGRAM...]", Short: "Build what is missing in the cache, or these programs alone, and print where it is", RunE: l.parts}
 	exec := &cobra.Command{Use: "exec NODE|fabric -- COMMAND...", Short: "Run a command on a node, or on the host beside them",
 		Args: cobra.MinimumNArgs(2), RunE: l.exec}
 	exec.Flags().SetInterspersed(false)
@@ -144,13 +144,18 @@ func (l *launcher) clusterFlags(f *pflag.FlagSet) {
 	f.DurationVar(&l.Limit, "limit", 20*time.Minute, "end the cluster after this time; standing ones do not count")
 }
 
-// build makes the parts.
-func (l *launcher) build(ctx context.Context) (parts.Set, error) {
+// open opens the cache.
+func (l *launcher) open() (*parts.Cache, error) {
 	root, err := parts.Root()
 	if err != nil {
-		return parts.Set{}, err
+		return nil, err
 	}
-	cache, err := parts.Open(l.cache, root, l.stderr)
+	return parts.Open(l.cache, root, l.stderr)
+}
+
+// build makes the parts.
+func (l *launcher) build(ctx context.Context) (parts.Set, error) {
+	cache, err := l.open()
 	if err != nil {
 		return parts.Set{}, err
 	}
@@ -161,7 +166,10 @@ func (l *launcher) build(ctx context.Context) (parts.Set, error) {
 	return cache.Build(ctx, without...)
 }
 
-func (l *launcher) parts(cmd *cobra.Command, _ []string) error {
+func (l *launcher) parts(cmd *cobra.Command, names []string) error {
+	if len(names) > 0 {
+		return l.programs(cmd.Context(), names)
+	}
 	set, err := l.build(cmd.Context())
 	if err != nil {
 		return err
@@ -173,6 +181,19 @@ func (l *launcher) parts(cmd *cobra.Command, _ []string) error {
 		fmt.Fprintln(l.stdout, image)
 	}
 	return nil
+}
+
+// programs builds some programs alone and prints their paths.
+func (l *launcher) programs(ctx context.Context, names []string) error {
+	cache, err := l.open()
+	if err != nil {
+		return err
+	}
+	paths, err := cache.Programs(ctx, names...)
+	for _, p := range paths {
+		fmt.Fprintln(l.stdout, p)
+	}
+	return err
 }
 
 func (l *launcher) run(cmd *cobra.Command, _ []string) error {

@@ -44,12 +44,19 @@ type env struct {
 // newEnv starts a server on which user weft has exactly the manifest's rights.
 func newEnv(t *testing.T) *env {
 	t.Helper()
+	e := newServer(t)
+	e.allow()
+	return e
+}
+
+// newServer starts a server that grants nobody anything yet.
+func newServer(t *testing.T) *env {
+	t.Helper()
 	e := &env{T: t, srv: kubetest.New(t, etcdtest.Embedded)}
 	var err error
 	if e.c, err = kubetest.Client(e.srv.Admin()); err != nil {
 		t.Fatal(err)
 	}
-	e.allow()
 	e.conf = filepath.Join(t.TempDir(), "net-conf.json")
 	e.check(os.WriteFile(e.conf, []byte(`{"Network":"10.244.0.0/16","IPv6Network":"fd00:244::/48"}`), 0o600))
 	return e
@@ -117,10 +124,18 @@ func (e *env) beat(name string, i int) {
 	e.patch(name, fmt.Sprintf(`{"status":{"conditions":[{"type":"Ready","status":"True","reason":"beat%d","lastHeartbeatTime":"2026-01-01T00:00:%02dZ"}]}}`, i, i%60), "status")
 }
 
+// kubeconfig writes a file for who has the token, user weft when it is empty.
+func (e *env) kubeconfig(url, token string) string {
+	e.Helper()
+	path := filepath.Join(e.TempDir(), "kubeconfig")
+	e.check(e.srv.WriteKubeconfig(path, url, token))
+	return path
+}
+
 // store returns a store for the Node called name.
 func (e *env) store(name string, edit ...func(*kube.Options)) *kube.Store {
 	e.Helper()
-	o := kube.Options{Kubeconfig: e.srv.Kubeconfig(e, ""), Node: name, NetConf: e.conf, CallTimeout: 5 * time.Second}
+	o := kube.Options{Kubeconfig: e.kubeconfig("", ""), Node: name, NetConf: e.conf, CallTimeout: 5 * time.Second}
 	for _, f := range edit {
 		f(&o)
 	}

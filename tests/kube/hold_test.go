@@ -26,6 +26,7 @@ func TestStore(t *testing.T) {
 	}{
 		{"waits for the Node and its podCIDRs", waits},
 		{"publishes flannel's annotations", publishesFlannels},
+		{"grants what is published", grantsWhatIsPublished},
 		{"mends what is wiped", mends},
 		{"follows a Node that is re-created", recreated},
 		{"honours overwrites", overwrites},
@@ -256,7 +257,7 @@ func rights(e *env) {
 // An API that is away for a while, then refuses: all goes on by itself after.
 func outage(e *env) {
 	proxy := etcdtest.NewProxy(e.T, e.srv.URL)
-	via := func(o *kube.Options) { o.Kubeconfig = e.srv.Kubeconfig(e, proxy.Endpoint) }
+	via := func(o *kube.Options) { o.Kubeconfig = e.kubeconfig(proxy.Endpoint, "") }
 	e.node("n1", nil, "10.244.1.0/24", "fd00:244:0:1::/64")
 	s := e.store("n1", via)
 	h := e.hold(s, "n1", 1)

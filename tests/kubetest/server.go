@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
+// Package kubetest runs a real kube-apiserver, on an etcd that the caller has
+// and without the rest of Kubernetes: Nodes are what a test creates, and what
+// a kubelet would do a test does under its name.
 package kubetest
 
 import (
@@ -12,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,108 +23,135 @@ import (
 	"testing"
 	"time"
 
-	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
-	"k8s.io/client-go/tools/clientcmd/api"
-
 	"weft.dev/weft/tests/etcdtest"
 )
+
+// ProgramEnv is the environment variable that names the kube-apiserver to run.
+const ProgramEnv = "WEFT_KUBE_APISERVER"
 
 // startTimeout bounds how long a server may take to be ready.
 const startTimeout = 2 * time.Minute
 
-// A Server is one kube-apiserver with RBAC on.
+// Program returns the kube-apiserver to run. It takes minutes to build, so
+// that is nothing that a test does.
+func Program() (string, error) {
+	path := os.Getenv(ProgramEnv)
+	if _, err := os.Stat(path); err != nil {
+		return "", fmt.Errorf("%s=%q is no kube-apiserver: `make test-kube` and `make bench-kube` build one and say where it is", ProgramEnv, path)
+	}
+	return path, nil
+}
+
+// Config says what server to run.
+type Config struct {
+	Program string     // see the function of that name
+	Dir     string     // for its files
+	Etcd    string     // URL
+	Addr    netip.Addr // to listen at
+	Args    []string   // more
+}
+
+// A Server is one kube-apiserver. It authorizes and admits as kubeadm's does:
+// by node and RBAC, with NodeRestriction.
 type Server struct {
 	URL  string
-	Etcd *etcdtest.Server
+	Etcd *etcdtest.Server // of New, else nil
 
-	dir   string
+	c     Config
 	certs *etcdtest.Certs
 	admin string // token
 	agent string // token of user "weft", who may what a test allows him
 	cmd   *exec.Cmd
+	ended chan struct{} // closed when cmd has ended
 }
 
-// New starts a server for the length of a test. Building the binary takes
-// minutes, so that has a command of its own.
+// New starts a server on loopback for the length of a test.
 func New(t testing.TB, kind etcdtest.Kind) *Server {
 	t.Helper()
-	path, err := Path()
+	program, err := Program()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := os.Stat(path); err != nil {
-		t.Fatalf("%s is not there: `make kube-apiserver` builds it", path)
-	}
-	s := &Server{dir: t.TempDir(), certs: etcdtest.NewCerts(t), Etcd: etcdtest.New(t, kind, etcdtest.Options{}), admin: token(t), agent: token(t)}
-	s.prepare(t)
-	if err := s.Start(t.Context()); err != nil {
+	etcd := etcdtest.New(t, kind, etcdtest.Options{})
+	s, err := Start(t.Context(), Config{Program: program, Dir: t.TempDir(), Etcd: etcd.Endpoint, Addr: netip.MustParseAddr("127.0.0.1")})
+	if err != nil {
 		t.Fatal(err)
 	}
+	s.Etcd = etcd
 	t.Cleanup(s.Stop)
 	return s
 }
 
-func token(t testing.TB) string {
-	t.Helper()
-	b := make([]byte, 16)
-	if _, err := rand.Read(b); err != nil {
-		t.Fatal(err)
+// Start starts a server and returns when it is ready. It dies with this
+// process.
+func Start(ctx context.Context, c Config) (*Server, error) {
+	s := &Server{c: c, admin: token(), agent: token()}
+	if err := s.prepare(); err != nil {
+		return nil, fmt.Errorf("prepare kube-apiserver: %w", err)
 	}
-	return hex.EncodeToString(b)
+	if err := s.Start(ctx); err != nil {
+		s.Stop()
+		return nil, err
+	}
+	return s, nil
+}
+
+func token() string {
+	var b [16]byte
+	rand.Read(b[:]) // never fails, crypto/rand
+	return hex.EncodeToString(b[:])
 }
 
 // prepare picks a port and writes the files that the server wants.
-func (s *Server) prepare(t testing.TB) {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.URL = "https://" + l.Addr().String()
-	l.Close()
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
-	der := pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)})
-	tokens := fmt.Sprintf("%s,admin,admin,system:masters\n%s,weft,weft\n", s.admin, s.agent)
-	for name, data := range map[string][]byte{"sa.key": der, "tokens.csv": []byte(tokens)} {
-		if err := os.WriteFile(filepath.Join(s.dir, name), data, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
-// Start runs the server, again where it was, and returns when it is ready. The
-// child dies with this process.
-func (s *Server) Start(ctx context.Context) error {
-	path, err := Path()
+func (s *Server) prepare() error {
+	l, err := net.Listen("tcp", netip.AddrPortFrom(s.c.Addr, 0).String())
 	if err != nil {
 		return err
 	}
-	log, err := os.OpenFile(filepath.Join(s.dir, "apiserver.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	s.URL = "https://" + l.Addr().String()
+	l.Close()
+	if s.certs, err = etcdtest.MakeCerts(s.c.Dir, s.c.Addr); err != nil {
+		return err
+	}
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		return err
+	}
+	der := pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)})
+	tokens := fmt.Sprintf("%s,admin,admin,system:masters\n%s,weft,weft\n", s.admin, s.agent)
+	return errors.Join(os.WriteFile(s.file("sa.key"), der, 0o600), os.WriteFile(s.file("tokens.csv"), []byte(tokens), 0o600))
+}
+
+func (s *Server) file(name string) string { return filepath.Join(s.c.Dir, name) }
+
+// Start runs the server, again where it was, and returns when it is ready.
+func (s *Server) Start(ctx context.Context) error {
+	log, err := os.OpenFile(s.file("apiserver.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
 		return err
 	}
 	defer log.Close()
-	file := func(name string) string { return filepath.Join(s.dir, name) }
-	_, port, err := net.SplitHostPort(s.URL[len("https://"):])
+	host, port, err := net.SplitHostPort(s.URL[len("https://"):])
 	if err != nil {
 		return err
 	}
-	s.cmd = exec.Command(path,
-		"--etcd-servers="+s.Etcd.Endpoint, "--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", "--secure-port="+port,
-		"--tls-cert-file="+s.certs.ServerCert, "--tls-private-key-file="+s.certs.ServerKey, "--cert-dir="+s.dir,
-		"--token-auth-file="+file("tokens.csv"), "--authorization-mode=RBAC", "--anonymous-auth=true",
-		"--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file="+file("sa.key"), "--service-account-signing-key-file="+file("sa.key"),
-		"--service-cluster-ip-range=10.96.0.0/16", "--disable-admission-plugins=ServiceAccount", "--etcd-compaction-interval=0",
-		"--endpoint-reconciler-type=none", "--v=1")
+	s.cmd = exec.Command(s.c.Program, append([]string{
+		"--etcd-servers=" + s.c.Etcd, "--bind-address=" + host, "--advertise-address=" + host, "--secure-port=" + port,
+		"--tls-cert-file=" + s.certs.ServerCert, "--tls-private-key-file=" + s.certs.ServerKey, "--cert-dir=" + s.c.Dir,
+		"--token-auth-file=" + s.file("tokens.csv"), "--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction",
+		"--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file=" + s.file("sa.key"), "--service-account-signing-key-file=" + s.file("sa.key"),
+		"--allow-privileged=true", "--service-cluster-ip-range=10.96.0.0/16", "--etcd-compaction-interval=0", "--endpoint-reconciler-type=none", "--v=1"}, s.c.Args...)...)
 	s.cmd.Stdout, s.cmd.Stderr = log, log
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := s.cmd.Start(); err != nil {
-		return fmt.Errorf("start %s: %w", path, err)
+		return fmt.Errorf("start %s: %w", s.c.Program, err)
 	}
+	cmd, ended := s.cmd, make(chan struct{})
+	s.ended = ended
+	go func() {
+		cmd.Wait() // its status is in ProcessState
+		close(ended)
+	}()
 	return s.await(ctx)
 }
 
@@ -128,10 +159,7 @@ func (s *Server) Start(ctx context.Context) error {
 func (s *Server) await(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	exited := make(chan error, 1)
-	cmd := s.cmd
-	go func() { exited <- cmd.Wait() }()
-	c, err := Client(s.config("", s.admin))
+	c, err := Client(s.Admin())
 	if err != nil {
 		return err
 	}
@@ -142,9 +170,8 @@ func (s *Server) await(ctx context.Context) error {
 		}
 		t := time.NewTimer(200 * time.Millisecond)
 		select {
-		case err := <-exited:
-			s.cmd = nil
-			return errors.Join(fmt.Errorf("kube-apiserver ended: %w", err), s.tail())
+		case <-s.ended:
+			return errors.Join(fmt.Errorf("kube-apiserver ended: %s", s.cmd.ProcessState), s.tail())
 		case <-ctx.Done():
 			return errors.Join(fmt.Errorf("kube-apiserver is not ready: %w: %s", err, out), s.tail())
 		case <-t.C:
@@ -154,7 +181,7 @@ func (s *Server) await(ctx context.Context) error {
 
 // tail is the end of the server's log, as an error.
 func (s *Server) tail() error {
-	data, err := os.ReadFile(filepath.Join(s.dir, "apiserver.log"))
+	data, err := os.ReadFile(s.file("apiserver.log"))
 	if err != nil {
 		return err
 	}
@@ -163,37 +190,10 @@ func (s *Server) tail() error {
 
 // Stop ends the server as a crash would. Its data stay.
 func (s *Server) Stop() {
-	if s.cmd != nil {
-		_ = s.cmd.Process.Kill() // it may have ended by itself
-		s.cmd = nil
+	if s.cmd == nil {
+		return
 	}
-}
-
-// Admin may everything.
-func (s *Server) Admin() *rest.Config { return s.config("", s.admin) }
-
-// Kubeconfig writes a file with which user weft reaches the server at url, its
-// own when that is empty.
-func (s *Server) Kubeconfig(t testing.TB, url string) string {
-	t.Helper()
-	if url == "" {
-		url = s.URL
-	}
-	c := api.NewConfig()
-	c.Clusters["c"] = &api.Cluster{Server: url, CertificateAuthority: s.certs.CA}
-	c.AuthInfos["u"] = &api.AuthInfo{Token: s.agent}
-	c.Contexts["x"] = &api.Context{Cluster: "c", AuthInfo: "u"}
-	c.CurrentContext = "x"
-	path := filepath.Join(t.TempDir(), "kubeconfig")
-	if err := clientcmd.WriteToFile(*c, path); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
-
-func (s *Server) config(url, token string) *rest.Config {
-	if url == "" {
-		url = s.URL
-	}
-	return &rest.Config{Host: url, BearerToken: token, TLSClientConfig: rest.TLSClientConfig{CAFile: s.certs.CA}, QPS: -1, Timeout: time.Minute}
+	_ = s.cmd.Process.Kill() // it may have ended by itself
+	<-s.ended
+	s.cmd = nil
 }

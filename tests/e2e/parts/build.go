@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -58,28 +59,39 @@ func (c *Cache) prepare(ctx context.Context, m module) (build, error) {
 
 // buildAll builds the parts of a module that are missing.
 func (c *Cache) buildAll(ctx context.Context, b build) error {
-	for i, p := range b.parts {
-		start, built := time.Now(), false
-		err := c.place(ctx, filepath.Join(b.dir, p.name), func(temporary string) error {
-			built = true
-			c.say("building %s %s (%s, %d of %d)", p.name, b.version, b.name, i+1, len(b.parts))
-			verb := []string{"build"}
-			if p.test {
-				verb = []string{"test", "-c", "-vet=off"}
-			}
-			args := append(append(verb, b.flags...), "-o", temporary, p.pkg)
-			_, err := goTool(ctx, b.src, args...)
+	for _, p := range b.parts {
+		if err := c.buildPart(ctx, b, p); err != nil {
 			return err
-		})
-		if err != nil {
-			return fmt.Errorf("build %s %s: %w", p.name, b.version, err)
-		}
-		if built {
-			c.say("built %s in %.0f s", p.name, time.Since(start).Seconds())
 		}
 	}
 	return nil
 }
+
+// buildPart builds one part of a module unless it is there.
+func (c *Cache) buildPart(ctx context.Context, b build, p part) error {
+	start, built := time.Now(), false
+	err := c.place(ctx, b.path(p), func(temporary string) error {
+		built = true
+		c.say("building %s %s (%s, %d of %d)", p.name, b.version, b.name, slices.Index(b.parts, p)+1, len(b.parts))
+		verb := []string{"build"}
+		if p.test {
+			verb = []string{"test", "-c", "-vet=off"}
+		}
+		args := append(append(verb, b.flags...), "-o", temporary, p.pkg)
+		_, err := goTool(ctx, b.src, args...)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("build %s %s: %w", p.name, b.version, err)
+	}
+	if built {
+		c.say("built %s in %.0f s", p.name, time.Since(start).Seconds())
+	}
+	return nil
+}
+
+// path is where a part of the module is, once it is built.
+func (b build) path(p part) string { return filepath.Join(b.dir, p.name) }
 
 // goTool runs the go command in dir, without C and without what the caller's
 // environment says about modules, and returns what it prints.

@@ -141,7 +141,7 @@ func (c *Cache) Build(ctx context.Context, without ...string) (Set, error) {
 			set.Dirs = append(set.Dirs, b.dir)
 			set.Versions[m.name] = b.version
 			for _, p := range m.parts {
-				set.Programs[p.name] = filepath.Join(b.dir, p.name)
+				set.Programs[p.name] = b.path(p)
 			}
 			mu.Unlock()
 			return c.buildAll(gctx, b)
@@ -154,6 +154,28 @@ func (c *Cache) Build(ctx context.Context, without ...string) (Set, error) {
 	var err error
 	set.Images, err = c.images(ctx, set)
 	return set, err
+}
+
+// Programs builds the programs with these names, those that are not in the
+// cache yet, and returns their paths. A program alone needs no image and no
+// Debian package.
+func (c *Cache) Programs(ctx context.Context, names ...string) ([]string, error) {
+	var paths []string
+	for _, name := range names {
+		m, p, err := find(name)
+		if err != nil {
+			return nil, err
+		}
+		b, err := c.prepare(ctx, m)
+		if err != nil {
+			return nil, err
+		}
+		if err := c.buildPart(ctx, b, p); err != nil {
+			return nil, err
+		}
+		paths = append(paths, b.path(p))
+	}
+	return paths, nil
 }
 
 // lock waits for whoever else makes the file at path.

@@ -70,6 +70,20 @@ func catalogue() []module {
 	}
 }
 
+// find returns the part called name and the module that it belongs to.
+func find(name string) (module, part, error) {
+	var known []string
+	for _, m := range catalogue() {
+		for _, p := range m.parts {
+			if p.name == name {
+				return m, p, nil
+			}
+			known = append(known, p.name)
+		}
+	}
+	return module{}, part{}, fmt.Errorf("no part is called %q: want one of %s", name, strings.Join(known, ", "))
+}
+
 // link returns the linker flags for a version such as v1.37.2.
 func (m module) link(version string) string {
 	flags := "-s -w"

@@ -45,6 +45,22 @@ func TestModulesArePinned(t *testing.T) {
 	}
 }
 
+// A program is found by its name and built alone; a name that is none says
+// what there is.
+func TestProgramByName(t *testing.T) {
+	m, p, err := find("kube-apiserver")
+	if err != nil || m.name != "kubernetes" || p.pkg != "k8s.io/kubernetes/cmd/kube-apiserver" {
+		t.Errorf("%s of %s, %v", p.pkg, m.name, err)
+	}
+	c, err := Open(t.TempDir(), ".", io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Programs(t.Context(), "apiserver"); err == nil || !strings.Contains(err.Error(), `"apiserver"`) || !strings.Contains(err.Error(), "kube-apiserver") {
+		t.Errorf("%v does not name what there is", err)
+	}
+}
+
 // A file appears whole or not at all, and is made once.
 func TestPlace(t *testing.T) {
 	c, err := Open(t.TempDir(), ".", io.Discard)
