@@ -184,7 +184,7 @@ func flannelState(s *scenario) State {
 		r.Proto, r.Metric = protoBoot, 0
 		have.Routes.Add(r)
 	}
-	have.Filters, have.Nodes, have.Sources = Set[Filter]{}, Set[Node]{}, Set[Source]{}
+	have.Filters, have.Nodes, have.Sources, have.Pods = Set[Filter]{}, Set[Node]{}, Set[Source]{}, Set[Pods]{}
 	stale := lease(9, [2]subnet.Family{4, 4}).Paths[0]
 	have.FDB.Add(FDB{"flannel.1", stale.MAC, stale.Underlay})
 	have.Neighs.Add(Neigh{"flannel.1", stale.Subnet.Addr(), stale.MAC})
