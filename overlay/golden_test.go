@@ -236,6 +236,14 @@ func scenarios() []scenario {
 			have, _ := Desired(jumbo, s.config(), s.leases, NewState())
 			return have
 		}},
+		{name: "open networks", self: dual, leases: []subnet.Lease{lease(3, v4, v6), lease(4, v4)}, before: func(s *scenario) State {
+			have, _ := Desired(dual, s.config(), []subnet.Lease{lease(2, v4, v6), lease(3, v4, v6)}, NewState())
+			return have
+		}, cfg: func(c *subnet.Config) { *c = opened(*c, "46") }},
+		{name: "a network is known by now", self: dual, leases: []subnet.Lease{lease(2, v4, v6)}, before: func(s *scenario) State {
+			have, _ := Desired(dual, opened(s.config(), "46"), s.leases, NewState())
+			return have
+		}},
 		{name: "uninstalled", before: func(s *scenario) State {
 			have, _ := Desired(dual, s.config(), []subnet.Lease{lease(2, v4, v6)}, NewState())
 			return have

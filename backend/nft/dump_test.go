@@ -150,7 +150,7 @@ func TestLoadedAgainFromItsListing(t *testing.T) {
 			p := params()
 			p.Guard, p.Masquerade = guard, guard != GuardBind
 			if guard == GuardOff {
-				p.open()
+				p.opens()
 			}
 			want := Weft(p, peers())
 			install(t, l.conn, want)
@@ -226,7 +226,7 @@ func TestTenThousandPeers(t *testing.T) {
 	h := newHost(t)
 	c := h.dial()
 	p := params()
-	p.open()
+	p.opens()
 	all := manyPeers(10000)
 	want := Weft(p, all)
 	step := func(what string, f func()) {

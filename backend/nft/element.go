@@ -50,7 +50,7 @@ func (p Params) sets() []Set {
 		out = append(out, Set{Name: peerSet(f), Fields: []Type{addrType(f)}}, Set{Name: ownSet(f), Fields: []Type{addrType(f)}})
 	}
 	for _, l := range p.Lengths {
-		if p.openFamily(l.Family) {
+		if p.open(l.Family) {
 			out = append(out, Set{Name: podSet(l), Fields: []Type{addrType(l.Family)}})
 		}
 	}

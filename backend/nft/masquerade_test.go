@@ -70,7 +70,7 @@ func TestMasqueradeInAnOpenNetwork(t *testing.T) {
 	// So that the wire shows what stays among pods, too.
 	l.node.run("ip route add 10.42.9.0/24 via 10.0.0.254\nip route add fd42:0:0:9::/64 via fd00::254")
 	p, late := params(), Peer{Outer: addrs("10.0.0.9", "fd00::9"), Inner: prefixes("10.42.9.0/24", "fd42:0:0:9::/64")}
-	p.open()
+	p.opens()
 	install(t, l.conn, Weft(p, peers()))
 	dport := 6000
 	expect := func(when string, from *host, source, to, want string) {

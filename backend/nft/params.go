@@ -66,16 +66,14 @@ func single(f subnet.Family) Length { return Length{f, f.Bits()} }
 // guards lists the modes by their number in userdata.
 func guards() []Guard { return []Guard{"", GuardBind, GuardPeers, GuardOff} }
 
-// open reports whether pods of the family at place i of subnet.Families are told
-// by a set from what is outside.
-func (p Params) open(i int) bool {
-	n := p.Networks[i]
-	return p.Masquerade && n.IsValid() && n.Bits() == 0
-}
-
-// openFamily is open for a family.
-func (p Params) openFamily(f subnet.Family) bool {
-	return slices.ContainsFunc([]int{0, 1}, func(i int) bool { return subnet.Families()[i] == f && p.open(i) })
+// open reports whether pods of family f are told by sets from what is outside.
+func (p Params) open(f subnet.Family) bool {
+	for i, family := range subnet.Families() {
+		if n := p.Networks[i]; family == f && n.IsValid() {
+			return p.Masquerade && n.Bits() == 0
+		}
+	}
+	return false
 }
 
 // guarded reports whether anything is asked of VXLAN packets.

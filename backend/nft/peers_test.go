@@ -33,8 +33,8 @@ func params() node {
 	}
 }
 
-// open makes p's pod networks those that are leased.
-func (p *node) open() {
+// opens makes p's pod networks those that are leased.
+func (p *node) opens() {
 	p.Networks = [2]netip.Prefix(prefixes("0.0.0.0/0", "::/0"))
 }
 
@@ -93,7 +93,7 @@ func Elements(p node, peers []Peer) []Element {
 	}
 	for _, peer := range peers {
 		for _, in := range peer.Inner {
-			if p.openFamily(lengthOf(in).Family) {
+			if p.Params.open(lengthOf(in).Family) {
 				add(PodsElement(in))
 			}
 		}
@@ -135,7 +135,7 @@ func manyPeers(n int) []Peer {
 // Every element can be read back, and junk is refused or read back as it is.
 func TestElementsDecode(t *testing.T) {
 	p := params().WithLengths(peers())
-	p.open()
+	p.opens()
 	nodes, sources, pods := 0, 0, 0
 	for _, e := range Elements(p, peers()) {
 		m, ok := MembersOf(e.Set)

@@ -18,9 +18,9 @@ func TestGolden(t *testing.T) {
 	for name, change := range map[string]func(*node){
 		"bind":  func(*node) {},
 		"peers": func(p *node) { p.Guard = GuardPeers },
-		"open":  func(p *node) { p.open() },
+		"open":  func(p *node) { p.opens() },
 		"open-ipv6-no-guard": func(p *node) {
-			p.open()
+			p.opens()
 			p.Guard, p.Networks[0] = GuardOff, netip.MustParsePrefix("10.42.0.0/16")
 		},
 		"off":      func(p *node) { p.Guard, p.Masquerade = GuardOff, false },
@@ -40,7 +40,7 @@ func TestGolden(t *testing.T) {
 	})
 	t.Run("open-delta", func(t *testing.T) {
 		p := params().WithLengths(peers())
-		p.open()
+		p.opens()
 		have := Desired{Ruleset(p.Params), Elements(p, peers()[:3])}.Content()
 		want := Desired{Ruleset(p.Params), Elements(p, peers()[1:])}
 		golden(t, "open-delta.golden", Diff(want, have).String())
@@ -92,7 +92,7 @@ func TestDecodingInvertsEncoding(t *testing.T) {
 		p := params()
 		p.Guard = guard
 		if guard != GuardPeers {
-			p.open()
+			p.opens()
 		}
 		want := Weft(p, peers())
 		got, err := messages(want.Table, Diff(want, Content{}).batch())

@@ -55,7 +55,7 @@ func Ruleset(p Params) Table {
 		p.aside(Forward, "early_forward", "vxlan_forward"),
 		p.aside(Output, "early_output", "vxlan_output"),
 	)
-	if p.open(0) || p.open(1) {
+	if p.open(subnet.IPv4) || p.open(subnet.IPv6) {
 		t.Chains = append(t.Chains, Chain{Name: outsideChain, Rules: p.masquerade()})
 	}
 	if p.Masquerade {
@@ -152,7 +152,7 @@ func (p Params) postrouting() Chain {
 	for i, f := range subnet.Families() {
 		n := p.Networks[i]
 		switch {
-		case p.open(i):
+		case p.open(f):
 			rules = append(rules, p.fromOpen(i)...)
 		case n.IsValid():
 			rules = append(rules, p.masquerade(FamilyIs(f), Within(LoadSource(f), n, false),
