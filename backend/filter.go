@@ -46,13 +46,15 @@ func filterOf(p nft.Params) overlay.Filter {
 	return f
 }
 
-// elementOf translates a Node or a Source.
+// elementOf translates a Node, a Source or Pods.
 func elementOf(e overlay.Entry) (nft.Element, error) {
 	switch e := e.(type) {
 	case overlay.Node:
 		return nft.NodeElement(e.Addr, e.Own)
 	case overlay.Source:
 		return nft.SourceElement(e.Outer, e.Inner)
+	case overlay.Pods:
+		return nft.PodsElement(e.Subnet)
 	}
 	return nft.Element{}, fmt.Errorf("%T is no element of a set", e)
 }
@@ -60,7 +62,7 @@ func elementOf(e overlay.Entry) (nft.Element, error) {
 // inFilter reports whether e is kept in our nftables table.
 func inFilter(e overlay.Entry) bool {
 	switch e.(type) {
-	case overlay.Filter, overlay.Node, overlay.Source:
+	case overlay.Filter, overlay.Node, overlay.Source, overlay.Pods:
 		return true
 	}
 	return false
@@ -75,8 +77,31 @@ type filterCache struct {
 	generation uint32
 	hasher     overlay.Hasher
 	filters    overlay.Set[overlay.Filter]
-	nodes      overlay.Tally
-	sources    overlay.Tally
+	members    tallies
+}
+
+// tallies stand for the elements of our table.
+type tallies struct{ nodes, sources, pods overlay.Tally }
+
+func talliesOf(d overlay.Digest) tallies { return tallies{d.Nodes, d.Sources, d.Pods} }
+
+// sinks take the elements of our table.
+type sinks struct {
+	nodes   sink[overlay.Node]
+	sources sink[overlay.Source]
+	pods    sink[overlay.Pods]
+}
+
+func (s sinks) begin() {
+	s.nodes.begin()
+	s.sources.begin()
+	s.pods.begin()
+}
+
+func (s sinks) end() {
+	s.nodes.end()
+	s.sources.end()
+	s.pods.end()
 }
 
 // at reports whether the table is as remembered at generation.
@@ -85,17 +110,17 @@ func (c *filterCache) at(generation uint32, h overlay.Hasher) bool {
 }
 
 // has reports whether the elements are those that d stands for.
-func (c *filterCache) has(d overlay.Digest) bool { return c.nodes == d.Nodes && c.sources == d.Sources }
+func (c *filterCache) has(d overlay.Digest) bool { return c.members == talliesOf(d) }
 
 // dumpFilter adds our table to s, without the elements if they are those that
 // like stands for. A kernel without nf_tables has no table; that is said when
 // one is to be made.
 func (k *Kernel) dumpFilter(ctx context.Context, like overlay.Digest, s *overlay.State) error {
-	s.Filters, s.Nodes, s.Sources = overlay.Set[overlay.Filter]{}, overlay.Set[overlay.Node]{}, overlay.Set[overlay.Source]{}
-	if like.Hasher != (overlay.Hasher{}) && like.Nodes.N+like.Sources.N == 0 {
+	s.Filters, s.Nodes, s.Sources, s.Pods = overlay.Set[overlay.Filter]{}, overlay.Set[overlay.Node]{}, overlay.Set[overlay.Source]{}, overlay.Set[overlay.Pods]{}
+	if like.Hasher != (overlay.Hasher{}) && talliesOf(like) == (tallies{}) {
 		defer func() {
-			if len(s.Nodes)+len(s.Sources) == 0 {
-				s.Nodes, s.Sources = nil, nil
+			if len(s.Nodes)+len(s.Sources)+len(s.Pods) == 0 {
+				s.Nodes, s.Sources, s.Pods = nil, nil, nil
 			}
 		}()
 	}
@@ -120,62 +145,58 @@ func (k *Kernel) readFilter(ctx context.Context, like overlay.Digest, s *overlay
 	}
 	if h != (overlay.Hasher{}) {
 		if !c.at(generation, h) {
-			nodes, sources := counting[overlay.Node]{Hasher: h}, counting[overlay.Source]{Hasher: h}
-			filters, err := k.decodeFilter(ctx, &nodes, &sources)
+			nodes, sources, pods := counting[overlay.Node]{Hasher: h}, counting[overlay.Source]{Hasher: h}, counting[overlay.Pods]{Hasher: h}
+			filters, err := k.decodeFilter(ctx, sinks{&nodes, &sources, &pods})
 			if err != nil {
 				return err
 			}
-			if err := k.keepFilter(ctx, generation, h, filters, nodes.total, sources.total); err != nil {
+			if err := k.keepFilter(ctx, generation, h, filters, tallies{nodes.total, sources.total, pods.total}); err != nil {
 				return err
 			}
 		}
 		if c.has(like) {
-			s.Filters, s.Nodes, s.Sources = maps.Clone(c.filters), nil, nil
+			s.Filters, s.Nodes, s.Sources, s.Pods = maps.Clone(c.filters), nil, nil, nil
 			return nil
 		}
 	}
-	nodes, sources := sole[overlay.Node]{room: c.nodes.N}, sole[overlay.Source]{room: c.sources.N}
-	s.Filters, err = k.decodeFilter(ctx, &nodes, &sources)
-	s.Nodes, s.Sources = nodes.set, sources.set
+	nodes, sources, pods := sole[overlay.Node]{room: c.members.nodes.N}, sole[overlay.Source]{room: c.members.sources.N}, sole[overlay.Pods]{room: c.members.pods.N}
+	s.Filters, err = k.decodeFilter(ctx, sinks{&nodes, &sources, &pods})
+	s.Nodes, s.Sources, s.Pods = nodes.set, sources.set, pods.set
 	if err != nil || h == (overlay.Hasher{}) {
 		return err
 	}
 	// What was counted may be wrong, see collector; what was read is not.
-	d := overlay.State{Nodes: s.Nodes, Sources: s.Sources}.Digest(h)
-	return k.keepFilter(ctx, generation, h, s.Filters, d.Nodes, d.Sources)
+	d := overlay.State{Nodes: s.Nodes, Sources: s.Sources, Pods: s.Pods}.Digest(h)
+	return k.keepFilter(ctx, generation, h, s.Filters, talliesOf(d))
 }
 
 // keepFilter remembers what was read since the kernel was at generation. It
 // counts as long as there are no transactions, from then on.
-func (k *Kernel) keepFilter(ctx context.Context, generation uint32, h overlay.Hasher, filters overlay.Set[overlay.Filter], nodes, sources overlay.Tally) error {
+func (k *Kernel) keepFilter(ctx context.Context, generation uint32, h overlay.Hasher, filters overlay.Set[overlay.Filter], members tallies) error {
 	after, err := k.tables.nft.Generation(ctx)
 	if err != nil {
 		return err
 	}
 	c := &k.filter
 	c.valid, c.generation, c.hasher = after == generation, after, h
-	c.filters, c.nodes, c.sources = maps.Clone(filters), nodes, sources
+	c.filters, c.members = maps.Clone(filters), members
 	return nil
 }
 
 // decodeFilter reads the table and returns what it says it was made from, and
-// in what it differs from a table made from that. The elements go to nodes and
-// sources.
-func (k *Kernel) decodeFilter(ctx context.Context, nodes sink[overlay.Node], sources sink[overlay.Source]) (overlay.Set[overlay.Filter], error) {
+// in what it differs from a table made from that. The elements go to members.
+func (k *Kernel) decodeFilter(ctx context.Context, members sinks) (overlay.Set[overlay.Filter], error) {
 	var odd map[string]int // elements that weft does not make, by set
 	have, err := k.tables.nft.DumpTo(ctx, tableWeft(), func() func(string, []byte) bool {
 		odd = map[string]int{}
-		nodes.begin()
-		sources.begin()
-		return collector(nodes, sources, odd)
+		members.begin()
+		return members.collector(odd)
 	})
 	if err != nil || !have.Present {
-		nodes.begin()
-		sources.begin()
+		members.begin()
 		return overlay.Set[overlay.Filter]{}, err
 	}
-	nodes.end()
-	sources.end()
+	members.end()
 	var f overlay.Filter
 	var why []string
 	if p, err := have.Params(); err != nil {
@@ -201,11 +222,10 @@ func reasons(why []string) string {
 	return strings.Join(why, "; ")
 }
 
-// collector returns what hands elements to nodes and sources, and counts in odd
-// those that overlay has no words for. Elements of sets that are not ours go
+// collector returns what hands elements to s, and counts in odd those that overlay has no words for. Elements of sets that are not ours go
 // with those. The kernel may list one twice where it lacks another: a sink that
 // does not see that, a tally, is then another than it should be.
-func collector(nodes sink[overlay.Node], sources sink[overlay.Source], odd map[string]int) func(set string, key []byte) bool {
+func (s sinks) collector(odd map[string]int) func(set string, key []byte) bool {
 	var last string
 	var members nft.Members
 	var known bool
@@ -221,10 +241,12 @@ func collector(nodes sink[overlay.Node], sources sink[overlay.Source], odd map[s
 		switch {
 		case !ok:
 			odd[set]++
+		case !outer.IsValid():
+			return s.pods.add(overlay.Pods{Subnet: inner})
 		case inner.IsValid():
-			return sources.add(overlay.Source{Outer: outer, Inner: inner})
+			return s.sources.add(overlay.Source{Outer: outer, Inner: inner})
 		default:
-			return nodes.add(overlay.Node{Addr: outer, Own: members.Own})
+			return s.nodes.add(overlay.Node{Addr: outer, Own: members.Own})
 		}
 		return true
 	}

@@ -25,6 +25,13 @@ func filter() overlay.Filter {
 	}
 }
 
+// openFilter is filter where nobody has said which the pod networks are.
+func openFilter() overlay.Filter {
+	f := filter()
+	f.Networks = [2]netip.Prefix{prefix("0.0.0.0/0"), prefix("::/0")}
+	return f
+}
+
 // filterState is f with the elements of n dual-stack peers, as many as its
 // guard has sets for.
 func filterState(f overlay.Filter, n int) overlay.State {
@@ -36,6 +43,11 @@ func filterState(f overlay.Filter, n int) overlay.State {
 		inners := []netip.Prefix{netip.PrefixFrom(base4, 24), netip.PrefixFrom(base6, 64), netip.PrefixFrom(base4, 32), netip.PrefixFrom(base6, 128)}
 		for _, o := range outers {
 			inners = append(inners, netip.PrefixFrom(o, o.BitLen()))
+		}
+		for _, in := range inners[:2] {
+			if n := f.Networks[in.Addr().BitLen()/128]; f.Masquerade && n.IsValid() && n.Bits() == 0 {
+				s.Add(overlay.Pods{Subnet: in})
+			}
 		}
 		for _, o := range outers {
 			s.Add(overlay.Node{Addr: o})
@@ -99,7 +111,7 @@ func TestFilterRoundTrip(t *testing.T) {
 		"no IPv6":         func(f *overlay.Filter) { f.Networks[1], f.Subnets[1] = netip.Prefix{}, netip.Prefix{} },
 		"no IPv4":         func(f *overlay.Filter) { f.Networks[0], f.Subnets[0] = netip.Prefix{}, netip.Prefix{} },
 		"no subnets":      func(f *overlay.Filter) { f.Subnets = [2]netip.Prefix{} },
-		"default routes":  func(f *overlay.Filter) { f.Networks = [2]netip.Prefix{prefix("0.0.0.0/0"), prefix("::/0")} },
+		"open":            func(f *overlay.Filter) { f.Networks = [2]netip.Prefix{prefix("0.0.0.0/0"), prefix("::/0")} },
 		"devices":         func(f *overlay.Filter) { f.Devices = [2]string{"flannel.1", "flannel-v6.1"} },
 		"device IPv6":     func(f *overlay.Filter) { f.Devices = [2]string{"", "fifteen-bytes-x"} },
 		"no devices":      func(f *overlay.Filter) { f.Devices = [2]string{} },
@@ -326,16 +338,16 @@ func TestFilterCache(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return s.Sources == nil && s.Nodes == nil
+		return s.Sources == nil && s.Nodes == nil && s.Pods == nil
 	}
-	if !asExpected() || !k.filter.valid || k.filter.sources.N == 0 {
+	if !asExpected() || !k.filter.valid || k.filter.members.sources.N == 0 {
 		t.Fatal("nothing is kept")
 	}
-	k.filter.sources.Sum++ // as if it had been another
+	k.filter.members.sources.Sum++ // as if it had been another
 	if asExpected() {
 		t.Error("what is kept is not asked")
 	}
-	k.filter.sources.Sum--
+	k.filter.members.sources.Sum--
 	wantState(t, k, want)
 	nftRun(t, "add table ip foreign")
 	wantState(t, k, want)

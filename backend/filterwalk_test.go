@@ -163,7 +163,7 @@ func TestGuardBeforeLinks(t *testing.T) {
 			pass(t, k, c.from)
 			mustApply(t, k, c.script[:n+1]...)
 			have := mustDump(t, k)
-			if len(have.Links) > 0 && (!maps.Equal(have.Filters, want.Filters) || !maps.Equal(have.Sources, want.Sources) || !maps.Equal(have.Nodes, want.Nodes)) {
+			if len(have.Links) > 0 && (!maps.Equal(have.Filters, want.Filters) || !maps.Equal(have.Sources, want.Sources) || !maps.Equal(have.Nodes, want.Nodes) || !maps.Equal(have.Pods, want.Pods)) {
 				t.Errorf("%s: after %q there are %d links, and of the guard %v", c.name, c.script[n], len(have.Links), have.Counts())
 			}
 			pass(t, k, overlay.NewState())

@@ -16,7 +16,7 @@ import (
 
 // peersState is n peers with all that they have on a device and in the table.
 func peersState(n int) overlay.State {
-	s := filterState(filter(), n)
+	s := filterState(openFilter(), n)
 	l := link(subnet.IPv4)
 	s.Add(l)
 	for i := range n {
@@ -60,6 +60,7 @@ func TestDumpLike(t *testing.T) {
 		note("routes", s.Routes != nil)
 		note("nodes", s.Nodes != nil)
 		note("sources", s.Sources != nil)
+		note("pods", s.Pods != nil)
 		if !slices.Equal(read, damaged) {
 			t.Errorf("%s: read %v, want %v", name, read, damaged)
 		}
@@ -68,6 +69,7 @@ func TestDumpLike(t *testing.T) {
 		complete(&s.Routes, want.Routes)
 		complete(&s.Nodes, want.Nodes)
 		complete(&s.Sources, want.Sources)
+		complete(&s.Pods, want.Pods)
 		if !s.Equal(alone) {
 			t.Fatalf("%s: %v where %v was expected, and by itself %v", name, s.Counts(), want.Counts(), alone.Counts())
 		}
@@ -85,8 +87,12 @@ func TestDumpLike(t *testing.T) {
 	pass(t, k, want)
 	check("repaired")
 	nftRun(t, "delete element inet weft peers4 { 10.9.0.2 }")
-	check("an element less", "nodes", "sources") // one table: both are read
+	check("an element less", "nodes", "sources", "pods") // one table: all are read
 	pass(t, k, want)
+	nftRun(t, "delete element inet weft pods4_24 { 10.128.2.0 }")
+	check("a subnet of pods less", "nodes", "sources", "pods")
+	pass(t, k, want)
+	check("repaired")
 	run(t, "ip link del weft.1")
 	check("the device", "FDB", "neighbours", "routes")
 }
@@ -150,7 +156,7 @@ func TestWrongTallyIsForgotten(t *testing.T) {
 	if read() {
 		t.Fatal("read though all is as expected")
 	}
-	k.filter.nodes.Sum++
+	k.filter.members.nodes.Sum++
 	if !read() {
 		t.Fatal("not read though the tally differs")
 	}

@@ -97,7 +97,7 @@ func mustDump(t testing.TB, k *Kernel) overlay.State {
 		t.Fatalf("dump: %v", err)
 	}
 	like, err := k.Dump(t.Context(), s.Digest(overlay.NewHasher()))
-	if err != nil || like.FDB != nil || like.Neighs != nil || like.Routes != nil || like.Nodes != nil || like.Sources != nil {
+	if err != nil || like.FDB != nil || like.Neighs != nil || like.Routes != nil || like.Nodes != nil || like.Sources != nil || like.Pods != nil {
 		t.Fatalf("dump: %v; what is as expected is read: %v of %v", err, like.Counts(), s.Counts())
 	}
 	return s

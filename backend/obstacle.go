@@ -143,11 +143,12 @@ func routeProblems(ctx context.Context, spec ProbeSpec) ([]subnet.Problem, error
 // first are not decoded, and ours are only asked for where it matters.
 func (k *Kernel) shadowing(ctx context.Context, f subnet.Family, spec ProbeSpec, nics []nic) ([]rawRoute, error) {
 	head := unix.RtMsg{Family: afOf(f), Table: unix.RT_TABLE_MAIN}
+	space := newPodSpace(spec)
 	others, err := gatherRoutes(ctx, k.conn, head, 0, func(out []rawRoute, msg []byte) []rawRoute {
-		if protoOf(msg) == overlay.RouteProtocol || !leadsInto(msg, spec.Networks) {
+		if protoOf(msg) == overlay.RouteProtocol || !space.leadsInto(msg) {
 			return out
 		}
-		if r, ok := decodeRoute(msg, f); ok && r.shadows(spec, nics) {
+		if r, ok := decodeRoute(msg, f); ok && r.shadows(spec, space, nics) {
 			r.attrs = bytes.Clone(r.attrs)
 			out = append(out, r)
 		}
@@ -177,24 +178,52 @@ func (k *Kernel) shadowing(ctx context.Context, f subnet.Family, spec ProbeSpec,
 	}), err
 }
 
-// leadsInto reports whether a route message is of one into networks.
-func leadsInto(msg []byte, networks []netip.Prefix) bool {
+// A podSpace answers whether prefixes are among the pods: there may be many
+// subnets of peers, and many routes of others.
+type podSpace struct {
+	networks []netip.Prefix
+	leased   map[netip.Prefix]bool
+	lengths  []int // of leased
+}
+
+func newPodSpace(spec ProbeSpec) podSpace {
+	s := podSpace{networks: spec.Networks, leased: make(map[netip.Prefix]bool, len(spec.Leased))}
+	for _, p := range spec.Leased {
+		s.leased[p] = true
+		if !slices.Contains(s.lengths, p.Bits()) {
+			s.lengths = append(s.lengths, p.Bits())
+		}
+	}
+	return s
+}
+
+// leadsInto reports whether a route message is of one to an address of pods.
+func (s podSpace) leadsInto(msg []byte) bool {
 	if len(msg) < unix.SizeofRtMsg {
 		return false
 	}
 	b, _ := attr(msg[unix.SizeofRtMsg:], unix.RTA_DST)
 	dst, ok := netip.AddrFromSlice(b)
-	return ok && slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.Contains(dst) })
+	return ok && (slices.ContainsFunc(s.networks, func(n netip.Prefix) bool { return n.Contains(dst) }) ||
+		s.isLeased(netip.PrefixFrom(dst, dst.BitLen())))
+}
+
+// isLeased reports whether p is a peer's subnet or in one.
+func (s podSpace) isLeased(p netip.Prefix) bool {
+	return slices.ContainsFunc(s.lengths, func(n int) bool {
+		around, err := p.Addr().Prefix(n)
+		return err == nil && n <= p.Bits() && s.leased[around]
+	})
 }
 
 // shadows reports whether r is somebody else's and leads into a pod network. A
 // route to one pod of ours that has no gateway does not: some CNI plugins
 // make those.
-func (r rawRoute) shadows(spec ProbeSpec, nics []nic) bool {
+func (r rawRoute) shadows(spec ProbeSpec, space podSpace, nics []nic) bool {
 	inside := func(p netip.Prefix) bool { return p.Bits() <= r.dst.Bits() && p.Contains(r.dst.Addr()) }
 	isPod := func(p netip.Prefix) bool { return inside(p) && r.dst.IsSingleIP() && !r.hops[0].via.IsValid() }
 	strictly := func(p netip.Prefix) bool { return inside(p) && p.Bits() < r.dst.Bits() }
-	if r.proto == overlay.RouteProtocol || !slices.ContainsFunc(spec.Networks, strictly) || slices.ContainsFunc(spec.Own, isPod) {
+	if r.proto == overlay.RouteProtocol || !slices.ContainsFunc(spec.Networks, strictly) && !space.isLeased(r.dst) || slices.ContainsFunc(spec.Own, isPod) {
 		return false
 	}
 	ours := append(slices.Clone(spec.Devices), spec.Bridge)

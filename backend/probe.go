@@ -27,7 +27,8 @@ const minimumKernel = "5.10"
 // ProbeSpec tells Probe what weft does on this node. Probe leaves out what
 // concerns only a zero field.
 type ProbeSpec struct {
-	Networks []netip.Prefix // pod networks
+	Networks []netip.Prefix // pod networks; of one that is open (subnet.Network), our subnet
+	Leased   []netip.Prefix // peers' subnets in open networks
 	Own      []netip.Prefix // this node's pod subnets
 	Devices  []string       // our VXLAN devices
 	Bridge   string         // the pods'

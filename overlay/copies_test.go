@@ -45,8 +45,8 @@ func TestCopiesTakeNothing(t *testing.T) {
 			for range 3 { // what the copy has by then must not help it either
 				for _, order := range [][]subnet.Lease{{holder, c}, {c, holder}} {
 					s, problems := n.desired(order, before)
-					for _, e := range slices.Concat(entries(have.FDB), entries(have.Neighs), entries(have.Routes), entries(have.Sources), entries(have.Nodes)) {
-						if !slices.Contains(slices.Concat(entries(s.FDB), entries(s.Neighs), entries(s.Routes), entries(s.Sources), entries(s.Nodes)), e) {
+					for _, e := range slices.Concat(entries(have.FDB), entries(have.Neighs), entries(have.Routes), entries(have.Sources), entries(have.Nodes), entries(have.Pods)) {
+						if !slices.Contains(slices.Concat(entries(s.FDB), entries(s.Neighs), entries(s.Routes), entries(s.Sources), entries(s.Nodes), entries(s.Pods)), e) {
 							t.Fatalf("gone: %s; problems %v", e, problems)
 						}
 					}

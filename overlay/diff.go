@@ -58,13 +58,14 @@ func diffFilter(want, have State) delta {
 	table := func(Filter) struct{} { return struct{}{} }
 	filters := diffSet(want.Filters, have.Filters, table, func(Filter) bool { return len(want.Filters) == 0 })
 	if len(filters.put)+len(filters.del) > 0 {
-		have.Nodes, have.Sources = nil, nil
+		have.Nodes, have.Sources, have.Pods = nil, nil, nil
 	}
 	nodes := diffSet(want.Nodes, have.Nodes, func(n Node) Node { return n }, func(Node) bool { return true })
 	sources := diffSet(want.Sources, have.Sources, func(s Source) Source { return s }, func(Source) bool { return true })
+	pods := diffSet(want.Pods, have.Pods, func(p Pods) Pods { return p }, func(Pods) bool { return true })
 	return delta{
-		put: slices.Concat(filters.put, nodes.put, sources.put),
-		del: slices.Concat(sources.del, nodes.del, filters.del),
+		put: slices.Concat(filters.put, nodes.put, sources.put, pods.put),
+		del: slices.Concat(pods.del, sources.del, nodes.del, filters.del),
 	}
 }
 

@@ -107,7 +107,7 @@ func TestDiffAddsBeforeItDeletes(t *testing.T) {
 				deleting = deleting || !isLink && !isAddr
 			}
 		}
-		rank := map[string]int{"filter": 1, "node": 2, "source": 3, "link": 4, "addr": 5, "fdb": 6, "neigh": 7, "route": 8}
+		rank := map[string]int{"filter": 1, "node": 2, "source": 3, "pods": 4, "link": 5, "addr": 6, "fdb": 7, "neigh": 8, "route": 9}
 		last := 0
 		for _, c := range changes {
 			if c.Op != Delete {

@@ -30,8 +30,8 @@ type Hasher struct{ seed maphash.Seed }
 // NewHasher returns a Hasher with a seed of its own.
 func NewHasher() Hasher { return Hasher{maphash.MakeSeed()} }
 
-// Tally returns the tally of e alone: an FDB, a Neigh, a Route, a Node or a
-// Source. It hashes bytes of ours: the pointers in netip's types would have
+// Tally returns the tally of e alone: an FDB, a Neigh, a Route, a Node, a
+// Source or Pods. It hashes bytes of ours: the pointers in netip's types would have
 // each entry moved to the heap.
 func (h Hasher) Tally(e Entry) Tally {
 	var space [96]byte // of a route, the largest: its name, three addresses, and 7 bytes
@@ -49,23 +49,23 @@ func tallyOf[E entryOf[E]](h Hasher, s Set[E]) Tally {
 // A Digest stands for the sets of a State that grow with the number of peers.
 // The zero value stands for none. Comparable.
 type Digest struct {
-	Hasher                              Hasher
-	Nodes, Sources, FDB, Neighs, Routes Tally
+	Hasher                                    Hasher
+	Nodes, Sources, Pods, FDB, Neighs, Routes Tally
 }
 
 // Digest returns what stands for s.
 func (s State) Digest(h Hasher) Digest {
-	return Digest{h, tallyOf(h, s.Nodes), tallyOf(h, s.Sources), tallyOf(h, s.FDB), tallyOf(h, s.Neighs), tallyOf(h, s.Routes)}
+	return Digest{h, tallyOf(h, s.Nodes), tallyOf(h, s.Sources), tallyOf(h, s.Pods), tallyOf(h, s.FDB), tallyOf(h, s.Neighs), tallyOf(h, s.Routes)}
 }
 
 // plus and minus are Tally's.
 
 func (d Digest) plus(o Digest) Digest {
-	return Digest{d.Hasher, d.Nodes.Plus(o.Nodes), d.Sources.Plus(o.Sources), d.FDB.Plus(o.FDB), d.Neighs.Plus(o.Neighs), d.Routes.Plus(o.Routes)}
+	return Digest{d.Hasher, d.Nodes.Plus(o.Nodes), d.Sources.Plus(o.Sources), d.Pods.Plus(o.Pods), d.FDB.Plus(o.FDB), d.Neighs.Plus(o.Neighs), d.Routes.Plus(o.Routes)}
 }
 
 func (d Digest) minus(o Digest) Digest {
-	return Digest{d.Hasher, d.Nodes.Minus(o.Nodes), d.Sources.Minus(o.Sources), d.FDB.Minus(o.FDB), d.Neighs.Minus(o.Neighs), d.Routes.Minus(o.Routes)}
+	return Digest{d.Hasher, d.Nodes.Minus(o.Nodes), d.Sources.Minus(o.Sources), d.Pods.Minus(o.Pods), d.FDB.Minus(o.FDB), d.Neighs.Minus(o.Neighs), d.Routes.Minus(o.Routes)}
 }
 
 // of returns where the tally of e's kind is, nil for a kind without.
@@ -81,6 +81,8 @@ func (d *Digest) of(e Entry) *Tally {
 		return &d.Nodes
 	case Source:
 		return &d.Sources
+	case Pods:
+		return &d.Pods
 	}
 	return nil
 }
@@ -116,6 +118,8 @@ func appendEntry(b []byte, e Entry) []byte {
 		return append(appendAddr(b, e.Addr), bit(e.Own))
 	case Source:
 		return appendPrefix(appendAddr(b, e.Outer), e.Inner)
+	case Pods:
+		return appendPrefix(b, e.Subnet)
 	}
 	return b
 }

@@ -101,8 +101,10 @@ func (s State) without(like Digest) State {
 		return c
 	}
 	d := s.Digest(like.Hasher)
-	drop(&c.Nodes, d.Nodes == like.Nodes && d.Sources == like.Sources) // one table
-	drop(&c.Sources, d.Nodes == like.Nodes && d.Sources == like.Sources)
+	table := d.Nodes == like.Nodes && d.Sources == like.Sources && d.Pods == like.Pods
+	drop(&c.Nodes, table)
+	drop(&c.Sources, table)
+	drop(&c.Pods, table)
 	drop(&c.FDB, d.FDB == like.FDB)
 	drop(&c.Neighs, d.Neighs == like.Neighs)
 	drop(&c.Routes, d.Routes == like.Routes)

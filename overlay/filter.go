@@ -37,6 +37,9 @@ func (p *planner) makeSpace(n int) {
 	if p.filters() {
 		p.state.Nodes = make(Set[Node], n)
 	}
+	if p.listsAny() {
+		p.state.Pods = make(Set[Pods], n)
+	}
 	if p.self.Guard == GuardBind {
 		// Of each path: its subnet, and its node's own address.
 		p.state.Sources = make(Set[Source], 2*n)
@@ -75,6 +78,12 @@ func (p *planner) admit(f *Filter, l *subnet.Lease, outer []netip.Addr, subnets 
 	for _, a := range outer {
 		p.state.Nodes.Add(Node{Addr: a})
 	}
+	for _, s := range subnets {
+		if f.lists(s) {
+			f.Lengths = f.Lengths.With(s)
+			p.state.Pods.Add(Pods{s})
+		}
+	}
 	if f.Guard != GuardBind {
 		return
 	}
@@ -106,8 +115,28 @@ func (p *planner) unopposed(l *subnet.Lease, holders map[netip.Addr]*subnet.Leas
 	return slices.DeleteFunc(out, func(a netip.Addr) bool { return !p.canBe(a) })
 }
 
-// table returns table inet weft as it is without peers. Only mode bind looks
-// for inner prefixes.
+// lists reports whether the table lists subnet s of a peer's pods: where it has
+// to tell pods from what is outside, and nobody has said which their network
+// is. A single address is no pod's.
+func (f Filter) lists(s netip.Prefix) bool {
+	i := place(s.Addr())
+	return i >= 0 && !s.IsSingleIP() && f.open(i)
+}
+
+// open reports whether pods of the family at place i of subnet.Families are told
+// by Pods from what is outside.
+func (f Filter) open(i int) bool {
+	n := f.Networks[i]
+	return f.Masquerade && n.IsValid() && n.Bits() == 0
+}
+
+// listsAny reports whether there can be Pods.
+func (p *planner) listsAny() bool {
+	return p.self.Masquerade && slices.ContainsFunc(p.cfg.Networks, subnet.Network.Open)
+}
+
+// table returns table inet weft as it is without peers. Only mode bind and
+// open networks ask for lengths.
 func (p *planner) table() Filter {
 	b := p.cfg.Backend
 	f := Filter{Guard: p.self.Guard, Masquerade: p.self.Masquerade, Port: b.Port, VNI: b.VNI, Bridge: p.self.Bridge}
@@ -117,7 +146,7 @@ func (p *planner) table() Filter {
 	for i, family := range subnet.Families() {
 		if n, ok := p.cfg.Network(family); ok {
 			f.Networks[i] = n.Prefix
-			if f.Guard == GuardBind && n.SubnetLen < family.Bits() {
+			if (f.Guard == GuardBind || f.open(i)) && n.SubnetLen > 0 && n.SubnetLen < family.Bits() {
 				f.Lengths = f.Lengths.WithLength(family, n.SubnetLen)
 			}
 		}

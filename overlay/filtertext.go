@@ -59,3 +59,11 @@ func (s Source) String() string {
 	return fmt.Sprintf("%s bind%d_inner%d_%d { %s . 0x%s } # %s",
 		tableName, subnet.FamilyOf(s.Outer), subnet.FamilyOf(in), s.Inner.Bits(), s.Outer, cmp.Or(number, "0"), s.Inner)
 }
+
+// String renders p as the arguments of `nft add element`:
+// "inet weft pods4_24 { 10.5.2.0 }". The name of the set says the family and
+// the length.
+func (p Pods) String() string {
+	a := p.Subnet.Addr()
+	return fmt.Sprintf("%s pods%d_%d { %s }", tableName, subnet.FamilyOf(a), p.Subnet.Bits(), a)
+}

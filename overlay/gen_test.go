@@ -90,11 +90,14 @@ func drawState(t *rapid.T, wanted bool) State {
 	return s
 }
 
-// drawFilter draws a table with a set for the prefixes of drawEntry, or
+// drawFilter draws a table with sets for the prefixes of drawEntry, or
 // without.
 func drawFilter(t *rapid.T, wanted bool) Filter {
 	f := Filter{Guard: rapid.SampledFrom([]Guard{GuardBind, GuardBind, GuardPeers, GuardOff}).Draw(t, "guard"), VNI: 1, Port: 8472}
-	if f.Guard == GuardBind && rapid.Bool().Draw(t, "with lengths") {
+	if rapid.Bool().Draw(t, "open") {
+		f.Masquerade, f.Networks = true, [2]netip.Prefix{prefix("0.0.0.0/0"), prefix("::/0")}
+	}
+	if (f.Guard == GuardBind || f.Masquerade) && rapid.Bool().Draw(t, "with lengths") {
 		f.Lengths = Lengths{}.WithLength(4, 24).WithLength(6, 64)
 	}
 	if !wanted {
@@ -119,6 +122,9 @@ func drawEntry(t *rapid.T, wanted bool) Entry {
 		return Node{Addr: host(f, i), Own: rapid.Bool().Draw(t, "own")}
 	case 4:
 		return Source{Outer: host(f, i), Inner: rapid.SampledFrom([]netip.Prefix{pods(f, i), pods(f.Other(), i), single(base)}).Draw(t, "inner")}
+	}
+	if rapid.IntRange(0, 3).Draw(t, "no route") == 0 {
+		return Pods{pods(f, i)}
 	}
 	r := Route{Dev: dev, Dst: pods(f, i), Via: base, Metric: 1024, Onlink: true, Proto: RouteProtocol}
 	if rapid.IntRange(0, 2).Draw(t, "direct") == 0 {
@@ -152,6 +158,7 @@ func drift(t *rapid.T, s State) State {
 	merge(t, out, sorted(s.Filters), sorted(other.Filters), lose)
 	merge(t, out, sorted(s.Nodes), sorted(other.Nodes), lose)
 	merge(t, out, sorted(s.Sources), sorted(other.Sources), lose)
+	merge(t, out, sorted(s.Pods), sorted(other.Pods), lose)
 	merge(t, out, sorted(s.Addrs), sorted(other.Addrs), lose)
 	merge(t, out, sorted(s.FDB), sorted(other.FDB), lose)
 	merge(t, out, sorted(s.Neighs), sorted(other.Neighs), lose)

@@ -184,7 +184,7 @@ func flannelState(s *scenario) State {
 		r.Proto, r.Metric = protoBoot, 0
 		have.Routes.Add(r)
 	}
-	have.Filters, have.Nodes, have.Sources = Set[Filter]{}, Set[Node]{}, Set[Source]{}
+	have.Filters, have.Nodes, have.Sources, have.Pods = Set[Filter]{}, Set[Node]{}, Set[Source]{}, Set[Pods]{}
 	stale := lease(9, [2]subnet.Family{4, 4}).Paths[0]
 	have.FDB.Add(FDB{"flannel.1", stale.MAC, stale.Underlay})
 	have.Neighs.Add(Neigh{"flannel.1", stale.Subnet.Addr(), stale.MAC})
@@ -234,6 +234,14 @@ func scenarios() []scenario {
 				jumbo.Underlays[i].MTU = 9000
 			}
 			have, _ := Desired(jumbo, s.config(), s.leases, NewState())
+			return have
+		}},
+		{name: "open networks", self: dual, leases: []subnet.Lease{lease(3, v4, v6), lease(4, v4)}, before: func(s *scenario) State {
+			have, _ := Desired(dual, s.config(), []subnet.Lease{lease(2, v4, v6), lease(3, v4, v6)}, NewState())
+			return have
+		}, cfg: func(c *subnet.Config) { *c = opened(*c, "46") }},
+		{name: "a network is known by now", self: dual, leases: []subnet.Lease{lease(2, v4, v6)}, before: func(s *scenario) State {
+			have, _ := Desired(dual, opened(s.config(), "46"), s.leases, NewState())
 			return have
 		}},
 		{name: "uninstalled", before: func(s *scenario) State {

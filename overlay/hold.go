@@ -29,8 +29,8 @@ type held struct {
 // another do not give up the last ones.
 //
 // What is held of a subnet is all that makes it reachable and its packets
-// welcome: route, neighbour, FDB entry, Nodes and Sources, and a VXLAN device
-// that want has not but could have. Not held is what overlaps a subnet that is
+// welcome: route, neighbour, FDB entry, Nodes, Sources and Pods, and a VXLAN
+// device that want has not but could have. Not held is what overlaps a subnet that is
 // wanted or our own (it has another holder now), leads nowhere, or stands on a
 // device that is not there any more. It is a pure function.
 func massRemoval(want, had State, self Self, already Set[netip.Prefix]) held {
@@ -281,6 +281,11 @@ func (k *keeper) guard() {
 			follow.Add(s)
 		}
 	}
+	for s := range k.out.subnets {
+		if slices.ContainsFunc(sorted(k.want.Filters), func(f Filter) bool { return f.lists(s) }) {
+			k.out.state.Pods.Add(Pods{s})
+		}
+	}
 	binds := slices.ContainsFunc(sorted(k.want.Filters), func(f Filter) bool { return f.Guard == GuardBind })
 	for s := range follow {
 		if binds && !k.claimed.overlaps(s.Inner) {
@@ -320,6 +325,9 @@ func (h held) over(want State) State {
 				wider.Lengths = wider.Lengths.With(src.Inner)
 			}
 		}
+		for pods := range h.state.Pods {
+			wider.Lengths = wider.Lengths.With(pods.Subnet)
+		}
 		delete(s.Filters, f)
 		s.Filters.Add(wider)
 	}
@@ -332,6 +340,7 @@ func (s State) with(o State) State {
 	maps.Copy(u.Filters, o.Filters)
 	maps.Copy(u.Nodes, o.Nodes)
 	maps.Copy(u.Sources, o.Sources)
+	maps.Copy(u.Pods, o.Pods)
 	maps.Copy(u.Links, o.Links)
 	maps.Copy(u.Addrs, o.Addrs)
 	maps.Copy(u.FDB, o.FDB)

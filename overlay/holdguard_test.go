@@ -168,3 +168,26 @@ func TestHeldPeersMoveToTheDeviceInPlaceOfTheirs(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Where the network is open, what pods send to held peers is not masqueraded
+// either.
+func TestHeldPeersStayAmongThePods(t *testing.T) {
+	self, cfg := guardedSelf([2]subnet.Family{4, 4}), opened(testConfig(), "4")
+	self.Guard = GuardOff
+	var leases []subnet.Lease
+	for i := 16; i < 32; i += 2 {
+		leases = append(leases, edit(lease(i, [2]subnet.Family{4, 4}), func(p *subnet.Path) {
+			p.Subnet = netip.PrefixFrom(p.Subnet.Addr(), 23)
+		}))
+	}
+	had, _ := Desired(self, cfg, leases, NewState())
+	want, _ := Desired(self, cfg, leases[:1], NewState())
+	got := massRemoval(want, had, self, nil).over(want)
+	if len(had.Pods) != len(leases) || !maps.Equal(got.Pods, had.Pods) || !maps.Equal(got.Filters, had.Filters) {
+		t.Errorf("got\n%swant the pods of\n%s", got, had)
+	}
+	known, _ := Desired(self, testConfig(), leases[:1], NewState())
+	if got := massRemoval(known, had, self, nil).over(known); len(got.Pods) != 0 || applyAll(NewState(), Diff(got, NewState())) != nil {
+		t.Errorf("in a network that is known by now:\n%s", got)
+	}
+}

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -107,6 +108,7 @@ func (n node) redraw(t *rapid.T) node {
 	n.self.Guard = rapid.SampledFrom([]Guard{GuardBind, GuardBind, GuardBind, GuardPeers, GuardOff, ""}).Draw(t, "guard")
 	n.self.Masquerade = rapid.Bool().Draw(t, "masquerade")
 	n.self.Lease = n.self.Lease.Clone()
+	n.cfg = opened(n.cfg, rapid.SampledFrom([]string{"", "", "4", "6", "46"}).Draw(t, "open"))
 	switch rapid.SampledFrom([]string{"vxlan", "vxlan", "direct", "host-gw"}).Draw(t, "backend") {
 	case "direct":
 		n.cfg.Backend.DirectRouting = true
@@ -117,6 +119,17 @@ func (n node) redraw(t *rapid.T) node {
 		}
 	}
 	return n
+}
+
+// opened is cfg with the networks of the families named open.
+func opened(cfg subnet.Config, which string) subnet.Config {
+	cfg.Networks = slices.Clone(cfg.Networks)
+	for i, n := range cfg.Networks {
+		if f := subnet.FamilyOf(n.Prefix.Addr()); strings.Contains(which, fmt.Sprint(int(f))) {
+			cfg.Networks[i] = subnet.OpenNetwork(f, n.SubnetLen)
+		}
+	}
+	return cfg
 }
 
 // drawMembers is drawPeers with host-gw nodes among them, some with further
@@ -165,7 +178,11 @@ func TestDesiredIsConsistent(t *testing.T) {
 			t.Fatalf("not something a kernel can hold: %v\n%s", err, s)
 		}
 		var seen []netip.Prefix
+		listed := Set[Pods]{}
 		for r := range s.Routes {
+			if net, _ := n.cfg.Network(subnet.FamilyOf(r.Dst.Addr())); net.Open() && n.self.Masquerade {
+				listed.Add(Pods{r.Dst})
+			}
 			direct := r.Dev == underlayDev && r.Via != host(4, 1) && r.Via != host(6, 1) && link(subnet.FamilyOf(r.Via)).Contains(r.Via)
 			if r.Proto != RouteProtocol || !r.Onlink || r.Metric != routeMetric(r.Dst) || r.Via != r.Dst.Addr() && !direct {
 				t.Fatalf("route %s is not as it should be", r)
@@ -185,6 +202,9 @@ func TestDesiredIsConsistent(t *testing.T) {
 					t.Fatalf("%s overlaps our own %s", r, p.Subnet)
 				}
 			}
+		}
+		if !maps.Equal(s.Pods, listed) {
+			t.Fatalf("pods %v should be where routes lead to, in open networks:\n%s", sorted(s.Pods), s)
 		}
 		for f := range s.FDB {
 			if f.MAC == mac(0) || f.MAC == mac(1) || f.Dst == host(4, 1) || f.Dst == host(6, 1) || !unicast(f.Dst) {

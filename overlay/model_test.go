@@ -21,6 +21,8 @@ func applyModel(s State, c Change) error {
 		return modelElement(s, s.Nodes, c, e, func(Filter) bool { return true })
 	case Source:
 		return modelElement(s, s.Sources, c, e, func(f Filter) bool { return f.looksFor(e.Inner) })
+	case Pods:
+		return modelElement(s, s.Pods, c, e, func(f Filter) bool { return f.lists(e.Subnet) && f.Lengths.With(e.Subnet) == f.Lengths })
 	case Link:
 		return modelLink(s, c, e)
 	case Addr:
@@ -63,6 +65,7 @@ func modelFilter(s State, c Change, f Filter) error {
 	clear(s.Filters)
 	clear(s.Nodes)
 	clear(s.Sources)
+	clear(s.Pods)
 	if c.Op != Delete {
 		s.Filters.Add(f)
 	}

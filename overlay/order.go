@@ -55,6 +55,8 @@ func (s Source) compare(o Source) int {
 	return cmp.Or(s.Outer.Compare(o.Outer), s.Inner.Compare(o.Inner))
 }
 
+func (p Pods) compare(o Pods) int { return p.Subnet.Compare(o.Subnet) }
+
 func (a Addr) compare(o Addr) int {
 	return cmp.Or(cmp.Compare(a.Dev, o.Dev), a.Prefix.Compare(o.Prefix))
 }

@@ -217,6 +217,12 @@ func (p *planner) validSubnet(l *subnet.Lease, s netip.Prefix) bool {
 		p.problem("PeerOutsideNetwork", peerName(l), "subnet %s is not a subnet of the pod network %s", s, n.Prefix)
 		return false
 	}
+	for _, u := range p.self.Underlays {
+		if n.Open() && s.Contains(u.Addr.Unmap()) { // a known network is chosen with care
+			p.problem("PeerCoversUnderlay", peerName(l), "subnet %s contains this node's own address %s on %s", s, u.Addr, u.Dev)
+			return false
+		}
+	}
 	for _, own := range p.self.Lease.Paths {
 		if own.Subnet.Overlaps(s) {
 			p.problem("PeerOverlapsSelf", peerName(l), "subnet %s overlaps our own %s, which we keep", s, own.Subnet)

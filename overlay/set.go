@@ -33,7 +33,7 @@ func (s Set[E]) is(o Set[E]) bool {
 // NewState returns an empty State with sets that can be added to.
 func NewState() State {
 	return State{
-		Filters: Set[Filter]{}, Nodes: Set[Node]{}, Sources: Set[Source]{},
+		Filters: Set[Filter]{}, Nodes: Set[Node]{}, Sources: Set[Source]{}, Pods: Set[Pods]{},
 		Links: Set[Link]{}, Addrs: Set[Addr]{}, FDB: Set[FDB]{}, Neighs: Set[Neigh]{}, Routes: Set[Route]{},
 	}
 }
@@ -44,6 +44,7 @@ func (s State) Clone() State {
 	maps.Copy(c.Filters, s.Filters)
 	maps.Copy(c.Nodes, s.Nodes)
 	maps.Copy(c.Sources, s.Sources)
+	maps.Copy(c.Pods, s.Pods)
 	maps.Copy(c.Links, s.Links)
 	maps.Copy(c.Addrs, s.Addrs)
 	maps.Copy(c.FDB, s.FDB)
@@ -55,6 +56,7 @@ func (s State) Clone() State {
 // Equal reports whether s and o hold the same entries.
 func (s State) Equal(o State) bool {
 	return maps.Equal(s.Filters, o.Filters) && maps.Equal(s.Nodes, o.Nodes) && maps.Equal(s.Sources, o.Sources) &&
+		maps.Equal(s.Pods, o.Pods) &&
 		maps.Equal(s.Links, o.Links) && maps.Equal(s.Addrs, o.Addrs) && maps.Equal(s.FDB, o.FDB) &&
 		maps.Equal(s.Neighs, o.Neighs) && maps.Equal(s.Routes, o.Routes)
 }
@@ -68,6 +70,8 @@ func (s State) Add(e Entry) {
 		s.Nodes.Add(e)
 	case Source:
 		s.Sources.Add(e)
+	case Pods:
+		s.Pods.Add(e)
 	case Link:
 		s.Links.Add(e)
 	case Addr:
@@ -90,6 +94,8 @@ func (s State) remove(e Entry) {
 		delete(s.Nodes, e)
 	case Source:
 		delete(s.Sources, e)
+	case Pods:
+		delete(s.Pods, e)
 	case Link:
 		delete(s.Links, e)
 	case Addr:
@@ -104,23 +110,23 @@ func (s State) remove(e Entry) {
 }
 
 // Counts says how many entries of each kind a State holds. Comparable.
-type Counts struct{ Filters, Nodes, Sources, Links, Addrs, FDB, Neighs, Routes int }
+type Counts struct{ Filters, Nodes, Sources, Pods, Links, Addrs, FDB, Neighs, Routes int }
 
 // Counts returns the number of entries of each kind in s.
 func (s State) Counts() Counts {
-	return Counts{len(s.Filters), len(s.Nodes), len(s.Sources), len(s.Links), len(s.Addrs), len(s.FDB), len(s.Neighs), len(s.Routes)}
+	return Counts{len(s.Filters), len(s.Nodes), len(s.Sources), len(s.Pods), len(s.Links), len(s.Addrs), len(s.FDB), len(s.Neighs), len(s.Routes)}
 }
 
 // Total returns the number of entries of all kinds.
 func (c Counts) Total() int {
-	return c.Filters + c.Nodes + c.Sources + c.Links + c.Addrs + c.FDB + c.Neighs + c.Routes
+	return c.Filters + c.Nodes + c.Sources + c.Pods + c.Links + c.Addrs + c.FDB + c.Neighs + c.Routes
 }
 
-// String renders c as "1 filter, 3 node, 9 source, 1 link, 1 addr, 2 fdb,
+// String renders c as "1 filter, 3 node, 9 source, 0 pods, 1 link, 1 addr, 2 fdb,
 // 2 neigh, 2 route".
 func (c Counts) String() string {
-	return fmt.Sprintf("%d filter, %d node, %d source, %d link, %d addr, %d fdb, %d neigh, %d route",
-		c.Filters, c.Nodes, c.Sources, c.Links, c.Addrs, c.FDB, c.Neighs, c.Routes)
+	return fmt.Sprintf("%d filter, %d node, %d source, %d pods, %d link, %d addr, %d fdb, %d neigh, %d route",
+		c.Filters, c.Nodes, c.Sources, c.Pods, c.Links, c.Addrs, c.FDB, c.Neighs, c.Routes)
 }
 
 // sorted returns the elements of s in the order of their compare methods.

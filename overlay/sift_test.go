@@ -55,6 +55,7 @@ func TestDriftIsSiftedToTheSameChanges(t *testing.T) {
 func meddled(t *rapid.T, s, other State) State {
 	out := s.Clone()
 	out.Nodes, out.Sources = drifted(t, s.Nodes, other.Nodes), drifted(t, s.Sources, other.Sources)
+	out.Pods = drifted(t, s.Pods, other.Pods)
 	out.FDB, out.Neighs = drifted(t, s.FDB, other.FDB), drifted(t, s.Neighs, other.Neighs)
 	out.Routes = drifted(t, s.Routes, other.Routes)
 	for _, r := range append(sorted(s.Routes), sorted(other.Routes)...) {

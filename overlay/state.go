@@ -21,6 +21,7 @@ type State struct {
 	Filters Set[Filter] // one, or none where weft leaves nftables alone
 	Nodes   Set[Node]
 	Sources Set[Source]
+	Pods    Set[Pods]
 	Links   Set[Link]
 	Addrs   Set[Addr]
 	FDB     Set[FDB]
@@ -101,6 +102,7 @@ const (
 // Filter is nftables table inet weft without its elements: the ingress guard,
 // the drop of VXLAN from pods, notrack, masquerading. What is per family
 // stands in the order of subnet.Families and is zero where there is none.
+// A network that is open (subnet.Network) is the whole of its family.
 // Comparable.
 type Filter struct {
 	Guard      Guard
@@ -111,7 +113,7 @@ type Filter struct {
 	Subnets    [2]netip.Prefix // this node's pod subnets
 	Devices    [2]string       // our VXLAN devices by underlay family, there or not
 	Bridge     string          // the device that pods are behind, there or not; empty for none known
-	Lengths    Lengths         // of the inner prefixes that the guard looks for, single addresses left out
+	Lengths    Lengths         // of the inner prefixes that the guard looks for, and of Pods; single addresses left out
 	Foreign    string          // in what the kernel's table is not as weft makes it; empty when desired
 }
 
@@ -127,4 +129,10 @@ type Node struct {
 type Source struct {
 	Outer netip.Addr
 	Inner netip.Prefix
+}
+
+// Pods is a peer's subnet in an open network, which packets of pods are not
+// masqueraded to: an element of a set of table inet weft.
+type Pods struct {
+	Subnet netip.Prefix
 }

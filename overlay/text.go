@@ -14,6 +14,7 @@ import (
 func (Filter) entry() {}
 func (Node) entry()   {}
 func (Source) entry() {}
+func (Pods) entry()   {}
 func (Link) entry()   {}
 func (Addr) entry()   {}
 func (FDB) entry()    {}
@@ -153,8 +154,8 @@ func (r Route) String() string {
 	return b.String()
 }
 
-// Kind returns "filter", "node", "source", "link", "addr", "fdb", "neigh" or
-// "route".
+// Kind returns "filter", "node", "source", "pods", "link", "addr", "fdb",
+// "neigh" or "route".
 func (c Change) Kind() string { return kindOf(c.Entry) }
 
 func kindOf(e Entry) string {
@@ -165,6 +166,8 @@ func kindOf(e Entry) string {
 		return "node"
 	case Source:
 		return "source"
+	case Pods:
+		return "pods"
 	case Link:
 		return "link"
 	case Addr:
@@ -187,7 +190,7 @@ func (c Change) String() string {
 		return strings.Join(c.linkCommands(e), " && ")
 	case Filter:
 		return fmt.Sprintf("# %s filter %s", c.Op, e)
-	case Node, Source:
+	case Node, Source, Pods:
 		verb := map[Op]string{Add: "add", Replace: "add", Modify: "add", Delete: "delete"}[c.Op]
 		return fmt.Sprintf("nft %s element %s", verb, e)
 	}
@@ -250,6 +253,7 @@ func (s State) String() string {
 	writeSet(&b, s.Filters)
 	writeSet(&b, s.Nodes)
 	writeSet(&b, s.Sources)
+	writeSet(&b, s.Pods)
 	writeSet(&b, s.Links)
 	writeSet(&b, s.Addrs)
 	writeSet(&b, s.FDB)

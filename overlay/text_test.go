@@ -26,6 +26,7 @@ func samples() []Entry {
 		},
 		Node{Addr: addr("10.0.0.2"), Own: true},
 		Source{Outer: addr("10.0.0.2"), Inner: prefix("10.5.2.0/24")},
+		Pods{Subnet: prefix("10.5.2.0/24")},
 		Link{
 			Name: "weft.1", VNI: 1, Port: 8472, Local: addr("10.0.0.1"), Underlay: "eth0", MAC: mac(1), MTU: 1450,
 			Learning: true, GBP: true, NoGRO: true, Up: true, RPFilter: 2, AddrGen: "none", Foreign: "ttl 5",
@@ -117,6 +118,8 @@ func compareMethod(e Entry) any {
 	case Node:
 		return e.compare
 	case Source:
+		return e.compare
+	case Pods:
 		return e.compare
 	case Link:
 		return e.compare

@@ -90,18 +90,19 @@ func (l *loop) slim() {
 // expected reports whether the kernel has what d wants: have is a dump that d's
 // digest was given to.
 func (d *decision) expected(have State) bool {
-	return have.Nodes == nil && have.Sources == nil && have.FDB == nil && have.Neighs == nil && have.Routes == nil && d.framed(have)
+	return have.Nodes == nil && have.Sources == nil && have.Pods == nil && have.FDB == nil && have.Neighs == nil && have.Routes == nil && d.framed(have)
 }
 
 // complete returns have, a dump that d's digest was given to, with the sets
 // that were as expected. They are shared.
 func (d *decision) complete(have State) State {
-	if have.Nodes != nil && have.Sources != nil && have.FDB != nil && have.Neighs != nil && have.Routes != nil {
+	if have.Nodes != nil && have.Sources != nil && have.Pods != nil && have.FDB != nil && have.Neighs != nil && have.Routes != nil {
 		return have
 	}
 	d.enlarge()
 	known(&have.Nodes, d.target.Nodes)
 	known(&have.Sources, d.target.Sources)
+	known(&have.Pods, d.target.Pods)
 	known(&have.FDB, d.target.FDB)
 	known(&have.Neighs, d.target.Neighs)
 	known(&have.Routes, d.target.Routes)
@@ -118,6 +119,7 @@ func known[E comparable](s *Set[E], expected Set[E]) {
 func (d *decision) bare(have State) bool {
 	return have.Counts().Total() == 0 &&
 		(have.Nodes != nil || d.digest.Nodes.N == 0) && (have.Sources != nil || d.digest.Sources.N == 0) &&
+		(have.Pods != nil || d.digest.Pods.N == 0) &&
 		(have.FDB != nil || d.digest.FDB.N == 0) && (have.Neighs != nil || d.digest.Neighs.N == 0) &&
 		(have.Routes != nil || d.digest.Routes.N == 0)
 }
@@ -167,6 +169,7 @@ func (d *decision) sift(have State, size int) (missing, extra State) {
 		s := byThemselves(d.inputs, share).state
 		sift(missing.Nodes, have.Nodes, s.Nodes, base.Nodes.Has)
 		sift(missing.Sources, have.Sources, s.Sources, base.Sources.Has)
+		sift(missing.Pods, have.Pods, s.Pods, base.Pods.Has)
 		sift(missing.FDB, have.FDB, s.FDB, base.FDB.Has)
 		sift(missing.Neighs, have.Neighs, s.Neighs, base.Neighs.Has)
 		sift(missing.Routes, have.Routes, s.Routes, func(r Route) bool { return base.Routes.Has(r) || strange.Has(r.Dst) })
@@ -174,6 +177,7 @@ func (d *decision) sift(have State, size int) (missing, extra State) {
 	// The base's own of a kind that is as wanted.
 	known(&have.Nodes, missing.Nodes)
 	known(&have.Sources, missing.Sources)
+	known(&have.Pods, missing.Pods)
 	known(&have.FDB, missing.FDB)
 	known(&have.Neighs, missing.Neighs)
 	known(&have.Routes, missing.Routes)

@@ -283,6 +283,8 @@ func (k *vkernel) change(c Change) error {
 		return changeElement(k, k.state.Nodes, c, e, true)
 	case Source:
 		return changeElement(k, k.state.Sources, c, e, k.looksFor(e.Inner))
+	case Pods:
+		return changeElement(k, k.state.Pods, c, e, k.looksFor(e.Subnet))
 	case Link:
 		return k.changeLink(c, e)
 	case Addr:
@@ -315,6 +317,7 @@ func (k *vkernel) dropTable() {
 	clear(k.state.Filters)
 	clear(k.state.Nodes)
 	clear(k.state.Sources)
+	clear(k.state.Pods)
 }
 
 // looksFor reports whether the table has a set for elements like inner.

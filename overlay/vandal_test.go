@@ -213,6 +213,7 @@ func (k *vkernel) breakTable() string {
 	case i == 3:
 		clear(k.state.Nodes)
 		clear(k.state.Sources)
+		clear(k.state.Pods)
 		return "flush sets"
 	case i == 4 && hasNode:
 		delete(k.state.Nodes, n)

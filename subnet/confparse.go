@@ -3,6 +3,7 @@
 package subnet
 
 import (
+	"bytes"
 	_ "embed" // for configSchema
 	"encoding/json"
 	"errors"
@@ -17,7 +18,8 @@ var configSchema string
 
 // ConfigSchema returns the JSON schema (draft 2020-12) of net-conf.json. It
 // knows the keys in flannel's spelling alone, and cannot say what relates
-// two values, such as SubnetLen to Network; the rest is as in ParseConfig.
+// two values, such as SubnetLen to Network, nor that a network must be given
+// where Defaults.Open is not set; the rest is as in ParseConfig.
 func ConfigSchema() []byte { return []byte(configSchema) }
 
 // Defaults selects what an absent key means.
@@ -25,6 +27,10 @@ type Defaults struct {
 	// Flannel takes flannel's defaults: EnableIPv4 is true and EnableIPv6
 	// false. Otherwise a family is enabled when its network is given.
 	Flannel bool
+	// Open takes a family whose network is not given for one that is enabled,
+	// whatever network it has, unless it is switched off: where subnets come
+	// with the node. Without it, such a family is off, or an error.
+	Open bool
 }
 
 // Defaults and ranges of the Backend object. 8472 is the port of Linux
@@ -78,6 +84,9 @@ func parseConfig(data []byte, d Defaults) (Config, error) {
 	if err := decodeJSON(data, &in); err != nil {
 		return Config{}, err
 	}
+	if !present(bytes.TrimSpace(data)) {
+		return Config{}, errors.New("JSON null: want a JSON object")
+	}
 	var c Config
 	for _, k := range []familyKeys{
 		{f: IPv4, prefix: "", enable: in.EnableIPv4, network: in.Network,
@@ -111,7 +120,7 @@ type familyKeys struct {
 // parse returns the family's network, and whether the family is enabled.
 func (k familyKeys) parse(d Defaults) (n Network, on bool, err error) {
 	given := present(k.network)
-	on = given
+	on = given || d.Open
 	if d.Flannel {
 		on = k.f == IPv4
 	}
@@ -137,11 +146,25 @@ func (k familyKeys) parse(d Defaults) (n Network, on bool, err error) {
 	switch {
 	case !on:
 		return Network{}, false, nil
+	case !given && d.Open:
+		return OpenNetwork(k.f, length), true, nil
 	case !given:
 		return n, on, fmt.Errorf("%sNetwork is missing: want an %v prefix, or %s false", k.prefix, k.f, enableKey)
 	}
 	err = k.complete(&n)
 	return n, on, err
+}
+
+// NetworkOf returns network p with the defaults of ParseConfig, as if p stood
+// there; where it can be cut into subnets of that prefix length, into these. The
+// error says why p can be no pod network.
+func NetworkOf(p netip.Prefix, length int) (Network, error) {
+	k := familyKeys{f: FamilyOf(p.Addr())}
+	n := Network{Prefix: p.Masked()}
+	if length >= p.Bits()+2 && length <= k.f.bits()-2 {
+		n.SubnetLen = length
+	}
+	return n, k.complete(&n)
 }
 
 // bits is the length of an address of family f.

@@ -4,9 +4,11 @@ package subnet
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -311,5 +313,63 @@ func checkConfig(t *testing.T, c Config) {
 	if b.VNI < 1 || b.VNI > 1<<24-1 || b.Port == 0 || b.MTU != 0 && (b.MTU < 576 || b.MTU > 65535) ||
 		b.Type != "vxlan" && b.Type != "host-gw" {
 		t.Fatalf("backend: %+v", b)
+	}
+}
+
+// Where subnets come with the node, a family whose network is not given is
+// there all the same, and open, unless it is switched off.
+func TestParseConfigOpen(t *testing.T) {
+	open4, open6 := OpenNetwork(IPv4, 0), OpenNetwork(IPv6, 0)
+	given := func(text string) Network {
+		n, err := NetworkOf(netip.MustParsePrefix(text), 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	for text, want := range map[string][]Network{
+		`{}`:                        {open4, open6},
+		`{"IPv6SubnetLen":56}`:      {open4, OpenNetwork(IPv6, 56)},
+		`{"EnableIPv6":false}`:      {open4},
+		`{"EnableIPv4":false}`:      {open6},
+		`{"Network":"10.5.0.0/16"}`: {given("10.5.0.0/16"), open6},
+		`{"Network":"10.5.0.0/16","EnableIPv6":false}`:   {given("10.5.0.0/16")},
+		`{"IPv6Network":"fd05::/48","EnableIPv4":false}`: {given("fd05::/48")},
+		`{"EnableIPv4":false,"EnableIPv6":false}`:        nil,
+	} {
+		c, err := ParseConfig([]byte(text), "test", Defaults{Open: true})
+		if !slices.Equal(c.Networks, want) || errors.Is(err, ErrNoNetwork) != (want == nil) {
+			t.Errorf("%s: %+v, %v; want %+v", text, c.Networks, err, want)
+		}
+	}
+	c, err := ParseConfig([]byte(`{}`), "test", Defaults{Open: true, Flannel: true})
+	if err != nil || !slices.Equal(c.Networks, []Network{open4}) {
+		t.Errorf("with flannel's defaults: %+v, %v; want IPv4 alone", c.Networks, err)
+	}
+	for _, text := range []string{`{"Network":"0.0.0.0/0"}`, `{"IPv6Network":"::/0"}`} {
+		if c, err := ParseConfig([]byte(text), "test", Defaults{Open: true}); err == nil {
+			t.Errorf("%s: %+v; want an error, for that would be an open network", text, c)
+		}
+	}
+}
+
+// A network that was found is cut as it would be if it stood in the file, and
+// into subnets like those that there are, where that can be.
+func TestNetworkOf(t *testing.T) {
+	for _, v := range []struct {
+		text         string
+		length, want int
+	}{
+		{"10.5.0.0/16", 26, 26}, {"10.5.0.0/16", 0, 24}, {"10.5.0.0/16", 17, 24}, {"fd05::/48", 56, 56}, {"10.5.0.0/24", 24, 26},
+	} {
+		n, err := NetworkOf(netip.MustParsePrefix(v.text), v.length)
+		if err != nil || n.SubnetLen != v.want || n.Prefix.String() != v.text || n.Open() {
+			t.Errorf("%s with subnets of /%d: %+v, %v; want /%d", v.text, v.length, n, err, v.want)
+		}
+	}
+	for _, bad := range []string{"127.0.0.0/8", "224.0.0.0/4", "0.0.0.0/0", "10.0.0.0/30"} {
+		if n, err := NetworkOf(netip.MustParsePrefix(bad), 0); err == nil {
+			t.Errorf("%s: %+v; want an error", bad, n)
+		}
 	}
 }

@@ -79,7 +79,8 @@ func TestExampleConfigs(t *testing.T) {
 	}
 }
 
-// The schema and the parser agree on these, with weft's defaults.
+// The schema and the parser agree on these, with weft's defaults where subnets
+// come with the node.
 func TestSchemaAgreesWithParser(t *testing.T) {
 	const n4, n6 = `"Network": "10.0.0.0/8"`, `"IPv6Network": "fd00::/48"`
 	s := compiledSchema(t)
@@ -105,11 +106,17 @@ func TestSchemaAgreesWithParser(t *testing.T) {
 		{`{` + n4 + `, "Backend": {"Type": "Host-Gw", "VNI": 16777215, "Port": 65535, "MTU": 65535}}`, true},
 		{`{` + n4 + `, "Backend": {"Port": 0, "MTU": 0, "GBP": true, "Learning": false, "DirectRouting": null}}`, true},
 		{`{` + n4 + `, "Backend": {"Type": null, "VNI": null, "MTU": null, "More": 1}}`, true},
+		{`{}`, true},
+		{`{"Network": null}`, true},
+		{`{` + n4 + `, "EnableIPv4": false}`, true},
+		{`{` + n4 + `, "EnableIPv6": true}`, true},
+		{`{` + n6 + `, "EnableIPv4": true}`, true},
+		{`{` + n6 + `, "EnableIPv4": true, "Network": null}`, true},
+		{`{"EnableIPv4": false, "EnableIPv6": null}`, true},
 
 		{`null`, false},
+		{`{"EnableIPv4": false, "EnableIPv6": false}`, false},
 		{`[]`, false},
-		{`{}`, false},
-		{`{"Network": null}`, false},
 		{`{"Network": 10}`, false},
 		{`{"Network": ""}`, false},
 		{`{"Network": "10.0.0.0"}`, false},
@@ -123,11 +130,7 @@ func TestSchemaAgreesWithParser(t *testing.T) {
 		{`{"IPv6Network": "fd00::/129"}`, false},
 		{`{"IPv6Network": "fd00::"}`, false},
 		{`{"IPv6Network": "fd0g::/48"}`, false},
-		{`{` + n4 + `, "EnableIPv4": false}`, false},
 		{`{` + n4 + `,` + n6 + `, "EnableIPv4": false, "EnableIPv6": false}`, false},
-		{`{` + n4 + `, "EnableIPv6": true}`, false},
-		{`{` + n6 + `, "EnableIPv4": true}`, false},
-		{`{` + n6 + `, "EnableIPv4": true, "Network": null}`, false},
 		{`{` + n4 + `, "EnableIPv4": "true"}`, false},
 		{`{` + n4 + `, "EnableIPv6": 1}`, false},
 		{`{` + n4 + `, "SubnetLen": -1}`, false},
@@ -162,14 +165,15 @@ func TestSchemaAgreesWithParser(t *testing.T) {
 		if err := validate(t, s, []byte(v.text)); (err == nil) != v.good {
 			t.Errorf("schema on %s: %v; want good=%v", v.text, err, v.good)
 		}
-		if _, err := ParseConfig([]byte(v.text), "test", Defaults{}); (err == nil) != v.good {
+		if _, err := ParseConfig([]byte(v.text), "test", Defaults{Open: true}); (err == nil) != v.good {
 			t.Errorf("parser on %s: %v; want good=%v", v.text, err, v.good)
 		}
 	}
 }
 
-// What a schema cannot say: how values fit each other, and that 24.0 is not
-// an integer. The parser is the stricter one in each case.
+// What a schema cannot say: how values fit each other, that 24.0 is not an
+// integer, and which store it is for. The parser is the stricter one in each
+// case.
 func TestSchemaLeavesToParser(t *testing.T) {
 	s := compiledSchema(t)
 	for _, text := range []string{
@@ -179,6 +183,10 @@ func TestSchemaLeavesToParser(t *testing.T) {
 		`{"Network": "10.0.0.0/16", "SubnetMin": "10.0.1.1"}`,
 		`{"Network": "10.0.0.0/16", "SubnetLen": 24.0}`,
 		`{"IPv6Network": "fd00:::/48"}`,
+		`{}`,
+		`{"Network": null}`,
+		`{"Network": "10.0.0.0/16", "EnableIPv4": false}`,
+		`{"Network": "10.0.0.0/16", "EnableIPv6": true}`,
 	} {
 		if err := validate(t, s, []byte(text)); err != nil {
 			t.Errorf("schema on %s: %v; it learned something, move the case up", text, err)

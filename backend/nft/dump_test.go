@@ -149,6 +149,9 @@ func TestLoadedAgainFromItsListing(t *testing.T) {
 			l := newLab(t)
 			p := params()
 			p.Guard, p.Masquerade = guard, guard != GuardBind
+			if guard == GuardOff {
+				p.opens()
+			}
 			want := Weft(p, peers())
 			install(t, l.conn, want)
 			listing := l.node.run("nft list ruleset")
@@ -223,6 +226,7 @@ func TestTenThousandPeers(t *testing.T) {
 	h := newHost(t)
 	c := h.dial()
 	p := params()
+	p.opens()
 	all := manyPeers(10000)
 	want := Weft(p, all)
 	step := func(what string, f func()) {

@@ -205,6 +205,7 @@ func TestInstallDumpsEqualAndLists(t *testing.T) {
 		"bind":    func(*node) {},
 		"peers":   func(p *node) { p.Guard = GuardPeers },
 		"off":     func(p *node) { p.Guard = GuardOff; p.Masquerade = false },
+		"open":    func(p *node) { p.opens() },
 		"minimal": func(p *node) { *p = node{Params: Params{Guard: GuardBind, Port: 4789, VNI: 0xffffff}} },
 	} {
 		t.Run(name, func(t *testing.T) {

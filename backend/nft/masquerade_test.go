@@ -61,3 +61,41 @@ func TestMasqueradedFlowsAreAnswered(t *testing.T) {
 		}
 	}
 }
+
+// In an open network the pods are where a subnet is leased: what they send to
+// each other stays as it is, and what they send elsewhere is masqueraded. A
+// lease that comes or goes is one element, and counts from the next flow on.
+func TestMasqueradeInAnOpenNetwork(t *testing.T) {
+	l := newLab(t)
+	// So that the wire shows what stays among pods, too.
+	l.node.run("ip route add 10.42.9.0/24 via 10.0.0.254\nip route add fd42:0:0:9::/64 via fd00::254")
+	p, late := params(), Peer{Outer: addrs("10.0.0.9", "fd00::9"), Inner: prefixes("10.42.9.0/24", "fd42:0:0:9::/64")}
+	p.opens()
+	install(t, l.conn, Weft(p, peers()))
+	dport := 6000
+	expect := func(when string, from *host, source, to, want string) {
+		t.Helper()
+		dport++
+		wire := l.capture(func(s seen) bool { return s.dst == addr(to) && s.dport == dport })
+		from.talk(netip.AddrPortFrom(addr(source), 7000), port(to, dport), 1, []byte("x"))
+		if got := wire(1)[0].src; got != addr(want) {
+			t.Errorf("%s: %s to %s comes from %v, want %s", when, source, to, got, want)
+		}
+	}
+	outside := func(when string) {
+		t.Helper()
+		expect(when, l.pod, "10.42.1.2", "203.0.113.5", "10.0.0.1")
+		expect(when, l.pod, "fd42:0:0:1::2", "2001:db8:1::5", "fd00::1")
+		expect(when, l.pod, "10.42.1.2", "10.0.0.66", "10.0.0.1")
+		expect(when, l.node, "10.0.0.1", "203.0.113.5", "10.0.0.1")
+	}
+	outside("before the lease")
+	expect("before the lease", l.pod, "10.42.1.2", "10.42.9.5", "10.0.0.1")
+	install(t, l.conn, Weft(p, append(peers(), late)))
+	outside("with the lease")
+	expect("with the lease", l.pod, "10.42.1.2", "10.42.9.5", "10.42.1.2")
+	expect("with the lease", l.pod, "fd42:0:0:1::2", "fd42:0:0:9::5", "fd42:0:0:1::2")
+	install(t, l.conn, Weft(p, peers()))
+	expect("after the lease", l.pod, "10.42.1.2", "10.42.9.5", "10.0.0.1")
+	expect("after the lease", l.pod, "fd42:0:0:1::2", "fd42:0:0:9::5", "fd00::1")
+}

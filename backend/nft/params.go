@@ -27,7 +27,9 @@ const (
 
 // Params is what the rules of table inet weft are made from. Peers are none
 // of it but through Lengths. What is per family stands in the order of
-// subnet.Families and is zero where there is none.
+// subnet.Families and is zero where there is none. A network that is the whole
+// of its family is open: its pods are in Subnets and in the subnets that are
+// elements.
 type Params struct {
 	Guard      Guard
 	Masquerade bool
@@ -37,9 +39,9 @@ type Params struct {
 	Subnets    [2]netip.Prefix // this node's pod subnets
 	Devices    [2]string       // our VXLAN devices by underlay family, at most 15 bytes each
 	Bridge     string          // the device that pods are behind, at most 15 bytes; empty for none known
-	// Lengths are the lengths of the inner prefixes that the guard looks for,
-	// single addresses left out, ordered by family, then length, no two the
-	// same.
+	// Lengths are the lengths of the prefixes that the guard looks for as inner
+	// ones, and of peers' subnets where the network is open, single addresses
+	// left out, ordered by family, then length, no two the same.
 	Lengths []Length
 }
 
@@ -63,6 +65,16 @@ func single(f subnet.Family) Length { return Length{f, f.Bits()} }
 
 // guards lists the modes by their number in userdata.
 func guards() []Guard { return []Guard{"", GuardBind, GuardPeers, GuardOff} }
+
+// open reports whether pods of family f are told by sets from what is outside.
+func (p Params) open(f subnet.Family) bool {
+	for i, family := range subnet.Families() {
+		if n := p.Networks[i]; family == f && n.IsValid() {
+			return p.Masquerade && n.Bits() == 0
+		}
+	}
+	return false
+}
 
 // guarded reports whether anything is asked of VXLAN packets.
 func (p Params) guarded() bool { return p.Guard == GuardBind || p.Guard == GuardPeers }

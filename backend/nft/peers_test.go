@@ -33,6 +33,11 @@ func params() node {
 	}
 }
 
+// opens makes p's pod networks those that are leased.
+func (p *node) opens() {
+	p.Networks = [2]netip.Prefix(prefixes("0.0.0.0/0", "::/0"))
+}
+
 // Peer is another node: the addresses that its packets come from, and its pod
 // subnets and VTEP addresses. What the node itself sends to a pod carries its
 // outer addresses inside too.
@@ -87,6 +92,11 @@ func Elements(p node, peers []Peer) []Element {
 		add(NodeElement(a, true))
 	}
 	for _, peer := range peers {
+		for _, in := range peer.Inner {
+			if p.Params.open(lengthOf(in).Family) {
+				add(PodsElement(in))
+			}
+		}
 		for _, a := range peer.Outer {
 			add(NodeElement(a, false))
 			if p.Guard != GuardBind {
@@ -125,7 +135,8 @@ func manyPeers(n int) []Peer {
 // Every element can be read back, and junk is refused or read back as it is.
 func TestElementsDecode(t *testing.T) {
 	p := params().WithLengths(peers())
-	nodes, sources := 0, 0
+	p.opens()
+	nodes, sources, pods := 0, 0, 0
 	for _, e := range Elements(p, peers()) {
 		m, ok := MembersOf(e.Set)
 		if !ok {
@@ -136,18 +147,22 @@ func TestElementsDecode(t *testing.T) {
 			t.Fatalf("%+v does not decode", e)
 		}
 		again, err := NodeElement(outer, m.Own)
-		if inner.IsValid() {
+		switch {
+		case !outer.IsValid():
+			pods++
+			again, err = PodsElement(inner)
+		case inner.IsValid():
 			sources++
 			again, err = SourceElement(outer, inner)
-		} else {
+		default:
 			nodes++
 		}
 		if err != nil || again != e {
 			t.Errorf("%+v decodes to %v %v, which is %+v, %v", e, outer, inner, again, err)
 		}
 	}
-	if nodes == 0 || sources == 0 {
-		t.Errorf("%d nodes, %d sources", nodes, sources)
+	if nodes == 0 || sources == 0 || pods == 0 {
+		t.Errorf("%d nodes, %d sources, %d subnets of pods", nodes, sources, pods)
 	}
 	for _, key := range []string{"", "123", "1234", "\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\xff\xff\x01\x02\x03\x04"} {
 		if outer, inner, ok := (Members{Outer: subnet.IPv6, Inner: Length{subnet.IPv4, 24}}).Decode([]byte(key)); ok {
@@ -156,13 +171,16 @@ func TestElementsDecode(t *testing.T) {
 		if outer, _, ok := (Members{Outer: subnet.IPv6}).Decode([]byte(key)); ok {
 			t.Errorf("key %q decodes to %v", key, outer)
 		}
+		if _, inner, ok := (Members{Inner: Length{subnet.IPv6, 64}}).Decode([]byte(key)); ok {
+			t.Errorf("key %q decodes to %v", key, inner)
+		}
 	}
 }
 
 func TestMembersOfForeignSets(t *testing.T) {
 	for _, set := range []string{
 		"", "peers", "peers5", "peers44", "bind4_inner4_", "bind4_inner4_33", "bind4_inner4_-1", "bind4_inner6_129",
-		"bind5_inner4_24", "bind4_inner5_24", "bind4_inner4_024", "bind4_inner4_24x", "bind260_inner4_24", "theirs",
+		"bind5_inner4_24", "bind4_inner5_24", "bind4_inner4_024", "bind4_inner4_24x", "bind260_inner4_24", "theirs", "pods4", "pods4_", "pods4_32", "pods4_-1", "pods4_024", "pods5_24", "pods6_128", "pods4_24x",
 	} {
 		if m, ok := MembersOf(set); ok {
 			t.Errorf("%q: %+v", set, m)
@@ -181,6 +199,18 @@ func TestElementsOfJunk(t *testing.T) {
 	}
 	for _, p := range []netip.Prefix{{}, netip.MustParsePrefix("::ffff:10.42.0.0/120"), netip.PrefixFrom(addr("10.42.0.0"), 33)} {
 		if e, err := SourceElement(addr("10.0.0.2"), p); err == nil {
+			t.Errorf("%v is element %+v", p, e)
+		}
+		if e, err := PodsElement(p); err == nil {
+			t.Errorf("%v is element %+v", p, e)
+		}
+	}
+}
+
+// No pod has a subnet that is one address.
+func TestNoPodsAtOneAddress(t *testing.T) {
+	for _, p := range prefixes("10.42.2.0/32", "fd42::2/128") {
+		if e, err := PodsElement(p); err == nil {
 			t.Errorf("%v is element %+v", p, e)
 		}
 	}

@@ -16,8 +16,13 @@ import (
 
 func TestGolden(t *testing.T) {
 	for name, change := range map[string]func(*node){
-		"bind":     func(*node) {},
-		"peers":    func(p *node) { p.Guard = GuardPeers },
+		"bind":  func(*node) {},
+		"peers": func(p *node) { p.Guard = GuardPeers },
+		"open":  func(p *node) { p.opens() },
+		"open-ipv6-no-guard": func(p *node) {
+			p.opens()
+			p.Guard, p.Networks[0] = GuardOff, netip.MustParsePrefix("10.42.0.0/16")
+		},
 		"off":      func(p *node) { p.Guard, p.Masquerade = GuardOff, false },
 		"one-ipv4": func(p *node) { p.Networks[1], p.Subnets[1], p.Lengths = netip.Prefix{}, netip.Prefix{}, p.Lengths[:1] },
 	} {
@@ -32,6 +37,13 @@ func TestGolden(t *testing.T) {
 		have := Desired{Ruleset(p.Params), Elements(p, peers()[:3])}.Content()
 		want := Desired{Ruleset(p.Params), Elements(p, peers()[1:])}
 		golden(t, "delta.golden", Diff(want, have).String())
+	})
+	t.Run("open-delta", func(t *testing.T) {
+		p := params().WithLengths(peers())
+		p.opens()
+		have := Desired{Ruleset(p.Params), Elements(p, peers()[:3])}.Content()
+		want := Desired{Ruleset(p.Params), Elements(p, peers()[1:])}
+		golden(t, "open-delta.golden", Diff(want, have).String())
 	})
 }
 
@@ -79,6 +91,9 @@ func TestDecodingInvertsEncoding(t *testing.T) {
 	for _, guard := range []Guard{GuardBind, GuardPeers, GuardOff} {
 		p := params()
 		p.Guard = guard
+		if guard != GuardPeers {
+			p.opens()
+		}
 		want := Weft(p, peers())
 		got, err := messages(want.Table, Diff(want, Content{}).batch())
 		if err != nil || !reflect.DeepEqual(got, want.Content()) {

@@ -55,6 +55,9 @@ func Ruleset(p Params) Table {
 		p.aside(Forward, "early_forward", "vxlan_forward"),
 		p.aside(Output, "early_output", "vxlan_output"),
 	)
+	if p.open(subnet.IPv4) || p.open(subnet.IPv6) {
+		t.Chains = append(t.Chains, Chain{Name: outsideChain, Rules: p.masquerade()})
+	}
 	if p.Masquerade {
 		t.Chains = append(t.Chains, p.postrouting())
 	}
@@ -134,6 +137,9 @@ func (p Params) notrack(in bool) []Rule {
 	return out
 }
 
+// outsideChain is where masquerading happens for open networks.
+const outsideChain = "to_outside"
+
 // postrouting masquerades what pods send out of the pod networks. Only the
 // first packet of a flow comes here, so that answers are left alone.
 func (p Params) postrouting() Chain {
@@ -145,16 +151,49 @@ func (p Params) postrouting() Chain {
 	rules := []Rule{rule("kube-proxy masquerades these", Match{Load: mark, Value: bit}, Verdict{Code: Return})}
 	for i, f := range subnet.Families() {
 		n := p.Networks[i]
-		if !n.IsValid() {
-			continue
+		switch {
+		case p.open(f):
+			rules = append(rules, p.fromOpen(i)...)
+		case n.IsValid():
+			rules = append(rules, p.masquerade(FamilyIs(f), Within(LoadSource(f), n, false),
+				Within(LoadDest(f), n, true), Within(LoadDest(f), multicast(f), true))...)
 		}
-		match := []Expr{FamilyIs(f), Within(LoadSource(f), n, false), Within(LoadDest(f), n, true), Within(LoadDest(f), multicast(f), true)}
-		udp := append(slices.Clone(match), ProtocolIs(unix.IPPROTO_UDP), Masquerade{Ports: besides(p.Port)})
-		rules = append(rules,
-			rule("pods to the world outside, not from the VXLAN port", udp...),
-			rule("pods to the world outside", append(match, Masquerade{})...))
 	}
 	return Chain{Name: "pod_masquerade", NAT: true, Hook: Postrouting, Priority: PrioritySrcNAT, Rules: rules}
+}
+
+// masquerade is the rules that masquerade what matches.
+func (p Params) masquerade(match ...Expr) []Rule {
+	udp := append(slices.Clone(match), ProtocolIs(unix.IPPROTO_UDP), Masquerade{Ports: besides(p.Port)})
+	return []Rule{
+		rule("pods to the world outside, not from the VXLAN port", udp...),
+		rule("pods to the world outside", append(slices.Clip(match), Masquerade{})...),
+	}
+}
+
+// fromOpen sends what pods of the open network at place i send out of it to
+// outsideChain. Pods are in our own subnet and in those that are elements.
+func (p Params) fromOpen(i int) []Rule {
+	f := subnet.Families()[i]
+	among := func(l Load) (out []Expr) {
+		if s := p.Subnets[i]; s.IsValid() {
+			out = append(out, Within(l, s, false))
+		}
+		for _, n := range p.Lengths {
+			if n.Family == f {
+				out = append(out, In{Fields: []Load{l.Masked(n.Bits)}, Set: podSet(n)})
+			}
+		}
+		return out
+	}
+	rules := []Rule{rule("to many", FamilyIs(f), Within(LoadDest(f), multicast(f), false), Verdict{Code: Return})}
+	for _, to := range among(LoadDest(f)) {
+		rules = append(rules, rule("to pods", FamilyIs(f), to, Verdict{Code: Return}))
+	}
+	for _, from := range among(LoadSource(f)) {
+		rules = append(rules, rule("from pods", FamilyIs(f), from, Verdict{Goto, outsideChain}))
+	}
+	return rules
 }
 
 // besides is the larger of the two ranges of ports beside port, from 1024 on.

@@ -79,6 +79,9 @@ func printStatus(out io.Writer, s api.Status, now time.Time) error {
 	row("Node:", s.Node)
 	row("State:", state)
 	row("Store:", s.Store+age(s.Snapshot, now))
+	if s.Networks != "" {
+		row("Networks:", s.Networks)
+	}
 	row("Lease:", prefixes(s.Subnets))
 	row("Kernel:", kernelLine(s))
 	row("Guard:", guardLine(s.Guard))

@@ -146,7 +146,7 @@ func (a *agent) keep(ctx context.Context, cfg subnet.Config, instance string, un
 	g.Go(func() error { return a.sweep(ctx, told) })
 	g.Go(func() error { return a.reportHealth(ctx, health) })
 	g.Go(func() error {
-		err := a.publish(ctx, passed, cfg, r)
+		err := a.publish(ctx, passed, r)
 		if a.o.Once && err == nil {
 			cancel()
 		}

@@ -59,16 +59,28 @@ func checkNetConf(o *options, w io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("read the network configuration: %w", err)
 	}
-	cfg, err := subnet.ParseConfig(data, o.CheckFile, subnet.Defaults{Flannel: o.FlannelCompat})
+	cfg, err := subnet.ParseConfig(data, o.CheckFile, subnet.Defaults{Flannel: o.FlannelCompat, Open: o.Store == storeKube})
 	if err != nil {
 		return err
 	}
 	for _, n := range cfg.Networks {
+		if o.Store == storeKube {
+			fmt.Fprintf(w, "network %s: subnets are the nodes' podCIDRs\n", openText(n))
+			continue
+		}
 		fmt.Fprintf(w, "network %s: subnets of /%d from %s to %s\n", n.Prefix, n.SubnetLen, n.SubnetMin, n.SubnetMax)
 	}
 	b := cfg.Backend
 	fmt.Fprintf(w, "backend %s: VNI %d, UDP port %d, learning %t, direct routing %t\nok\n", b.Type, b.VNI, b.Port, b.Learning, b.DirectRouting)
 	return nil
+}
+
+// openText names n before the cluster was asked.
+func openText(n subnet.Network) string {
+	if n.Open() {
+		return subnet.FamilyOf(n.Prefix.Addr()).String() + " as the cluster says, if nodes have podCIDRs of it"
+	}
+	return n.Prefix.String()
 }
 
 // gateway is the first usable address of a path's subnet, which the bridge

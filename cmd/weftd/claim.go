@@ -70,7 +70,7 @@ func (a *agent) dropTable(ctx context.Context, l locks) error {
 		return err
 	}
 	only := overlay.NewState()
-	only.Filters, only.Nodes, only.Sources = have.Filters, have.Nodes, have.Sources
+	only.Filters, only.Nodes, only.Sources, only.Pods = have.Filters, have.Nodes, have.Sources, have.Pods
 	return k.Apply(ctx, overlay.Diff(overlay.NewState(), only))
 }
 

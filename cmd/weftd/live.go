@@ -3,8 +3,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"net/netip"
+	"slices"
 	"strings"
 
 	"weft.dev/weft/subnet"
@@ -27,28 +30,37 @@ func (a *agent) judgeConfig(next subnet.Config, err error, apply func(subnet.Con
 			Detail: err.Error() + "; this node goes on with the last valid one"})
 		return
 	}
-	if fixed := fixedChanges(running, next); len(fixed) > 0 {
+	if fixed := a.fixedChanges(running, next); len(fixed) > 0 {
 		a.problems.set(partConfig, subnet.Problem{Kind: "ConfigChanged", Object: key,
 			Detail: fmt.Sprintf("%s cannot change under running pods, so nothing of the new configuration applies on this node until weftd is restarted", strings.Join(fixed, ", "))})
 		return
 	}
-	a.problems.set(partConfig)
-	if next.Backend == running.Backend {
+	if outside := a.outside(next); outside != "" {
+		a.problems.set(partConfig, subnet.Problem{Kind: "ConfigInvalid", Object: key,
+			Detail: outside + "; this node goes on with the last valid one"})
 		return
 	}
-	a.log.Infof("the network configuration has changed: backend %+v, before %+v", next.Backend, running.Backend)
+	a.problems.set(partConfig)
+	if next.Backend == running.Backend && slices.Equal(next.Networks, running.Networks) {
+		return
+	}
+	a.log.Infof("the network configuration has changed: networks %s and backend %+v, before %s and %+v",
+		networksText(next), next.Backend, networksText(running), running.Backend)
 	a.network.Store(&next)
 	apply(next)
 }
 
 // fixedChanges names what differs between two configurations and needs a
 // restart: subnets in use would not fit any more, or peers not find this node.
-func fixedChanges(running, next subnet.Config) []string {
+// Where subnets come with the node, a network is no more than the bound of
+// where pods are.
+func (a *agent) fixedChanges(running, next subnet.Config) []string {
 	var out []string
 	for _, f := range subnet.Families() {
 		was, had := running.Network(f)
 		is, has := next.Network(f)
 		switch {
+		case had && has && a.o.Store == storeKube:
 		case had != has || was.Prefix != is.Prefix:
 			out = append(out, fmt.Sprintf("the %v network (%s, now %s)", f, networkText(was), networkText(is)))
 		case was != is:
@@ -65,9 +77,56 @@ func fixedChanges(running, next subnet.Config) []string {
 	return out
 }
 
+// outside names a subnet that is in use and that next's networks leave out: this
+// node's, or else a peer's that the networks in force do not. Peers that are not
+// let in anyway are no reason against a network.
+func (a *agent) outside(next subnet.Config) string {
+	running := *a.network.Load()
+	fits := func(c subnet.Config, p netip.Prefix) bool {
+		n, ok := c.Network(subnet.FamilyOf(p.Addr()))
+		return !ok || n.Prefix.Bits() <= p.Bits() && n.Prefix.Contains(p.Addr())
+	}
+	look := func(l *subnet.Lease, whose string) string {
+		for _, p := range l.Paths {
+			if n, _ := next.Network(subnet.FamilyOf(p.Subnet.Addr())); fits(running, p.Subnet) && !fits(next, p.Subnet) {
+				return fmt.Sprintf("the pod network %v does not contain %v, the subnet of %s", n.Prefix, p.Subnet, whose)
+			}
+		}
+		return ""
+	}
+	if slices.Equal(next.Networks, running.Networks) {
+		return ""
+	}
+	if self := a.self.Load(); self != nil {
+		if text := look(&self.Lease, "this node"); text != "" {
+			return text
+		}
+	}
+	if snap := a.snapshot.Load(); snap != nil {
+		for l := range snap.Leases.All() {
+			if text := look(l, "node "+cmp.Or(l.Node, "?")); text != "" {
+				return text
+			}
+		}
+	}
+	return ""
+}
+
 func networkText(n subnet.Network) string {
-	if !n.Prefix.IsValid() {
+	switch {
+	case !n.Prefix.IsValid():
 		return "none"
+	case n.Open():
+		return subnet.FamilyOf(n.Prefix.Addr()).String() + " as leased"
 	}
 	return n.Prefix.String()
+}
+
+// networksText names all networks of c.
+func networksText(c subnet.Config) string {
+	var out []string
+	for _, n := range c.Networks {
+		out = append(out, networkText(n))
+	}
+	return strings.Join(out, " and ")
 }

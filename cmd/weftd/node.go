@@ -51,12 +51,14 @@ func (n *node) follow(ctx context.Context, underlays []overlay.Underlay, changed
 	}
 }
 
-// holdUntilOther returns nil when another lease has to be announced. The one
-// there is stays in the store meanwhile, and in the kernel.
+// holdUntilOther returns nil when another lease has to be announced, or it has
+// to be judged by other networks. The one there is stays in the store meanwhile,
+// and in the kernel.
 func (n *node) holdUntilOther(outer context.Context, want subnet.Lease, changed <-chan struct{}) error {
 	g, ctx := errgroup.WithContext(outer)
 	ctx, other := context.WithCancel(ctx)
 	defer other()
+	networks := n.a.network.Load().Networks
 	granted := make(chan subnet.Lease)
 	g.Go(func() error {
 		return n.hold(ctx, want, func(l subnet.Lease) {
@@ -84,7 +86,7 @@ func (n *node) holdUntilOther(outer context.Context, want subnet.Lease, changed 
 		}
 		n.look(ctx)
 		next, ok := n.announcesOther(want)
-		if !ok {
+		if !ok && slices.Equal(networks, n.a.network.Load().Networks) {
 			continue
 		}
 		other()
@@ -141,11 +143,12 @@ func (n *node) tell() {
 // ownAddresses are the addresses at which pods reach this node: those found,
 // and those that our devices have or will have, so that nothing changes when
 // they appear. An address inside the pod networks that is not of our subnets
-// is left out: it is left from a subnet that may be another node's by now.
+// is left out: it is left from a subnet that may be another node's by now. Of
+// open networks that cannot be told.
 func ownAddresses(cfg subnet.Config, lease subnet.Lease, found []netip.Addr) []netip.Addr {
 	var out []netip.Addr
 	for _, a := range found {
-		inside := func(n subnet.Network) bool { return n.Prefix.Contains(a) }
+		inside := func(n subnet.Network) bool { return !n.Open() && n.Prefix.Contains(a) }
 		ours := func(p subnet.Path) bool { return p.Subnet.Contains(a) }
 		if !slices.ContainsFunc(cfg.Networks, inside) || slices.ContainsFunc(lease.Paths, ours) {
 			out = append(out, a)

@@ -4,6 +4,8 @@ package main
 
 import (
 	"context"
+	"net/netip"
+	"slices"
 	"time"
 
 	"weft.dev/weft/backend"
@@ -38,20 +40,43 @@ func (a *agent) probeSpec() backend.ProbeSpec {
 	}
 	spec.Devices = deviceNames(presetFor(a.o.FlannelCompat).names, cfg.Backend.VNI)
 	for _, n := range cfg.Networks {
-		spec.Networks = append(spec.Networks, n.Prefix)
+		if !n.Open() {
+			spec.Networks = append(spec.Networks, n.Prefix)
+		}
 	}
 	if self == nil {
 		return spec
 	}
 	for _, p := range self.Lease.Paths {
 		spec.Own = append(spec.Own, p.Subnet)
+		if n, _ := cfg.Network(subnet.FamilyOf(p.Subnet.Addr())); n.Open() { // what is forwarded here is from or to a pod of ours
+			spec.Networks = append(spec.Networks, p.Subnet)
+		}
 	}
+	spec.Leased = a.leased(*cfg, self.Lease)
 	// Only what comes directly from a peer meets the underlay's own filter
 	// with a pod's address.
 	if cfg.Backend.DirectRouting || cfg.Backend.Type == subnet.BackendHostGW {
 		spec.Underlays = self.Underlays
 	}
 	return spec
+}
+
+// leased returns the subnets of peers in open networks, in which pods are too.
+func (a *agent) leased(cfg subnet.Config, own subnet.Lease) []netip.Prefix {
+	snap := a.snapshot.Load()
+	if snap == nil || !slices.ContainsFunc(cfg.Networks, subnet.Network.Open) {
+		return nil
+	}
+	var out []netip.Prefix
+	for l := range snap.Leases.All() {
+		for _, p := range l.Paths {
+			if n, _ := cfg.Network(subnet.FamilyOf(p.Subnet.Addr())); n.Open() && !slices.ContainsFunc(own.Paths, func(o subnet.Path) bool { return o.Subnet == p.Subnet }) {
+				out = append(out, p.Subnet)
+			}
+		}
+	}
+	return out
 }
 
 // watchHost probes after events on the host and from time to time: forwarding

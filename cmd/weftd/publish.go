@@ -21,7 +21,7 @@ import (
 // what they should hold, so that one that was removed or altered comes back. A
 // file that cannot be written (a full disk) is reported and tried again after
 // the next pass; the data plane does not wait for it.
-func (a *agent) publish(ctx context.Context, changed <-chan struct{}, cfg subnet.Config, r *overlay.Reconciler) error {
+func (a *agent) publish(ctx context.Context, changed <-chan struct{}, r *overlay.Reconciler) error {
 	lastErr, told := "", false
 	for {
 		select {
@@ -36,7 +36,7 @@ func (a *agent) publish(ctx context.Context, changed <-chan struct{}, cfg subnet
 		if !st.Synced || len(st.Lease.Paths) == 0 {
 			continue
 		}
-		if err := a.writeFiles(a.subnetEnv(cfg, st)); err != nil {
+		if err := a.writeFiles(a.subnetEnv(*a.network.Load(), st)); err != nil {
 			if a.o.Once {
 				return err
 			}
@@ -62,14 +62,20 @@ func (a *agent) publish(ctx context.Context, changed <-chan struct{}, cfg subnet
 	}
 }
 
-// subnetEnv is what pods on this node need to know.
+// subnetEnv is what pods on this node need to know: of the families that it has
+// a subnet of. Of an open network that is this node's own part: a list of all
+// leases would be another one whenever a node comes or goes, and pods that run
+// would not hear of it. They reach the rest by their default route.
 func (a *agent) subnetEnv(cfg subnet.Config, st overlay.Status) subnet.SubnetEnv {
 	env := subnet.SubnetEnv{MTU: st.MTU, IPMasq: a.o.IPMasq}
-	for _, n := range cfg.Networks {
-		env.Networks = append(env.Networks, n.Prefix)
-	}
 	for _, p := range st.Lease.Paths {
 		env.Subnets = append(env.Subnets, gateway(p))
+		switch n, ok := cfg.Network(subnet.FamilyOf(p.Subnet.Addr())); {
+		case ok && !n.Open():
+			env.Networks = append(env.Networks, n.Prefix)
+		default:
+			env.Networks = append(env.Networks, p.Subnet)
+		}
 	}
 	return env
 }

@@ -76,10 +76,10 @@ func eventually(t *testing.T, what string, ok func() bool) {
 func TestFilesComeBack(t *testing.T) {
 	dir := t.TempDir()
 	env, conf := filepath.Join(dir, "run", "subnet.env"), filepath.Join(dir, "net.d", "05-weft.conflist")
-	a, cfg, changed := running(t, nil, "--subnet-file="+env, "--cni-conf="+conf)
+	a, _, changed := running(t, nil, "--subnet-file="+env, "--cni-conf="+conf)
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- a.publish(ctx, changed, cfg, a.reconciler.Load()) }()
+	go func() { done <- a.publish(ctx, changed, a.reconciler.Load()) }()
 	defer func() { stop(); <-done }()
 	ready := func() bool { return a.status().Ready }
 	eventually(t, "not ready at first", ready)
@@ -111,10 +111,10 @@ func TestFilesComeBack(t *testing.T) {
 }
 
 func TestOnceFailsWhenAFileCannotBeWritten(t *testing.T) {
-	a, cfg, changed := running(t, nil, "--once", "--subnet-file=/proc/weft/subnet.env")
+	a, _, changed := running(t, nil, "--once", "--subnet-file=/proc/weft/subnet.env")
 	ctx, stop := context.WithTimeout(context.Background(), 10*time.Second)
 	defer stop()
-	if err := a.publish(ctx, changed, cfg, a.reconciler.Load()); err == nil || !strings.Contains(err.Error(), "/proc/weft") {
+	if err := a.publish(ctx, changed, a.reconciler.Load()); err == nil || !strings.Contains(err.Error(), "/proc/weft") {
 		t.Errorf("%v", err)
 	}
 }

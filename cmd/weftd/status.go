@@ -27,8 +27,8 @@ func (a *agent) status() api.Status {
 func (a *agent) brief() api.Status {
 	s := api.Status{
 		Node: a.o.NodeName, Version: api.Version(),
-		Guard:   api.Guard{Mode: string(a.o.Guard), Masquerade: a.o.IPMasq},
-		Store:   a.storeText(),
+		Guard: api.Guard{Mode: string(a.o.Guard), Masquerade: a.o.IPMasq},
+		Store: a.storeText(), Networks: a.networks(),
 		Pending: []api.Change{}, Devices: []api.Device{}, Peers: []api.Peer{}, Problems: []subnet.Problem{},
 	}
 	s.Problems = append(s.Problems, a.problems.all()...)

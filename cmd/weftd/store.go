@@ -109,6 +109,17 @@ func (a *agent) storeText() string {
 	return "etcd " + strings.Join(a.o.EtcdEndpoints, ",") + " " + a.o.EtcdPrefix
 }
 
+// networks names the pod networks for people, once they are known.
+func (a *agent) networks() string {
+	if s, ok := a.store.(interface{ Networks() string }); ok {
+		return s.Networks()
+	}
+	if cfg := a.network.Load(); cfg != nil {
+		return networksText(*cfg)
+	}
+	return ""
+}
+
 // configText is where the network's configuration stands.
 func (o *options) configText() string {
 	if o.Store == storeKube {

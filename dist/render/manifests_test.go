@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -115,6 +116,15 @@ func TestPrivileges(t *testing.T) {
 				t.Errorf("%s: probe %+v", v.file, p.HTTPGet)
 			}
 		}
+		for name, want := range map[string]rbacv1.PolicyRule{
+			"weft-events":          {APIGroups: []string{""}, Resources: []string{"events"}, Verbs: []string{"create", "patch"}},
+			"weft-cluster-network": {APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: []string{"kubeadm-config", "kube-proxy"}, Verbs: []string{"get"}},
+		} {
+			role, binding := object[rbacv1.Role](t, manifest, "Role", name), object[rbacv1.RoleBinding](t, manifest, "RoleBinding", name)
+			if len(role.Rules) != 1 || !reflect.DeepEqual(role.Rules[0], want) || binding.Namespace != role.Namespace || binding.RoleRef.Name != name {
+				t.Errorf("%s: role %s has %+v, bound by %+v", v.file, name, role.Rules, binding)
+			}
+		}
 		role := object[rbacv1.ClusterRole](t, manifest, "ClusterRole", "weft")
 		for _, r := range role.Rules {
 			reads := slices.Equal(r.Resources, []string{"nodes"}) && slices.Equal(r.Verbs, []string{"get", "list", "watch"})
@@ -135,18 +145,28 @@ func TestNetConf(t *testing.T) {
 	for name, c := range map[string]struct {
 		values map[string]any
 		want   []string
+		compat []string // with flannelCompat, if it differs
+		asks   string   // who needs the right to ask the cluster: "both", "weft" or ""
 	}{
-		"default":   {nil, []string{"10.244.0.0/16"}},
-		"dual":      {network("10.244.0.0/16", "fd00:10:244::/56"), []string{"10.244.0.0/16", "fd00:10:244::/56"}},
-		"IPv6 only": {network("", "fd00:10:244::/56"), []string{"fd00:10:244::/56"}},
+		"default":     {nil, []string{"0.0.0.0/0", "::/0"}, []string{"0.0.0.0/0"}, "both"},
+		"dual":        {network("10.244.0.0/16", "fd00:10:244::/56"), []string{"10.244.0.0/16", "fd00:10:244::/56"}, nil, ""},
+		"IPv4 given":  {network("10.244.0.0/16", ""), []string{"10.244.0.0/16", "::/0"}, []string{"10.244.0.0/16"}, "weft"},
+		"IPv4 only":   {network("10.244.0.0/16", "none"), []string{"10.244.0.0/16"}, nil, ""},
+		"IPv6 given":  {network("", "fd00:10:244::/56"), []string{"0.0.0.0/0", "fd00:10:244::/56"}, nil, "both"},
+		"IPv6 only":   {network("none", "fd00:10:244::/56"), []string{"fd00:10:244::/56"}, nil, ""},
+		"asks nobody": {map[string]any{"network": map[string]any{"fromCluster": false}}, []string{"0.0.0.0/0", "::/0"}, []string{"0.0.0.0/0"}, ""},
 	} {
 		for _, compat := range []bool{false, true} {
 			values := map[string]any{"flannelCompat": compat}
 			for k, v := range c.values {
 				values[k] = v
 			}
-			conf := object[corev1.ConfigMap](t, rendered(t, values), "ConfigMap", "weft").Data["net-conf.json"]
-			got, err := subnet.ParseConfig([]byte(conf), name, subnet.Defaults{Flannel: compat})
+			manifest, want := rendered(t, values), c.want
+			if compat && c.compat != nil {
+				want = c.compat
+			}
+			conf := object[corev1.ConfigMap](t, manifest, "ConfigMap", "weft").Data["net-conf.json"]
+			got, err := subnet.ParseConfig([]byte(conf), name, subnet.Defaults{Flannel: compat, Open: true})
 			if err != nil {
 				t.Errorf("%s, flannel %v: %v in %s", name, compat, err, conf)
 				continue
@@ -158,8 +178,12 @@ func TestNetConf(t *testing.T) {
 					t.Error(err)
 				}
 			}
-			if !slices.Equal(have, c.want) {
-				t.Errorf("%s, flannel %v: networks %v, want %v, of %s", name, compat, have, c.want, conf)
+			if !slices.Equal(have, want) {
+				t.Errorf("%s, flannel %v: networks %v, want %v, of %s", name, compat, have, want, conf)
+			}
+			asks := c.asks == "both" || c.asks == "weft" && !compat
+			if strings.Contains(string(manifest), "weft-cluster-network") != asks {
+				t.Errorf("%s, flannel %v: may ask the cluster: %v, want %v", name, compat, !asks, asks)
 			}
 		}
 	}
@@ -167,11 +191,12 @@ func TestNetConf(t *testing.T) {
 
 func TestWrongValues(t *testing.T) {
 	for want, values := range map[string]map[string]any{
-		"ipv5":         {"network": map[string]any{"ipv5": "x"}},
-		"/network/ipv": {"network": map[string]any{"ipv4": "10.244.0.0"}},
-		"both empty":   {"network": map[string]any{"ipv4": "", "ipv6": ""}},
-		"logLevel":     {"agent": map[string]any{"logLevel": "loud"}},
-		"VNI":          {"network": map[string]any{"backend": map[string]any{"VNI": 1 << 24}}},
+		"ipv5":              {"network": map[string]any{"ipv5": "x"}},
+		"/network/ipv":      {"network": map[string]any{"ipv4": "10.244.0.0"}},
+		"both switched off": {"network": map[string]any{"ipv4": "none", "ipv6": "none"}},
+		"are both switched": {"flannelCompat": true, "network": map[string]any{"ipv4": "none"}},
+		"logLevel":          {"agent": map[string]any{"logLevel": "loud"}},
+		"VNI":               {"network": map[string]any{"backend": map[string]any{"VNI": 1 << 24}}},
 	} {
 		if _, err := render(chartDir, values); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v: %v, want an error with %q", values, err, want)

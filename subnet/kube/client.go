@@ -66,6 +66,13 @@ func (c *client) getNode(ctx context.Context, name string) (*corev1.Node, error)
 	return n, err
 }
 
+// configMap reads the data of a ConfigMap.
+func (c *client) configMap(ctx context.Context, namespace, name string) (map[string]string, error) {
+	m := &corev1.ConfigMap{}
+	err := c.core.Get().Namespace(namespace).Resource("configmaps").Name(name).Do(ctx).Into(m)
+	return m.Data, err
+}
+
 // patch changes the metadata or the conditions of a Node. It goes to
 // nodes/status, which takes annotations too, so that the agent needs no right
 // on nodes that could change a spec. How conditions are merged is the server's

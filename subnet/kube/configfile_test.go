@@ -84,9 +84,11 @@ func TestConfigWaits(t *testing.T) {
 		})
 	}
 	says(cm.path(), "no such file", "--net-conf")
+	cm.write(`{"EnableIPv4":false,"EnableIPv6":false}`)
+	says(cm.path(), "want Network, IPv6Network or both", "neither EnableIPv4 nor EnableIPv6 false")
 	cm.write(`{"Backend":{"Type":"vxlan"}}`)
-	says(cm.path(), "want Network, IPv6Network or both", "--cluster-cidr")
-	cm.write(`{"Network":"10.244.0.0/16"}`)
+	says("waiting for the Kubernetes API")
+	cm.write(`{"EnableIPv6":false,"Network":"10.244.0.0/16"}`)
 	cfg := <-got
 	if n, ok := cfg.Network(subnet.IPv4); !ok || n.Prefix.String() != "10.244.0.0/16" || s.Reason() != "" {
 		t.Errorf("configuration %+v, reason %q", cfg, s.Reason())
@@ -96,7 +98,7 @@ func TestConfigWaits(t *testing.T) {
 // What changes is told once; what is wrong keeps the last good one.
 func TestConfigIsFollowed(t *testing.T) {
 	cm := &configMap{TB: t, dir: t.TempDir()}
-	cm.write(`{"Network":"10.244.0.0/16"}`)
+	cm.write(`{"EnableIPv6":false,"Network":"10.244.0.0/16"}`)
 	s := offline(t, cm.path())
 	running, err := s.Config(t.Context())
 	must(t, err)
@@ -122,18 +124,18 @@ func TestConfigIsFollowed(t *testing.T) {
 			}
 		}
 	}
-	cm.write(`{"Network":"10.244.0.0/16","Backend":{"MTU":1400}}`)
+	cm.write(`{"EnableIPv6":false,"Network":"10.244.0.0/16","Backend":{"MTU":1400}}`)
 	expect(1400)
-	cm.write(`{"Network":"10.244.0.0/16","Backend":{"MTU":1400} }`) // the same in other words
-	cm.write(`{"Network":"10.244.0.0/16","Backend":{"MTU":"x"}}`)
+	cm.write(`{"EnableIPv6":false,"Network":"10.244.0.0/16","Backend":{"MTU":1400} }`) // the same in other words
+	cm.write(`{"EnableIPv6":false,"Network":"10.244.0.0/16","Backend":{"MTU":"x"}}`)
 	expect(1400, cm.path(), "Backend.MTU")
 	cm.write("")
 	expect(1400, "no such file")
 	cm.write(strings.Repeat(" ", maxNetConf+1))
 	expect(1400, "at most")
-	cm.write(`{"Network":"10.244.0.0/16","Backend":{"MTU":1400}}`)
+	cm.write(`{"EnableIPv6":false,"Network":"10.244.0.0/16","Backend":{"MTU":1400}}`)
 	expect(1400)
-	cm.write(`{"Network":"10.244.0.0/16"}`)
+	cm.write(`{"EnableIPv6":false,"Network":"10.244.0.0/16"}`)
 	expect(0)
 	cancel()
 	if err := <-ended; !errors.Is(err, context.Canceled) {

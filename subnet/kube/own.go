@@ -26,14 +26,10 @@ type plan struct {
 // cfg's networks; its underlays are taken, its subnets are not: those are the
 // Node's podCIDRs. node may be nil, when there is none.
 func (ds dialects) planOwn(cfg subnet.Config, want subnet.Lease, name string, node *corev1.Node) plan {
-	if node == nil {
-		return plan{kind: "NodeMissing", lacks: fmt.Sprintf("there is no Node %q: want the name that this node has in the cluster (--node-name, NODE_NAME)", name)}
-	}
 	var p plan
-	cidrs, err := parseCIDRs(podCIDRs(node))
-	if err != nil {
-		p.kind, p.lacks = "PodCIDRMissing", fmt.Sprintf("waiting for a podCIDR of Node %s: %v; the controller manager hands them out with --allocate-node-cidrs and --cluster-cidr (kubeadm init --pod-network-cidr)", name, err)
-		return p
+	cidrs, lacks := ownCIDRs(name, node)
+	if lacks != (notYet{}) {
+		return plan{kind: lacks.kind, lacks: lacks.text}
 	}
 	p.lease = want.Clone()
 	p.lease.Node, p.lease.Paths = name, nil
@@ -46,6 +42,19 @@ func (ds dialects) planOwn(cfg subnet.Config, want subnet.Lease, name string, no
 	}
 	ds.publishOwn(&p, node)
 	return p
+}
+
+// ownCIDRs returns the podCIDRs of our Node, which may be nil, when there is
+// none; or what is waited for.
+func ownCIDRs(name string, node *corev1.Node) ([]netip.Prefix, notYet) {
+	if node == nil {
+		return nil, notYet{"NodeMissing", fmt.Sprintf("there is no Node %q: want the name that this node has in the cluster (--node-name, NODE_NAME)", name)}
+	}
+	cidrs, err := parseCIDRs(podCIDRs(node))
+	if err != nil {
+		return nil, notYet{"PodCIDRMissing", fmt.Sprintf("waiting for a podCIDR of Node %s: %v; the controller manager hands them out with --allocate-node-cidrs and --cluster-cidr (kubeadm init --pod-network-cidr)", name, err)}
+	}
+	return cidrs, notYet{}
 }
 
 // podCIDRs are those of node: one list, whatever version of the API wrote it.
@@ -69,7 +78,7 @@ func (p *plan) assign(cfg subnet.Config, want subnet.Lease, name string, cidrs [
 		c := cidrs[at]
 		if c != c.Masked() || c.Bits() < n.Prefix.Bits() || !n.Prefix.Contains(c.Addr()) {
 			p.problems = append(p.problems, subnet.Problem{Kind: "PodCIDROutsideNetwork", Object: name,
-				Detail: fmt.Sprintf("podCIDR %v of this Node is not inside the pod network %v of the configuration: make Network the cluster's --cluster-cidr", c, n.Prefix)})
+				Detail: fmt.Sprintf("podCIDR %v of this Node is not inside the pod network %v of the configuration: make Network the cluster's --cluster-cidr, or leave it out", c, n.Prefix)})
 			continue
 		}
 		path := want.Paths[i]
@@ -79,7 +88,7 @@ func (p *plan) assign(cfg subnet.Config, want subnet.Lease, name string, cidrs [
 	for _, c := range cidrs {
 		if _, ok := cfg.Network(subnet.FamilyOf(c.Addr())); !ok {
 			p.problems = append(p.problems, subnet.Problem{Kind: "PodCIDRUnused", Object: name,
-				Detail: fmt.Sprintf("podCIDR %v of this Node is of a family that the configuration has no network of: add one, or it has no overlay", c)})
+				Detail: fmt.Sprintf("podCIDR %v of this Node is of a family that the configuration switches off, so it has no overlay", c)})
 		}
 	}
 	switch {

@@ -36,6 +36,8 @@ type Store struct {
 	standing atomic.Pointer[[]subnet.Problem] // what Hold finds wrong with our Node
 	news     chan struct{}                    // poked when standing changes, for Watch
 
+	resolver resolver // of networks that the file does not name
+
 	configWait, nodeWait, leaseWait, watchWait waiting.Reason
 }
 

@@ -45,7 +45,8 @@ type Status struct {
 	Reason   string           `json:"reason,omitempty"` // why not ready, one sentence
 	Node     string           `json:"node"`
 	Version  string           `json:"version"`
-	Store    string           `json:"store"` // e.g. "etcd http://10.0.0.1:2379 /weft/network"
+	Store    string           `json:"store"`    // e.g. "etcd http://10.0.0.1:2379 /weft/network"
+	Networks string           `json:"networks"` // the pod networks, and who says so where that is not the configuration
 	Subnets  []netip.Prefix   `json:"subnets"`
 	Devices  []Device         `json:"devices"`
 	Peers    []Peer           `json:"peers"`

@@ -31,15 +31,22 @@ app.kubernetes.io/name: weft
 {{- end }}
 {{- end }}
 
-{{- /* A family that is not given is switched off. flannel's rule is that IPv6
-needs a switch and IPv4 is always on; with ours, the networks say it. */ -}}
+{{- /* A family that is not given is the cluster's, but for flannel's rule that
+IPv6 needs a switch. */ -}}
 {{- define "weft.netConf" -}}
 {{- $conf := dict "Backend" .Values.network.backend -}}
-{{- with .Values.network.ipv4 }}{{ $_ := set $conf "Network" . }}{{ end -}}
-{{- with .Values.network.ipv6 }}{{ $_ := set $conf "IPv6Network" . }}{{ $_ := set $conf "EnableIPv6" true }}{{ end -}}
-{{- if not .Values.network.ipv4 }}{{ $_ := set $conf "EnableIPv4" false }}{{ end -}}
-{{- if not (or .Values.network.ipv4 .Values.network.ipv6) }}{{ fail "network.ipv4 and network.ipv6 are both empty: want the range of at least one family, such as network.ipv4=10.244.0.0/16" }}{{ end -}}
+{{- if eq .Values.network.ipv4 "none" }}{{ $_ := set $conf "EnableIPv4" false -}}
+{{- else if .Values.network.ipv4 }}{{ $_ := set $conf "Network" .Values.network.ipv4 }}{{ end -}}
+{{- if eq .Values.network.ipv6 "none" }}{{ $_ := set $conf "EnableIPv6" false -}}
+{{- else if .Values.network.ipv6 }}{{ $_ := set $conf "IPv6Network" .Values.network.ipv6 }}{{ $_ := set $conf "EnableIPv6" true }}{{ end -}}
+{{- if and (eq .Values.network.ipv4 "none") (or (eq .Values.network.ipv6 "none") (and .Values.flannelCompat (not .Values.network.ipv6))) }}{{ fail "network.ipv4 and network.ipv6 are both switched off: want at least one family" }}{{ end -}}
 {{ toPrettyJson $conf }}
+{{- end }}
+
+{{- /* Whether agents have to ask the cluster for a network. */ -}}
+{{- define "weft.asksCluster" -}}
+{{- $six := or .Values.network.ipv6 .Values.flannelCompat -}}
+{{- if and .Values.network.fromCluster (not (and .Values.network.ipv4 $six)) }}yes{{ end -}}
 {{- end }}
 
 {{- /* What an agent may publish on its Node, and what stands before the names. */ -}}

@@ -19,8 +19,8 @@ import (
 	"weft.dev/weft/subnet/kube/apitest"
 )
 
-// cluster is an API server, and our Node's store on it.
-type cluster struct {
+// fixture is an API server, and our Node's store on it.
+type fixture struct {
 	*testing.T
 	api *apitest.Server
 	srv *httptest.Server
@@ -29,9 +29,9 @@ type cluster struct {
 }
 
 // newCluster has no Nodes yet. Ours is n1.
-func newCluster(t *testing.T, conf string, edit ...func(*Options)) *cluster {
+func newCluster(t *testing.T, conf string, edit ...func(*Options)) *fixture {
 	t.Helper()
-	c := &cluster{T: t, api: apitest.New(), cfg: config(t, conf)}
+	c := &fixture{T: t, api: apitest.New(), cfg: config(t, conf)}
 	c.srv = httptest.NewServer(c.api)
 	netConf := filepath.Join(t.TempDir(), "net-conf.json")
 	must(t, os.WriteFile(netConf, []byte(conf), 0o600))
@@ -51,7 +51,7 @@ func newCluster(t *testing.T, conf string, edit ...func(*Options)) *cluster {
 }
 
 // run runs f until the test ends, which is the only thing that may end it.
-func (c *cluster) run(f func(ctx context.Context) error) {
+func (c *fixture) run(f func(ctx context.Context) error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- f(ctx) }()
@@ -64,7 +64,7 @@ func (c *cluster) run(f func(ctx context.Context) error) {
 }
 
 // hold holds n1's lease; what is granted comes through the channel, rendered.
-func (c *cluster) hold() <-chan string {
+func (c *fixture) hold() <-chan string {
 	granted := make(chan string, 100)
 	want := dualWant()
 	want.Paths = want.Paths[:len(c.cfg.Networks)]
@@ -82,7 +82,7 @@ func leaseText(l subnet.Lease) string {
 	return strings.Join(out, " ")
 }
 
-func (c *cluster) granted(from <-chan string, want string) {
+func (c *fixture) granted(from <-chan string, want string) {
 	c.Helper()
 	select {
 	case got := <-from:
@@ -96,13 +96,13 @@ func (c *cluster) granted(from <-chan string, want string) {
 
 // watched are the snapshots of a Watch under way.
 type watched struct {
-	*cluster
+	*fixture
 	mu    sync.Mutex
 	texts []string
 }
 
-func (c *cluster) watch() *watched {
-	w := &watched{cluster: c}
+func (c *fixture) watch() *watched {
+	w := &watched{fixture: c}
 	c.run(func(ctx context.Context) error {
 		return c.s.Watch(ctx, c.cfg, func(s subnet.Snapshot) {
 			w.mu.Lock()
@@ -148,7 +148,7 @@ func (w *watched) shows(want string) {
 	})
 }
 
-func (c *cluster) says(words ...string) {
+func (c *fixture) says(words ...string) {
 	c.Helper()
 	eventually(c.T, "Reason says "+strings.Join(words, ", "), func() bool {
 		for _, w := range words {
@@ -161,7 +161,7 @@ func (c *cluster) says(words ...string) {
 }
 
 // told waits for an Event about our Node.
-func (c *cluster) told(reason string, words ...string) {
+func (c *fixture) told(reason string, words ...string) {
 	c.Helper()
 	eventually(c.T, "an Event "+reason+" with "+strings.Join(words, ", "), func() bool {
 		for _, e := range c.api.Events() {
@@ -178,7 +178,7 @@ func (c *cluster) told(reason string, words ...string) {
 }
 
 // annotated waits until our Node has these annotations, and others' kept.
-func (c *cluster) annotated(want map[string]string) {
+func (c *fixture) annotated(want map[string]string) {
 	c.Helper()
 	eventually(c.T, "our annotations", func() bool {
 		n := c.api.Node("n1")
