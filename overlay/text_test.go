@@ -176,7 +176,7 @@ func TestZeroStateIsEmpty(t *testing.T) {
 }
 
 func TestChangeAsJSON(t *testing.T) {
-	b, err := json.Marshal(Changes{{Op: Replace, Entry: samples()[6]}})
+	b, err := json.Marshal(Changes{{Op: Replace, Entry: samples()[7]}})
 	want := `[{"op":"replace","kind":"neigh","text":"ip neigh replace 10.5.2.0 lladdr 0a:00:00:00:00:02 dev weft.1 nud permanent"}]`
 	if err != nil || string(b) != want {
 		t.Errorf("got %s, %v, want %s", b, err, want)
@@ -196,7 +196,7 @@ func TestFilterIsAComment(t *testing.T) {
 }
 
 func TestModifyOfAnUnknownLinkSetsEverything(t *testing.T) {
-	got := Change{Op: Modify, Entry: samples()[3]}.String()
+	got := Change{Op: Modify, Entry: samples()[4]}.String()
 	want := "sysctl -qw net.ipv4.conf.weft/1.rp_filter=2 && ip link set weft.1 addrgenmode none && " +
 		"ip link set weft.1 type vxlan id 1 learning && ethtool -K weft.1 gro off && ip link set weft.1 address 0a:00:00:00:00:01 mtu 1450 up"
 	if got != want {
