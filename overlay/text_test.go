@@ -176,7 +176,7 @@ func TestZeroStateIsEmpty(t *testing.T) {
 }
 
 func TestChangeAsJSON(t *testing.T) {
-	b, err := json.Marshal(Changes{{Op: Replace, Entry: samples()[6]}})
+	b, err := json.Marshal(Changes{{Op: Replace, Entry: samples()[7]}})
 	want := `[{"op":"replace","kind":"neigh","text":"ip neigh replace 10.5.2.0 lladdr 0a:00:00:00:00:02 dev weft.1 nud permanent"}]`
 	if err != nil || string(b) != want {
 		t.Errorf("got %s, %v, want %s", b, err, want)
@@ -196,7 +196,7 @@ func TestFilterIsAComment(t *testing.T) {
 }
 
 func TestModifyOfAnUnknownLinkSetsEverything(t *testing.T) {
-	got := Change{Op: Modify, Entry: samples()[3]}.String()
+	got := Change{Op: Modify, Entry: samples()[4]}.String()
 	want := "sysctl -qw net.ipv4.conf.weft/1.rp_filter=2 && ip link set weft.1 addrgenmode none && " +
 		"ip link set weft.1 type vxlan id 1 learning && ethtool -K weft.1 gro off && ip link set weft.1 address 0a:00:00:00:00:01 mtu 1450 up"
 	if got != want {
@@ -260,6 +260,11 @@ func table(f Filter) string {
 	b.WriteString("table inet weft {\n")
 	for _, outer := range subnet.Families() {
 		fmt.Fprintf(&b, "set peers%d { type %s; }\nset own%d { type %s; }\n", outer, kind[outer], outer, kind[outer])
+		for family, n := range f.Lengths.All() {
+			if family == outer && f.open(int(outer)/6) {
+				fmt.Fprintf(&b, "set pods%d_%d { type %s; }\n", family, n, kind[family])
+			}
+		}
 		if f.Guard != GuardBind {
 			continue
 		}
@@ -279,7 +284,7 @@ ip neigh show nud permanent | awk '{ print "neigh", $1, "lladdr", $5, "dev", $3,
 ip -o addr show | awk '$2 ~ /weft|flannel/ { print "addr", $4, "dev", $2 }'
 ip -o link show type vxlan | awk '$9 != "UNKNOWN"'
 nft list ruleset | tr -d '\n\t' | sed 's/set /\n/g' | sed -n 's/^\([a-z0-9_]*\) {.*elements = { \([^}]*\) }.*/\1,\2/p' |
-	awk -F ', *' '{ for (i = 2; i <= NF; i++) print ($1 ~ /bind/ ? "source" : "node"), "inet weft", $1, "{", $i, "}" }'
+	awk -F ', *' '{ for (i = 2; i <= NF; i++) print ($1 ~ /bind/ ? "source" : $1 ~ /pods/ ? "pods" : "node"), "inet weft", $1, "{", $i, "}" }'
 `
 
 // plain leaves out the comments after elements, which nft does not keep.
