@@ -36,6 +36,7 @@ type kubeRequest struct {
 	Server   string        // the program kube-apiserver
 	Manifest string        // weft's
 	BinDir   string
+	Profiles string // directory for profiles of the agent; empty for none
 }
 
 // kubeFigures are what was seen.
@@ -88,7 +89,7 @@ func (q kubeRequest) run(ctx context.Context, log io.Writer) (kubeFigures, error
 	if err != nil {
 		return out, err
 	}
-	n := &kubeNode{node: &node{Node: l.Nodes()[0], lab: l, q: request{Peers: q.Nodes, Dual: true}}, q: q, kubelets: map[string]*rest.RESTClient{}}
+	n := &kubeNode{node: &node{Node: l.Nodes()[0], lab: l, q: request{Peers: q.Nodes, Dual: true, Profiles: q.Profiles}}, q: q, kubelets: map[string]*rest.RESTClient{}}
 	if n.model, err = crowd.Model(); err != nil {
 		return out, err
 	}
@@ -239,6 +240,10 @@ func (n *kubeNode) quiet(ctx context.Context, out *kubeFigures) (err error) {
 func (n *kubeNode) beating(ctx context.Context, out *kubeFigures) error {
 	for _, rate := range n.q.Rates {
 		order, beats := rand.Perm(n.q.Nodes+1), int(rate*n.q.Span.Seconds())
+		profiled := make(chan error, 1)
+		go func() {
+			profiled <- n.profile(ctx, "cpu", fmt.Sprintf("%.1f heartbeats a second", rate), min(n.q.Span, 50*time.Second))
+		}()
 		s, err := n.observe(func() error {
 			begin := time.Now()
 			for i := range beats {
@@ -252,7 +257,7 @@ func (n *kubeNode) beating(ctx context.Context, out *kubeFigures) error {
 			}
 			return nil
 		})
-		if err != nil {
+		if err := errors.Join(err, <-profiled); err != nil {
 			return err
 		}
 		s.Beats = beats
