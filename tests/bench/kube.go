@@ -36,6 +36,7 @@ type kubeRequest struct {
 	Server   string        // the program kube-apiserver
 	Manifest string        // weft's
 	BinDir   string
+	Profiles string // directory for profiles of the agent; empty for none
 }
 
 // kubeFigures are what was seen.
@@ -88,7 +89,10 @@ func (q kubeRequest) run(ctx context.Context, log io.Writer) (kubeFigures, error
 	if err != nil {
 		return out, err
 	}
-	n := &kubeNode{node: &node{Node: l.Nodes()[0], lab: l, q: request{Peers: q.Nodes, Dual: true}}, q: q, kubelets: map[string]*rest.RESTClient{}}
+	n := &kubeNode{node: &node{Node: l.Nodes()[0], lab: l, q: request{Peers: q.Nodes, Dual: true, Profiles: q.Profiles}}, q: q, kubelets: map[string]*rest.RESTClient{}}
+	if n.model, err = crowd.Model(); err != nil {
+		return out, err
+	}
 	if err := n.build(ctx); err != nil {
 		return out, err
 	}
@@ -105,22 +109,7 @@ func (q kubeRequest) run(ctx context.Context, log io.Writer) (kubeFigures, error
 // build starts the server beside the lab's etcd, applies the manifest and makes
 // the Nodes, and what the agent's pod would find mounted.
 func (n *kubeNode) build(ctx context.Context) error {
-	dir, err := os.MkdirTemp("", "apiserver-")
-	if err != nil {
-		return err
-	}
-	etcd := n.lab.Client().Endpoints()[0]
-	at, err := netip.ParseAddrPort(strings.TrimPrefix(etcd, "http://"))
-	if err != nil {
-		return fmt.Errorf("the lab's etcd: %w", err)
-	}
-	// A server of 1.37 and newer compresses a watch, but only one that began with
-	// a listing: not after the first time that a watch is renewed.
-	gate := fmt.Sprintf("--feature-gates=WatchListCompression=%v", n.q.Gzip)
-	if n.srv, err = kubetest.Start(ctx, kubetest.Config{Program: n.q.Server, Dir: dir, Etcd: etcd, Addr: at.Addr(), Args: []string{gate}}); err != nil {
-		return err
-	}
-	if n.admin, err = kubetest.Client(n.srv.Admin()); err != nil {
+	if err := n.serve(ctx); err != nil {
 		return err
 	}
 	text, err := os.ReadFile(n.q.Manifest)
@@ -132,9 +121,6 @@ func (n *kubeNode) build(ctx context.Context) error {
 		return err
 	}
 	if err := manifest.Apply(ctx, n.admin); err != nil {
-		return err
-	}
-	if n.model, err = crowd.Model(); err != nil {
 		return err
 	}
 	writers, err := n.writers()
@@ -151,11 +137,29 @@ func (n *kubeNode) build(ctx context.Context) error {
 	if err := writers.EnrolNodes(ctx, n.model, n.q.Nodes, true); err != nil {
 		return err
 	}
-	if err := n.faithful(ctx); err != nil {
+	return errors.Join(n.faithful(ctx), n.srv.WriteKubeconfig(n.Path("/run/kubeconfig"), "", token),
+		writeFile(n.Path("/run/net-conf.json"), crowd.KubeDual))
+}
+
+// serve starts the server.
+func (n *kubeNode) serve(ctx context.Context) error {
+	dir, err := os.MkdirTemp("", "apiserver-")
+	if err != nil {
 		return err
 	}
-	return errors.Join(n.srv.WriteKubeconfig(n.Path("/run/kubeconfig"), "", token),
-		writeFile(n.Path("/run/net-conf.json"), crowd.KubeNetworks(true)))
+	etcd := n.lab.Client().Endpoints()[0]
+	at, err := netip.ParseAddrPort(strings.TrimPrefix(etcd, "http://"))
+	if err != nil {
+		return fmt.Errorf("the lab's etcd: %w", err)
+	}
+	// A server of 1.37 and newer compresses a watch, but only one that began with
+	// a listing: not after the first time that a watch is renewed.
+	gate := fmt.Sprintf("--feature-gates=WatchListCompression=%v", n.q.Gzip)
+	if n.srv, err = kubetest.Start(ctx, kubetest.Config{Program: n.q.Server, Dir: dir, Etcd: etcd, Addr: at.Addr(), Args: []string{gate}}); err != nil {
+		return err
+	}
+	n.admin, err = kubetest.Client(n.srv.Admin())
+	return err
 }
 
 // faithful checks that the server keeps of a copy what it kept of the original:
@@ -236,6 +240,10 @@ func (n *kubeNode) quiet(ctx context.Context, out *kubeFigures) (err error) {
 func (n *kubeNode) beating(ctx context.Context, out *kubeFigures) error {
 	for _, rate := range n.q.Rates {
 		order, beats := rand.Perm(n.q.Nodes+1), int(rate*n.q.Span.Seconds())
+		profiled := make(chan error, 1)
+		go func() {
+			profiled <- n.profile(ctx, "cpu", fmt.Sprintf("%.1f heartbeats a second", rate), min(n.q.Span, 50*time.Second))
+		}()
 		s, err := n.observe(func() error {
 			begin := time.Now()
 			for i := range beats {
@@ -249,7 +257,7 @@ func (n *kubeNode) beating(ctx context.Context, out *kubeFigures) error {
 			}
 			return nil
 		})
-		if err != nil {
+		if err := errors.Join(err, <-profiled); err != nil {
 			return err
 		}
 		s.Beats = beats

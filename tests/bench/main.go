@@ -182,7 +182,7 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) error
 		return err
 	}
 	if o.only == "all" || o.only == "kube" {
-		o.kube.BinDir = o.binDir
+		o.kube.BinDir, o.kube.Profiles = o.binDir, o.profiles
 		if err := o.kube.complete(); err != nil {
 			return err
 		}

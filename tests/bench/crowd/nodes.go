@@ -36,14 +36,8 @@ var registered []byte
 // imagesOnNode is how many images a kubelet lists (--node-status-max-images).
 const imagesOnNode = 50
 
-// KubeNetworks is the configuration file for the same networks as IPv4 and
-// Dual: there the controller manager cuts the subnets.
-func KubeNetworks(dual bool) string {
-	if dual {
-		return `{"Network":"10.0.0.0/8","IPv6Network":"fd42::/48","Backend":{"Type":"vxlan"}}`
-	}
-	return `{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan"}}`
-}
+// KubeDual is Dual for the Node API, where the controller manager cuts subnets.
+const KubeDual = `{"Network":"10.0.0.0/8","IPv6Network":"fd42::/48","Backend":{"Type":"vxlan"}}`
 
 // Model returns the Node that the crowd is made of, with as many images as a
 // kubelet lists.
@@ -195,7 +189,7 @@ func Fields(n *corev1.Node) []string {
 	var out []string
 	for _, m := range n.ManagedFields {
 		var b bytes.Buffer
-		if m.FieldsV1 == nil || json.Compact(&b, m.FieldsV1.Raw) != nil {
+		if m.FieldsV1 == nil || json.Compact(&b, m.FieldsV1.GetRawBytes()) != nil {
 			continue // the server writes nothing else
 		}
 		out = append(out, m.Manager+" "+m.Subresource+" "+value.ReplaceAllString(b.String(), `"v:":`))

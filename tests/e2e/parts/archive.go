@@ -47,6 +47,7 @@ func (r *rootfs) add(name string, f file) {
 type image struct {
 	rootfs
 	entrypoint []string
+	cmd        []string // its arguments when the pod names none
 	names      []string
 }
 
@@ -118,6 +119,7 @@ func (i image) describe(layer descriptor, blobs map[string][]byte) ([]byte, erro
 		"architecture": runtime.GOARCH, "os": "linux",
 		"config": map[string]any{
 			"Entrypoint": i.entrypoint,
+			"Cmd":        i.cmd,
 			"Env":        []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
 		},
 		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{layer.Digest}},

@@ -111,7 +111,7 @@ func (c *Cache) pack(ctx context.Context, name string, img image) (string, error
 // time: the programs among them are named for what they were built from.
 func (i image) key() (string, error) {
 	h := sha256.New()
-	fmt.Fprintf(h, "1 %q %q\n", i.entrypoint, i.names) // raise the number when write changes
+	fmt.Fprintf(h, "2 %q %q %q\n", i.entrypoint, i.cmd, i.names) // raise the number when write changes
 	for _, name := range sortedKeys(i.files) {
 		f := i.files[name]
 		fmt.Fprintf(h, "%q %+v", name, f)
@@ -163,7 +163,7 @@ func corednsImage(_ context.Context, set Set) (string, image, error) {
 // run beside it, which are this machine's. Its shell is not busybox's, which
 // would take its own programs before others of their names.
 func agnhostImage(ctx context.Context, set Set) (string, image, error) {
-	img := image{entrypoint: []string{"/agnhost"}, names: []string{AgnhostImage}}
+	img := image{entrypoint: []string{"/agnhost"}, cmd: []string{"pause"}, names: []string{AgnhostImage}}
 	img.add("agnhost", file{from: set.Programs["agnhost"]})
 	if err := addBusybox(ctx, &img.rootfs); err != nil {
 		return "agnhost", img, err
