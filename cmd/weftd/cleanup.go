@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -233,13 +232,14 @@ func (c *cleaner) remove(what, path string) error {
 	return fmt.Errorf("remove %s: %w", what, err)
 }
 
-// pods lists what pods on this node still use, or, with --force, removes it.
+// pods lists what pods on this node still use, and removes it with --force or
+// when there are none.
 func (c *cleaner) pods(ctx context.Context) error {
 	pods, err := backend.Attachments(ctx, bridge)
 	if err != nil {
 		return fmt.Errorf("list the pods on bridge %s: %w", bridge, err)
 	}
-	if !c.o.Force {
+	if !c.o.Force && len(pods) > 0 {
 		c.listPods(pods)
 		return nil
 	}
@@ -259,9 +259,6 @@ func (c *cleaner) pods(ctx context.Context) error {
 }
 
 func (c *cleaner) listPods(pods []backend.Attachment) {
-	if _, err := net.InterfaceByName(bridge); err != nil && len(pods) == 0 {
-		return
-	}
 	c.say("left: bridge %s and the interfaces of %d pods on it, which reach each other but no other node; --cleanup --force removes it and cuts them off", bridge, len(pods))
 	for _, p := range pods {
 		c.say("  %s", podText(p))

@@ -280,6 +280,24 @@ func TestCleanupOfPods(t *testing.T) {
 	})
 }
 
+// A node whose pods are gone needs no --force to be as it was.
+func TestCleanupAfterPods(t *testing.T) {
+	inNetns(t, func() {
+		n := install(t)
+		n.attach(t)
+		sh(t, "ip link del veth0a1b2c3d")
+		if err := n.cleanup(); err != nil {
+			t.Errorf("%v\n%s", err, n.out.String())
+		}
+		if after := dumpHost(t); after != n.before {
+			t.Errorf("before:\n%s\nafter:\n%s", n.before, after)
+		}
+		if left := n.there(t); left != "networks/other/10.9.0.1 networks/weft/mine.txt cni/README" {
+			t.Errorf("left %s\n%s", left, n.out.String())
+		}
+	})
+}
+
 // What an agent of other settings left behind goes when the next one starts,
 // but not what another agent serves.
 func TestClaimRemovesWhatFormerSettingsLeft(t *testing.T) {

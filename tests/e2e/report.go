@@ -41,12 +41,12 @@ type Report struct {
 
 // test runs our cases and Kubernetes' suite: first whether the network works,
 // then what breaks it, at last its removal. What fails is in the report.
-func (o options) test(ctx context.Context, c *cluster.Cluster, before cases.Trace) (Report, error) {
+func (o options) test(ctx context.Context, c *cluster.Cluster, before cases.Trace, ready time.Duration) (Report, error) {
 	start := time.Now()
 	r := Report{
 		Nodes: o.Cluster.Nodes, Family: o.Cluster.Family, Proxy: o.Cluster.Proxy, Network: o.Network, Parts: o.Cluster.Parts.Versions,
 	}
-	r.Results = o.runCases(ctx, c, cases.Network())
+	r.Results = append([]Result{promised(ready)}, o.runCases(ctx, c, cases.Network())...)
 	if o.Suite {
 		suite, err := o.runSuite(ctx, c)
 		if err != nil {
@@ -55,7 +55,7 @@ func (o options) test(ctx context.Context, c *cluster.Cluster, before cases.Trac
 		c.Progress("%d specs of Kubernetes' suite", len(suite))
 		r.Results = append(r.Results, suite...)
 	}
-	last := append(append(cases.Faults(o.Outage), cases.Churn()...), cases.Removal(o.Manifest, before)...)
+	last := append(append(cases.Faults(o.Outage), cases.Churn()...), cases.Removal(before)...)
 	r.Results = append(r.Results, o.runCases(ctx, c, last)...)
 	r.OK = len(r.Results) > 0
 	for _, t := range r.Results {

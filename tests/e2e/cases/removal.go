@@ -6,13 +6,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
+	"weft.dev/weft/tests/doccmd"
 	"weft.dev/weft/tests/e2e/cluster"
+	"weft.dev/weft/tests/e2e/parts"
+	"weft.dev/weft/tests/netlab"
 )
 
 // A Trace is what can be seen of a network on the nodes and in the API, line
@@ -20,7 +22,8 @@ import (
 type Trace map[string][]string
 
 // traceScript prints what an agent might leave on a node. kube-proxy's tables
-// come and go by themselves.
+// come and go by themselves, and the reference plugins are the node's
+// (docs/uninstall.md).
 const traceScript = `
 ip -o link show | grep -v ' veth' | awk -F'[ :@]+' '{print "link " $2}'
 ip -o addr show scope global | awk '{print "addr " $2 " " $4}'
@@ -29,7 +32,8 @@ ip -6 route show table all type unicast | grep -v 'dev lo' | grep -v 'fe80::' | 
 ip rule show | sed 's/^/rule /'
 ip neigh show nud permanent | sed 's/^/neigh /'
 nft list tables | grep -v kube-proxy | sed 's/^/nft /'
-find /etc/cni/net.d /opt/cni/bin /var/lib/weft /run/weft /var/lib/cni 2>/dev/null | sed 's/^/file /'
+find /etc/cni/net.d /opt/cni/bin /var/lib/weft /run/weft /var/lib/cni 2>/dev/null |
+	grep -vE '^/opt/cni/bin/(bandwidth|bridge|host-local|loopback|portmap)$' | sed 's/^/file /'
 `
 
 // Look returns what there is now.
@@ -74,27 +78,24 @@ func (t Trace) differences(after Trace) error {
 
 // Removal is the last case: after it, the cluster has no network. before is
 // what there was before weft came.
-func Removal(manifest string, before Trace) []Case {
+func Removal(before Trace) []Case {
 	return []Case{{Name: "kubectl delete and weftd --cleanup leave no trace", Weft: true, Run: func(ctx context.Context, c *cluster.Cluster) error {
-		return remove(ctx, c, manifest, before)
+		return remove(ctx, c, before)
 	}}}
 }
 
-// remove removes pods, the manifest's objects, and what is on the nodes.
-func remove(ctx context.Context, c *cluster.Cluster, manifest string, before Trace) error {
+// remove removes the pods and does then what docs/uninstall.md says.
+func remove(ctx context.Context, c *cluster.Cluster, before Trace) error {
 	if err := removePods(ctx, c); err != nil {
 		return err
 	}
-	if _, err := c.Kubectl(ctx, "delete", "-f", manifest, "--wait=true", "--timeout=90s"); err != nil {
-		return err
+	for _, block := range []string{"uninstall", "uninstall-nodes", "uninstall-annotations", "uninstall-conditions"} {
+		if err := follow(ctx, c, c.Fabric(), "docs/uninstall.md", block); err != nil {
+			return err
+		}
 	}
-	self, err := os.Executable()
-	if err != nil {
-		return err
-	}
-	weftd := filepath.Join(filepath.Dir(self), "weftd") // built beside this
 	for _, n := range c.Nodes() {
-		if _, err := n.Run(ctx, weftd, "--cleanup", "--force"); err != nil {
+		if err := follow(ctx, c, n.Place, "docs/uninstall.md", "uninstall-rest"); err != nil {
 			return err
 		}
 	}
@@ -103,6 +104,27 @@ func remove(ctx context.Context, c *cluster.Cluster, manifest string, before Tra
 		return err
 	}
 	return before.differences(after)
+}
+
+// follow runs the commands of the documentation that have a mark, as its
+// reader does: at the top of the repository, with kubectl or ctr at hand.
+func follow(ctx context.Context, c *cluster.Cluster, at *netlab.Place, doc, block string) error {
+	root, err := parts.Root()
+	if err != nil {
+		return err
+	}
+	commands, err := doccmd.Commands(filepath.Join(root, doc), block)
+	if err != nil {
+		return err
+	}
+	if at == c.Fabric() { // nodes have files of their own
+		commands = "cd " + root + "\n" + commands
+	}
+	cmd := c.Command(ctx, "bash", "-eu", "-c", commands)
+	if _, err = at.RunCmd(ctx, cmd); err != nil {
+		return fmt.Errorf("%s, commands %s: %w", doc, block, err)
+	}
+	return nil
 }
 
 // removePods removes all pods that have a network of weft.
