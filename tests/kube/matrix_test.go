@@ -34,6 +34,9 @@ func agentsRights() []right {
 		{verb: "get", resource: "nodes"}, {verb: "list", resource: "nodes"}, {verb: "watch", resource: "nodes"},
 		{verb: "patch", resource: "nodes/status"},
 		{verb: "create", resource: "events", namespace: "default"}, {verb: "patch", resource: "events", namespace: "default"},
+		// Where the pod networks stand in clusters that kubeadm has made.
+		{verb: "get", resource: "configmaps", namespace: "kube-system", name: "kubeadm-config"},
+		{verb: "get", resource: "configmaps", namespace: "kube-system", name: "kube-proxy"},
 	}
 }
 
