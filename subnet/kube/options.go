@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"time"
 
@@ -90,7 +91,8 @@ func (o *Options) setPrefix() {
 	}
 }
 
-// ErrNoCredentials says that nobody has named any, and that this is no pod.
+// ErrNoCredentials says that nobody has named any, and that this is no pod or
+// one without a ServiceAccount's token.
 var ErrNoCredentials = errors.New("no credentials for the Kubernetes API: outside a pod want --kubeconfig")
 
 // connection returns how the API is reached, and the dialer through which all
@@ -115,6 +117,9 @@ func (o Options) restConfig() (*rest.Config, error) {
 		c, err := rest.InClusterConfig()
 		if errors.Is(err, rest.ErrNotInCluster) {
 			return nil, ErrNoCredentials
+		}
+		if errors.Is(err, fs.ErrNotExist) { // automountServiceAccountToken: false
+			return nil, fmt.Errorf("%w, and this one has no token: %w", ErrNoCredentials, err)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("credentials of this pod for the Kubernetes API: %w", err)
