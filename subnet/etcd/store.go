@@ -160,6 +160,7 @@ func (s *Store) clientConfig() clientv3.Config {
 		Logger:               zap.NewNop(), // what matters comes back as errors
 		DialOptions: []grpc.DialOption{
 			grpc.WithChainUnaryInterceptor(failFast),
+			grpc.WithChainStreamInterceptor(endWatches),
 			grpc.WithConnectParams(grpc.ConnectParams{
 				Backoff:           grpcbackoff.Config{BaseDelay: minPause, Multiplier: 2, Jitter: 0.2, MaxDelay: maxReconnect},
 				MinConnectTimeout: s.o.CallTimeout,
