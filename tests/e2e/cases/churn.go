@@ -23,8 +23,8 @@ import (
 )
 
 const (
-	churnRounds = 4
-	churnPods   = 50 // a round
+	churnRounds = 8
+	churnPods   = 25 // a round
 	bridgeName  = "cni0"
 )
 
@@ -109,24 +109,27 @@ func comeAndGo(ctx context.Context, c *cluster.Cluster) error {
 	return nil
 }
 
-// killPlugins kills CNI plugins of the cluster until ctx ends, and returns how
-// many it was. One plugin in ten or so is hit, so that pods get there in the
-// end: kubelet tries again, at ever longer intervals.
+// killPlugins kills a CNI plugin of the cluster, whichever runs, once or twice
+// a second until ctx ends, and returns how many it was. More would leave
+// kubelets, which ask the plugins for their status, without a network.
 func killPlugins(ctx context.Context) int {
 	n := 0
 	plugin := func(dir string) bool {
 		exe, err := os.Readlink(filepath.Join(dir, "exe"))
 		return err == nil && strings.HasPrefix(exe, "/opt/cni/bin/")
 	}
-	for netlab.Pause(ctx, time.Duration(rand.IntN(20))*time.Millisecond) == nil {
-		pids, err := cluster.Processes(plugin)
-		if err != nil {
+	next := time.Now()
+	for netlab.Pause(ctx, time.Duration(rand.IntN(10))*time.Millisecond) == nil {
+		if time.Now().Before(next) {
 			continue
 		}
-		for _, pid := range pids {
-			if rand.IntN(150) == 0 && syscall.Kill(pid, syscall.SIGKILL) == nil {
-				n++
-			}
+		pids, err := cluster.Processes(plugin)
+		if err != nil || len(pids) == 0 {
+			continue
+		}
+		if syscall.Kill(pids[rand.IntN(len(pids))], syscall.SIGKILL) == nil {
+			n++
+			next = time.Now().Add(time.Duration(300+rand.IntN(900)) * time.Millisecond)
 		}
 	}
 	return n
