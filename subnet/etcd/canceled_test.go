@@ -19,24 +19,29 @@ type hasty struct {
 }
 
 func (hasty) Watch(s etcdserverpb.Watch_WatchServer) error {
-	if _, err := s.Recv(); err != nil {
-		return err
-	}
 	head := &etcdserverpb.ResponseHeader{Revision: 7}
 	events := []*mvccpb.Event{{Kv: &mvccpb.KeyValue{Key: []byte("k"), ModRevision: 7}}}
-	for _, r := range []*etcdserverpb.WatchResponse{
-		{Header: head, WatchId: 1, Created: true},
-		{Header: head, WatchId: 1, Canceled: true, CancelReason: "said the test"},
-		{Header: head, WatchId: 1, Events: events},
-		{Header: head, WatchId: 1, Events: events},
-		{Header: head, WatchId: 1, Canceled: true, CancelReason: "said the test again"},
-	} {
-		if err := s.Send(r); err != nil {
+	for id := int64(1); ; {
+		asked, err := s.Recv()
+		if err != nil {
 			return err
 		}
+		if asked.GetCreateRequest() == nil {
+			continue // the client's cancel of a watch that ended
+		}
+		for _, r := range []*etcdserverpb.WatchResponse{
+			{Header: head, WatchId: id, Created: true},
+			{Header: head, WatchId: id, Canceled: true, CancelReason: "said the test"},
+			{Header: head, WatchId: id, Events: events},
+			{Header: head, WatchId: id, Events: events},
+			{Header: head, WatchId: id, Canceled: true, CancelReason: "said the test again"},
+		} {
+			if err := s.Send(r); err != nil {
+				return err
+			}
+		}
+		id++
 	}
-	<-s.Context().Done()
-	return nil
 }
 
 // Without endWatches the client panics in one of the first of these watches.
