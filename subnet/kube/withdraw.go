@@ -126,6 +126,7 @@ func (ds dialects) traces(node *corev1.Node, ours func(subnet.Lease) bool) (gone
 			gone.Conditions = append(gone.Conditions, string(c.Type))
 		}
 	}
+	slices.Sort(gone.Conditions) // their order on a Node is that of who came first
 	return gone, left
 }
 
