@@ -17,9 +17,9 @@ import (
 // What Kubernetes is told of addresses, in each family and in both.
 func TestAddressPlan(t *testing.T) {
 	for _, c := range []struct{ family, pods, services, dns, api string }{
-		{"ipv4", "10.244.0.0/16", "10.96.0.0/16", "10.96.0.10", "https://192.168.77.254:6443"},
-		{"ipv6", "fd00:10:244::/48", "fd00:10:96::/112", "fd00:10:96::a", "https://[fd77::254]:6443"},
-		{"dual", "10.244.0.0/16,fd00:10:244::/48", "10.96.0.0/16,fd00:10:96::/112", "10.96.0.10", "https://192.168.77.254:6443"},
+		{"ipv4", "10.244.0.0/16", "10.96.0.0/16", "10.96.0.10", "https://192.168.77.1:6443"},
+		{"ipv6", "fd00:10:244::/48", "fd00:10:96::/112", "fd00:10:96::a", "https://[fd77::1]:6443"},
+		{"dual", "10.244.0.0/16,fd00:10:244::/48", "10.96.0.0/16,fd00:10:96::/112", "10.96.0.10", "https://192.168.77.1:6443"},
 	} {
 		conf := Config{Family: c.family}
 		got := []string{each(conf.Families(), podNetwork), each(conf.Families(), serviceNetwork),
