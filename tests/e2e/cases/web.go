@@ -103,6 +103,23 @@ type askedAt struct {
 	within []netip.Addr // what the server may see; none: what the client's socket says
 }
 
+// ask asks the questions that gather has about the pods of web. The servers that
+// gather starts end with it.
+func ask(ctx context.Context, c *cluster.Cluster, gather func(context.Context, []site) ([]askedAt, error)) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	sites, err := web(ctx, c)
+	if err != nil {
+		return err
+	}
+	defer closeAll(sites)
+	questions, err := gather(ctx, sites)
+	if err != nil {
+		return err
+	}
+	return askAll(ctx, questions)
+}
+
 // askAll asks all questions and returns what is wrong.
 func askAll(ctx context.Context, questions []askedAt) error {
 	var errs []error
@@ -125,100 +142,85 @@ func askAll(ctx context.Context, questions []askedAt) error {
 
 // checkPods connects every pod with every other in every family.
 func checkPods(ctx context.Context, c *cluster.Cluster) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	sites, err := web(ctx, c)
-	if err != nil {
-		return err
-	}
-	defer closeAll(sites)
-	var questions []askedAt
-	for _, to := range sites {
-		if err := to.ServeAddress(ctx); err != nil {
-			return err
-		}
-		for _, from := range sites {
-			if from.Pod.Name == to.Pod.Name {
-				continue
+	return ask(ctx, c, func(ctx context.Context, sites []site) ([]askedAt, error) {
+		var questions []askedAt
+		for _, to := range sites {
+			if err := to.ServeAddress(ctx); err != nil {
+				return nil, err
 			}
-			for _, ip := range to.IPs {
-				questions = append(questions, askedAt{from: from.Place, at: ip})
+			for _, from := range sites {
+				if from.Pod.Name == to.Pod.Name {
+					continue
+				}
+				for _, ip := range to.IPs {
+					questions = append(questions, askedAt{from: from.Place, at: ip})
+				}
 			}
 		}
-	}
-	return askAll(ctx, questions)
+		return questions, nil
+	})
 }
 
 // checkNodesAndPods connects every node with every pod, in both directions.
 // A node's addresses in the pod network are its bridge's; with others it is
 // outside, see checkOutside.
 func checkNodesAndPods(ctx context.Context, c *cluster.Cluster) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	sites, err := web(ctx, c)
-	if err != nil {
-		return err
-	}
-	defer closeAll(sites)
-	var questions []askedAt
-	for _, s := range sites {
-		if err := errors.Join(s.ServeAddress(ctx), s.node.ServeAddress(ctx)); err != nil {
-			return err
-		}
-		for _, other := range sites {
-			for _, ip := range other.IPs {
-				questions = append(questions, askedAt{from: s.node.Place, at: ip})
+	return ask(ctx, c, func(ctx context.Context, sites []site) ([]askedAt, error) {
+		var questions []askedAt
+		for _, s := range sites {
+			if err := errors.Join(s.ServeAddress(ctx), s.node.ServeAddress(ctx)); err != nil {
+				return nil, err
 			}
-			inside, err := addresses(other.node.Place, bridgeName)
-			if err != nil {
-				return err
+			for _, other := range sites {
+				for _, ip := range other.IPs {
+					questions = append(questions, askedAt{from: s.node.Place, at: ip})
+				}
+				inside, err := addresses(other.node.Place, bridgeName)
+				if err != nil {
+					return nil, err
+				}
+				for _, ip := range inside {
+					questions = append(questions, askedAt{from: s.Place, at: ip})
+				}
 			}
-			for _, ip := range inside {
+			for _, ip := range s.node.Addrs() { // its own node's, which it does not leave for
 				questions = append(questions, askedAt{from: s.Place, at: ip})
 			}
 		}
-		for _, ip := range s.node.Addrs() { // its own node's, which it does not leave for
-			questions = append(questions, askedAt{from: s.Place, at: ip})
-		}
-	}
-	return askAll(ctx, questions)
+		return questions, nil
+	})
 }
 
 // checkOutside connects pods with a host that is no node and has no route to
-// pods, and with the other nodes' own addresses: both see
-// the address of the pod's node, for underlays need not know pods.
+// pods, and with the other nodes' own addresses: both see the address of the
+// pod's node, for underlays need not know pods.
 func checkOutside(ctx context.Context, c *cluster.Cluster) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	sites, err := web(ctx, c)
-	if err != nil {
-		return err
-	}
-	defer closeAll(sites)
-	if err := c.Fabric().ServeAddress(ctx); err != nil {
-		return err
-	}
-	outside := c.Outside()
-	for _, s := range sites {
-		if err := s.node.ServeAddress(ctx); err != nil {
-			return err
+	return ask(ctx, c, func(ctx context.Context, sites []site) ([]askedAt, error) {
+		if err := c.Fabric().ServeAddress(ctx); err != nil {
+			return nil, err
 		}
-		outside = append(outside, s.node.Addrs()...)
-	}
-	var questions []askedAt
-	for _, s := range sites {
-		for _, ip := range outside {
-			if slices.Contains(s.node.Addrs(), ip) {
-				continue
+		outside := c.Outside()
+		for _, s := range sites {
+			if err := s.node.ServeAddress(ctx); err != nil {
+				return nil, err
 			}
-			var want []netip.Addr
-			for _, own := range s.node.Addrs() {
-				if subnet.FamilyOf(own) == subnet.FamilyOf(ip) {
-					want = append(want, own)
+			outside = append(outside, s.node.Addrs()...)
+		}
+		var questions []askedAt
+		for _, s := range sites {
+			for _, ip := range outside {
+				if slices.Contains(s.node.Addrs(), ip) {
+					continue
 				}
+				var want []netip.Addr
+				for _, own := range s.node.Addrs() {
+					if subnet.FamilyOf(own) == subnet.FamilyOf(ip) {
+						want = append(want, own)
+					}
+				}
+				questions = append(questions, askedAt{from: s.Place, at: ip, within: want})
 			}
-			questions = append(questions, askedAt{from: s.Place, at: ip, within: want})
 		}
-	}
-	return askAll(ctx, questions)
+		return questions, nil
+	})
 }

@@ -34,13 +34,19 @@ const (
 	idEnv    = "WEFT_E2E_TEST_ID"
 )
 
-// fromCache skips the test unless the parts have been built: by themselves
-// they take longer than tests should.
+// needRoot fails at once instead of with the first namespace.
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Fatal("namespaces and control groups need root")
+	}
+}
+
+// fromCache builds what is missing of the parts, which may take longer than
+// tests should: `make test` leaves TestCluster to `make e2e`.
 func fromCache(t *testing.T) Config {
 	t.Helper()
-	if os.Geteuid() != 0 || os.Getenv("WEFT_E2E") == "" {
-		t.Skip("needs root and ten minutes for a build: WEFT_E2E=1 runs it")
-	}
+	needRoot(t)
 	root, err := parts.Root()
 	if err != nil {
 		t.Fatal(err)
@@ -177,9 +183,7 @@ func TestCluster(t *testing.T) {
 // bare is the configuration of a cluster that is never started.
 func bare(t *testing.T) Config {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
-	}
+	needRoot(t)
 	return Config{Nodes: 2, Family: "dual", Proxy: "nftables", LogDir: t.TempDir()}
 }
 
