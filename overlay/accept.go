@@ -77,8 +77,9 @@ func (j *judge) accept(c *candidate) {
 	j.accepted.add(c)
 }
 
-// sharedAmong returns who reports whether another lease than l announces or
-// publishes a. The index is made when it is first asked.
+// sharedAmong returns who reports whether another lease than l announces a:
+// only then is a, published by l, not let in as l's. The index is made when it
+// is first asked.
 func sharedAmong(leases []subnet.Lease) func(l *subnet.Lease, a netip.Addr) bool {
 	names := sync.OnceValue(func() map[netip.Addr]*subnet.Lease {
 		out := make(map[netip.Addr]*subnet.Lease, 2*len(leases))
@@ -86,9 +87,6 @@ func sharedAmong(leases []subnet.Lease) func(l *subnet.Lease, a netip.Addr) bool
 			l := &leases[i]
 			for _, path := range l.Paths {
 				only(out, path.Underlay.Unmap(), l)
-			}
-			for _, a := range l.Sources {
-				only(out, a.Unmap(), l)
 			}
 		}
 		return out

@@ -96,20 +96,21 @@ func (p programmed) holds(c candidate) bool {
 // no address of it is strange, so that what was resolved one way stays so.
 type fit struct {
 	missing  int // of its route, FDB entry and neighbour, those that are not there
-	strange  int // addresses of its holder from which it is not let in, and nobody else's
+	strange  int // addresses of its holder from which it is not let in, and that no other lease announces
 	there    int // of its route, FDB entry and neighbour, those that are there
 	admitted int // addresses of its holder from which it is let in
+	doubtful int // addresses of its holder from which it is not let in, for another announces them, or did
 }
 
 // compare orders the better fit first.
 func (f fit) compare(o fit) int {
 	return cmp.Or(cmp.Compare(f.missing, o.missing), cmp.Compare(f.strange, o.strange),
-		cmp.Compare(o.there, f.there), cmp.Compare(o.admitted, f.admitted))
+		cmp.Compare(o.there, f.there), cmp.Compare(o.admitted, f.admitted), cmp.Compare(f.doubtful, o.doubtful))
 }
 
 // fits returns the fit of c, which is programmed. from says from which
-// addresses its packets can come, shared which of those another lease names
-// too.
+// addresses its packets can come, shared which of those another lease
+// announces.
 func (p programmed) fits(c candidate, from, shared func(netip.Addr) bool) fit {
 	f := p.entries(c)
 	if len(p.sources) == 0 {
@@ -134,6 +135,8 @@ func (p programmed) fits(c candidate, from, shared func(netip.Addr) bool) fit {
 			f.admitted++
 		case !published || !shared(a):
 			f.strange++
+		default:
+			f.doubtful++
 		}
 	}
 	return f

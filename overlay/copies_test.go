@@ -57,6 +57,46 @@ func TestCopiesTakeNothing(t *testing.T) {
 	}
 }
 
+// Nobody lets further addresses in as a peer's pods by a copy of its lease, as
+// junk of tests/store had it: not by publishing an address together with
+// others, and not by leaving out a family that the peer announces, from whose
+// addresses nothing could come otherwise.
+func TestCopiesLetNobodyIn(t *testing.T) {
+	both := [][2]subnet.Family{{4, 4}, {6, 6}}
+	n := node{guardedSelf(both...), testConfig()}
+	holder := lease(40, both...)
+	holder.Sources = []netip.Addr{host(4, 140), host(6, 140)}
+	have, _ := n.desired([]subnet.Lease{holder}, NewState())
+	half := holder.Clone()
+	half.Paths = half.Paths[:1]
+	wide := holder.Clone()
+	wide.Node, wide.Sources = "copy", append(slices.Clone(holder.Sources), host(4, 3))
+	publisher, announcer := lease(50, both...), lease(51, both...)
+	publisher.Sources = []netip.Addr{host(4, 3)}
+	announcer.Paths[0].Underlay, announcer.Paths[1].Underlay = host(4, 140), host(6, 140)
+	announcer.Paths[0].Subnet, announcer.Paths[1].Subnet = holder.Paths[0].Subnet, holder.Paths[1].Subnet
+	for name, rivals := range map[string][]subnet.Lease{
+		"an address that another publishes too":           {wide, publisher},
+		"a family less":                                   {half},
+		"a family less, and addresses that one announces": {half, announcer},
+	} {
+		t.Run(name, func(t *testing.T) {
+			before := have
+			for range 3 {
+				for _, order := range [][]subnet.Lease{append([]subnet.Lease{holder}, rivals...), append(slices.Clone(rivals), holder)} {
+					s, problems := n.desired(order, before)
+					for src := range s.Sources {
+						if src.Inner.Overlaps(holder.Paths[0].Subnet) && !have.Sources.Has(src) {
+							t.Fatalf("let in: %s; problems %v", src, problems)
+						}
+					}
+					before = s
+				}
+			}
+		})
+	}
+}
+
 // A lease by a peer's name that claims one of its subnets as the peer does,
 // together with a lease that claims half of it, takes nothing of it.
 func TestCopiesThatHelpEachOtherTakeNothing(t *testing.T) {
