@@ -26,14 +26,15 @@ type held struct {
 // routes of had: if want has no more any route to the prefixes of more than
 // massLeast of them and of more than half, those prefixes are held; else only
 // those that were held already, so that peers which come back one after
-// another do not give up the last ones.
+// another do not give up the last ones. swept says that it was too much,
+// however few want is without.
 //
 // What is held of a subnet is all that makes it reachable and its packets
 // welcome: route, neighbour, FDB entry, Nodes, Sources and Pods, and a VXLAN
 // device that want has not but could have. Not held is what overlaps a subnet that is
 // wanted or our own (it has another holder now), leads nowhere, or stands on a
 // device that is not there any more. It is a pure function.
-func massRemoval(want, had State, self Self, already Set[netip.Prefix]) held {
+func massRemoval(want, had State, self Self, already Set[netip.Prefix], swept bool) held {
 	before := peerRoutes(had)
 	wanted := destinations(want.Routes)
 	var total, stale [2]int
@@ -44,14 +45,14 @@ func massRemoval(want, had State, self Self, already Set[netip.Prefix]) held {
 			stale[i]++
 		}
 	}
-	if len(already) == 0 && !mass(stale[0], total[0]) && !mass(stale[1], total[1]) {
+	if len(already) == 0 && !swept && !mass(stale[0], total[0]) && !mass(stale[1], total[1]) {
 		return held{}
 	}
 	k := newKeeper(want, had, self, wanted)
 	holds := [2]bool{}
 	for _, dst := range sortedPrefixes(before) {
 		i := place(dst.Addr())
-		if wanted.Has(dst) || !already.Has(dst) && !mass(stale[i], total[i]) {
+		if wanted.Has(dst) || !already.Has(dst) && !swept && !mass(stale[i], total[i]) {
 			continue
 		}
 		if k.keep(before[dst]) {

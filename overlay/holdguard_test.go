@@ -66,7 +66,7 @@ func TestTheGuardAcceptsHeldPeers(t *testing.T) {
 		{"the guard is weakened", state(GuardBind, 2, 8), state(GuardPeers, 2, 3), state(GuardPeers, 2, 8)},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			got := massRemoval(tt.want, tt.had, self, nil).over(tt.want)
+			got := massRemoval(tt.want, tt.had, self, nil, false).over(tt.want)
 			if !got.Equal(tt.gets) {
 				t.Errorf("got\n%swant\n%s", got, tt.gets)
 			}
@@ -74,7 +74,7 @@ func TestTheGuardAcceptsHeldPeers(t *testing.T) {
 	}
 
 	// The agent of before had no guard: what follows from the routes is let in.
-	got := massRemoval(state(GuardBind, 2, 3), bare(2, 8), self, nil).over(state(GuardBind, 2, 3))
+	got := massRemoval(state(GuardBind, 2, 3), bare(2, 8), self, nil, false).over(state(GuardBind, 2, 3))
 	for n := 4; n <= 8; n++ {
 		for _, inner := range []netip.Prefix{pods(4, n), single(host(4, n))} {
 			if s := (Source{host(4, n), inner}); !got.Sources.Has(s) || !got.Nodes.Has(Node{Addr: host(4, n)}) {
@@ -87,7 +87,7 @@ func TestTheGuardAcceptsHeldPeers(t *testing.T) {
 	moved := edit(lease(40, [2]subnet.Family{4, 4}), func(p *subnet.Path) { p.Subnet = pods(4, 4) })
 	want, _ := Desired(self, testConfig(), []subnet.Lease{moved}, NewState())
 	want = guarded(want, GuardBind)
-	got = massRemoval(want, state(GuardBind, 2, 8), self, nil).over(want)
+	got = massRemoval(want, state(GuardBind, 2, 8), self, nil, false).over(want)
 	for s := range got.Sources {
 		if s.Inner.Overlaps(pods(4, 4)) {
 			t.Errorf("still accepted: %s", s)
@@ -110,7 +110,7 @@ func TestTheGuardKeepsTheLengthsOfHeldPeers(t *testing.T) {
 	had, _ := Desired(self, testConfig(), leases, NewState())
 	none, _ := Desired(self, testConfig(), nil, NewState())
 	want := guarded(none, GuardBind)
-	got := massRemoval(want, had, self, nil).over(want)
+	got := massRemoval(want, had, self, nil, false).over(want)
 	if f := sorted(got.Filters); len(f) != 1 || f[0].Lengths.String() != "IPv4/23,IPv4/24" {
 		t.Errorf("filters %v", f)
 	}
@@ -134,16 +134,16 @@ func TestDirectRoutesAreHeld(t *testing.T) {
 		direct.Routes.Add(Route{Dev: "eth0", Dst: r.Dst, Via: via, Metric: r.Metric, Onlink: true, Proto: RouteProtocol})
 	}
 	none, _ := Desired(self, testConfig(), nil, NewState())
-	if got := massRemoval(none, direct, self, nil).over(none); !got.Equal(direct) {
+	if got := massRemoval(none, direct, self, nil, false).over(none); !got.Equal(direct) {
 		t.Errorf("got\n%swant\n%s", got, direct)
 	}
 	hostGW := NewState()
 	maps.Copy(hostGW.Routes, direct.Routes)
-	if got := massRemoval(NewState(), hostGW, self, nil).over(NewState()); !got.Equal(hostGW) {
+	if got := massRemoval(NewState(), hostGW, self, nil, false).over(NewState()); !got.Equal(hostGW) {
 		t.Errorf("got\n%swant\n%s", got, hostGW)
 	}
 	// A wanted state without devices, the peers on one: it stays with them.
-	if got := massRemoval(NewState(), vxlan, self, nil).over(NewState()); !got.Equal(vxlan) {
+	if got := massRemoval(NewState(), vxlan, self, nil, false).over(NewState()); !got.Equal(vxlan) {
 		t.Errorf("got\n%swant\n%s", got, vxlan)
 	}
 }
@@ -160,7 +160,7 @@ func TestHeldPeersMoveToTheDeviceInPlaceOfTheirs(t *testing.T) {
 	had, _ := Desired(flannel, testConfig(), leases, NewState())
 	same, _ := Desired(self, testConfig(), leases, NewState())
 	want, _ := Desired(self, testConfig(), nil, NewState())
-	got := massRemoval(want, had, self, nil).over(want)
+	got := massRemoval(want, had, self, nil, false).over(want)
 	if !got.Equal(same) {
 		t.Errorf("got\n%swant\n%s", got, same)
 	}
@@ -182,12 +182,12 @@ func TestHeldPeersStayAmongThePods(t *testing.T) {
 	}
 	had, _ := Desired(self, cfg, leases, NewState())
 	want, _ := Desired(self, cfg, leases[:1], NewState())
-	got := massRemoval(want, had, self, nil).over(want)
+	got := massRemoval(want, had, self, nil, false).over(want)
 	if len(had.Pods) != len(leases) || !maps.Equal(got.Pods, had.Pods) || !maps.Equal(got.Filters, had.Filters) {
 		t.Errorf("got\n%swant the pods of\n%s", got, had)
 	}
 	known, _ := Desired(self, testConfig(), leases[:1], NewState())
-	if got := massRemoval(known, had, self, nil).over(known); len(got.Pods) != 0 || applyAll(NewState(), Diff(got, NewState())) != nil {
+	if got := massRemoval(known, had, self, nil, false).over(known); len(got.Pods) != 0 || applyAll(NewState(), Diff(got, NewState())) != nil {
 		t.Errorf("in a network that is known by now:\n%s", got)
 	}
 }

@@ -191,6 +191,7 @@ func (l *loop) sync(ctx context.Context, in inputs) (Status, bool) {
 		return st, true
 	}
 	changes, found := l.settle(in, have)
+	l.r.decided.Store(in.snap)
 	again := l.tried == l.last
 	l.tried = l.last
 	st.Peers, st.Links, st.Hold = l.last.reached, sorted(l.last.state.Links), l.hold.status()

@@ -92,7 +92,7 @@ func (l *loop) followHold(d *decision, before State, now time.Time) {
 	if l.hold.active() {
 		before = before.with(l.hold.state)
 	}
-	h := massRemoval(d.state, before, *d.inputs.self, l.hold.subnets)
+	h := massRemoval(d.state, before, *d.inputs.self, l.hold.subnets, l.swept(d.inputs.snap))
 	switch {
 	case len(h.subnets) == 0:
 		l.hold = holding{}
@@ -101,6 +101,17 @@ func (l *loop) followHold(d *decision, before State, now time.Time) {
 	default:
 		l.hold = holding{h, now, now.Add(l.r.opts.MassRemovalHold)}
 	}
+}
+
+// swept reports whether the store has lost a mass of leases since the last
+// decision, though most may be back by now. Their holders are taking them back:
+// whoever is late must not lose its packets.
+func (l *loop) swept(snap *delivery) bool {
+	if l.last == nil || l.last.inputs.snap == snap {
+		return false
+	}
+	before := l.last.inputs.snap.Leases.Len()
+	return mass(before-snap.fewest, before)
 }
 
 // followLinks begins or ends the linger of devices, or of a way in.

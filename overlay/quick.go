@@ -45,16 +45,18 @@ func (l *loop) quick(ctx context.Context, in inputs) bool {
 		}
 	}
 	l.last, l.tried = &d, &d
+	l.r.decided.Store(in.snap)
 	l.put(ctx, in, changes)
 	return true
 }
 
 // calmFor reports whether nothing but the snapshot has changed since the last
-// pass, and that left nothing to do or to wait for.
+// pass, that left nothing to do or to wait for, and no mass of leases has gone
+// in between.
 func (l *loop) calmFor(in inputs) bool {
 	return l.last != nil && l.crowd != nil && l.clean && l.r.Status().InSync &&
 		l.last.inputs.self == in.self && l.last.inputs.config == in.config && l.last.inputs.snap != in.snap &&
-		!l.hold.active() && !l.linger.active() && !l.r.released.Load()
+		!l.hold.active() && !l.linger.active() && !l.r.released.Load() && !l.swept(in.snap)
 }
 
 // few reports whether so few leases come and go that a quick pass pays, and

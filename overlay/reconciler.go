@@ -29,7 +29,8 @@ type Options struct {
 	Log      logrus.FieldLogger // default: nowhere
 	OnStatus func(Status)       // called after each pass, from the goroutine of Run; must not block
 	// MassRemovalHold is how long a removal waits that would take more than
-	// half of the peers' subnets of a family, and more than three, at once.
+	// half of the peers' subnets of a family, and more than three, at once, or
+	// that is what is left of the removal of as large a part of the leases.
 	// Default 5 min; negative: it does not wait.
 	MassRemovalHold time.Duration
 }
@@ -43,6 +44,7 @@ type Reconciler struct {
 	config   atomic.Pointer[subnet.Config]
 	self     atomic.Pointer[Self]
 	snapshot atomic.Pointer[delivery]
+	decided  atomic.Pointer[delivery] // the last that was acted on
 	status   atomic.Pointer[Status]
 	released atomic.Bool            // Release was called and not yet acted on
 	spread   func() float64         // from [0, 1): spreads audits
@@ -60,10 +62,12 @@ type inputs struct {
 	snap   *delivery
 }
 
-// delivery is a snapshot and when it came.
+// delivery is a snapshot, when it came, and the least number of leases there
+// have been since the one that a decision was last made for.
 type delivery struct {
 	subnet.Snapshot
-	at time.Time
+	at     time.Time
+	fewest int
 }
 
 type planRequest struct {
@@ -115,7 +119,11 @@ func (r *Reconciler) SetSelf(s Self) {
 // SetSnapshot hands over the store's content. s must not be changed
 // afterwards.
 func (r *Reconciler) SetSnapshot(s subnet.Snapshot) {
-	r.snapshot.Store(&delivery{s, time.Now()})
+	d := &delivery{Snapshot: s, at: time.Now(), fewest: s.Leases.Len() - s.Dip}
+	if unseen := r.snapshot.Load(); unseen != nil && unseen != r.decided.Load() {
+		d.fewest = min(d.fewest, unseen.fewest)
+	}
+	r.snapshot.Store(d)
 	r.news()
 }
 

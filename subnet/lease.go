@@ -146,9 +146,13 @@ func (l Lease) VTEP(f Family) (Path, bool) {
 // A Snapshot is the whole current content of a store: every lease, our own
 // included, in no particular order. Stores deliver snapshots, never events.
 // Problems name what the store could not read; they never hide other leases.
+// Dip is how many leases fewer there were at the lowest point from the snapshot
+// before to this one: of a store that forgets its leases and is given them back
+// this may be the first snapshot, in which few are missing any more.
 type Snapshot struct {
 	Leases   Leases
 	Problems []Problem
+	Dip      int // at least 0
 }
 
 // A Problem is something wrong that an operator should know, as data: it is

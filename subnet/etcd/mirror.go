@@ -37,6 +37,7 @@ type mirror struct {
 	rewound   time.Time // when the store was first seen at an older revision
 	delivered bool
 	changed   bool // since the last snapshot was delivered
+	fewest    int  // items there were since then, at most those that there are
 }
 
 // An item is one key.
@@ -118,6 +119,7 @@ func (m *mirror) remove(i int) {
 	m.touch(last)
 	m.items[last] = item{}
 	m.items = m.items[:last]
+	m.fewest = min(m.fewest, last)
 }
 
 // touch notes that the i-th item changed.
@@ -201,6 +203,10 @@ func (m *mirror) deliver(set func(subnet.Snapshot)) {
 	if m.delivered && !m.changed {
 		return
 	}
-	m.delivered, m.changed = true, false
-	set(m.snapshot())
+	snap := m.snapshot()
+	if m.delivered {
+		snap.Dip = len(m.items) - m.fewest
+	}
+	m.delivered, m.changed, m.fewest = true, false, len(m.items)
+	set(snap)
 }

@@ -5,6 +5,7 @@ package etcd
 import (
 	"errors"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -142,6 +143,31 @@ func TestMirrorAdmit(t *testing.T) {
 	m.replace(listed(501))
 	if ps := m.snapshot().Problems; len(ps) != 0 {
 		t.Errorf("problems %v after the listing is taken", ps)
+	}
+}
+
+// What has been gone in between is told, once, though it is back. What was
+// missing in the snapshot before counts as gone.
+func TestMirrorDip(t *testing.T) {
+	one := at(node("n1", "i1", "192.0.2.1"), "10.42.1.0/24")
+	two := at(node("n2", "i2", "192.0.2.2"), "10.42.2.0/24")
+	var d told
+	m := newMirror(prefix, nil)
+	m.replace(listed(10, kv(t, one, 9, 1), kv(t, two, 10, 1)))
+	m.deliver(d.set)
+	m.apply(events(11, del("10.42.1.0-24", 11), del("10.42.2.0-24", 11)))
+	m.apply(events(12, put(kv(t, two, 12, 2))))
+	m.deliver(d.set)
+	m.apply(events(13, put(kv(t, one, 13, 3))))
+	m.deliver(d.set)
+	m.apply(events(14, del("10.42.1.0-24", 14)))
+	m.deliver(d.set)
+	var got []int
+	for _, s := range d.snaps {
+		got = append(got, s.Dip)
+	}
+	if want := []int{0, 1, 1, 0}; !slices.Equal(got, want) {
+		t.Errorf("dips %v, want %v", got, want)
 	}
 }
 
