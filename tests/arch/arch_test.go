@@ -38,6 +38,7 @@ func imports() map[string][]string {
 		"backend":                 {"backend/nft", "backend/offload", "overlay", "subnet"},
 		"backend/nft":             {"subnet"},
 		"backend/offload":         nil,
+		"policy":                  nil,
 		"cni-shim":                {"cni-shim/ledger", "subnet"},
 		"cni-shim/ledger":         nil,
 		"cmd/internal/api":        {"subnet"},
@@ -53,7 +54,7 @@ func onlyIn() map[string][]string {
 		"github.com/vishvananda/netns":    {"backend"},
 		"github.com/mdlayher/netlink":     {"backend/nft"},
 		"go.etcd.io/etcd/":                {"subnet/etcd"},
-		"k8s.io/":                         {"subnet/kube", "subnet/kube/apitest"},
+		"k8s.io/":                         {"policy", "subnet/kube", "subnet/kube/apitest"},
 		"github.com/containernetworking/": {"cni-shim"},
 		"github.com/prometheus/":          {"cmd/weftd"},
 		// client-go's typed clients bring every API group along, its informers

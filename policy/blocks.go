@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package policy
+
+import (
+	"net/netip"
+	"slices"
+)
+
+// A zone is the addresses from to to, which are in the blocks of the same
+// terms: members, ascending.
+type zone struct {
+	from, to netip.Addr
+	members  []int
+}
+
+// zones cuts the addresses that are in any block into zones: disjoint,
+// ascending, neighbours with the same members made one. blocks maps a term to
+// its block.
+func zones(blocks map[int]*Block) []zone {
+	type edge struct {
+		at   netip.Addr
+		term int
+		in   int // nesting of the CIDR, +1 or -1
+		out  int // nesting of the exceptions
+	}
+	var edges []edge
+	mark := func(term int, p netip.Prefix, in, out int) {
+		edges = append(edges, edge{p.Masked().Addr(), term, in, out})
+		if after := last(p).Next(); after.IsValid() && after.BitLen() == p.Addr().BitLen() {
+			edges = append(edges, edge{after, term, -in, -out})
+		}
+	}
+	for term, b := range blocks {
+		mark(term, b.CIDR, 1, 0)
+		for _, e := range b.Except {
+			if e.Addr().BitLen() == b.CIDR.Addr().BitLen() {
+				mark(term, e, 0, 1)
+			}
+		}
+	}
+	slices.SortFunc(edges, func(a, b edge) int { return a.at.Compare(b.at) })
+	depth := map[int][2]int{}
+	var out []zone
+	for i := 0; i < len(edges); {
+		at := edges[i].at
+		for ; i < len(edges) && edges[i].at == at; i++ {
+			d := depth[edges[i].term]
+			d[0], d[1] = d[0]+edges[i].in, d[1]+edges[i].out
+			if d == [2]int{} {
+				delete(depth, edges[i].term)
+			} else {
+				depth[edges[i].term] = d
+			}
+		}
+		var members []int
+		for term, d := range depth {
+			if d[0] > 0 && d[1] == 0 {
+				members = append(members, term)
+			}
+		}
+		slices.Sort(members)
+		to := top(at)
+		if i < len(edges) && edges[i].at.BitLen() == at.BitLen() {
+			to = edges[i].at.Prev()
+		}
+		n := len(out)
+		switch {
+		case len(members) == 0:
+		case n > 0 && out[n-1].to.Next() == at && slices.Equal(out[n-1].members, members):
+			out[n-1].to = to
+		default:
+			out = append(out, zone{at, to, members})
+		}
+		if i < len(edges) && edges[i].at.BitLen() != at.BitLen() {
+			clear(depth) // what reaches to the end of a family has no edge there
+		}
+	}
+	return out
+}
+
+// zoneAt returns the zone of a, nil if it is in no block.
+func zoneAt(list []zone, a netip.Addr) *zone {
+	i, ok := slices.BinarySearchFunc(list, a, func(z zone, a netip.Addr) int {
+		switch {
+		case z.to.Less(a):
+			return -1
+		case a.Less(z.from):
+			return 1
+		}
+		return 0
+	})
+	if !ok {
+		return nil
+	}
+	return &list[i]
+}
+
+// last returns the highest address of p.
+func last(p netip.Prefix) netip.Addr {
+	b := p.Masked().Addr().AsSlice()
+	for i := p.Bits(); i < 8*len(b); i++ {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	a, _ := netip.AddrFromSlice(b) // as long as it was
+	return a
+}
+
+// top returns the highest address of a's family.
+func top(a netip.Addr) netip.Addr { return last(netip.PrefixFrom(a, 0)) }

@@ -1,0 +1,394 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package policy
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// Compile returns the Table of node.
+func Compile(c *Cluster, node string) *Table {
+	k := &compiler{
+		cluster: c, words: newVocabulary(),
+		table: &Table{
+			Known: map[netip.Addr]bool{}, Identities: map[netip.Addr]Identity{}, Ranges: map[uint8][]PortRange{}, Rows: map[Row]bool{},
+			Classes: [2]map[netip.Addr]Class{{}, {}},
+		},
+	}
+	k.pods(node)
+	k.classify()
+	k.identify()
+	k.permit()
+	return k.table
+}
+
+// compiler is one compilation.
+type compiler struct {
+	cluster *Cluster
+	words   *vocabulary
+	table   *Table
+
+	holders map[netip.Addr]*Pod // who has an address
+	local   []*Pod
+	classes [2]map[string]*class // by key
+	faces   []*face
+	byTerm  [][]*face // faces that have a term
+}
+
+// A class is the policies that select some pods, and what the ports that they
+// name are to those.
+type class struct {
+	number   Class
+	policies []*Policy
+	named    []Port // for Ingress
+}
+
+// pods finds out who has which address, and which pods are the node's.
+func (k *compiler) pods(node string) {
+	k.holders = make(map[netip.Addr]*Pod, len(k.cluster.Pods))
+	for _, p := range k.cluster.Pods {
+		if !p.holds() {
+			continue
+		}
+		for _, a := range p.Addrs {
+			if o := k.holders[a]; o == nil || p.newer(o) {
+				k.holders[a] = p
+			}
+		}
+	}
+	for _, p := range k.cluster.Pods {
+		if p.holds() && p.Node == node && slices.ContainsFunc(p.Addrs, func(a netip.Addr) bool { return k.holders[a] == p }) {
+			k.local = append(k.local, p)
+		}
+	}
+}
+
+// classify gives the node's pods their classes; the policies that select any
+// are the active ones.
+func (k *compiler) classify() {
+	in := map[string][]*Policy{}
+	for _, p := range k.cluster.Policies {
+		in[p.Namespace] = append(in[p.Namespace], p)
+	}
+	for _, list := range in {
+		slices.SortFunc(list, func(a, b *Policy) int { return strings.Compare(a.Name, b.Name) })
+	}
+	var members [2]map[string][]*Pod
+	for _, d := range Directions() {
+		k.classes[d], members[d] = map[string]*class{}, map[string][]*Pod{}
+		for _, pod := range k.local {
+			cl := class{}
+			for _, p := range in[pod.Namespace] {
+				if p.selects(pod, d) {
+					cl.policies = append(cl.policies, p)
+					k.words.learn(p)
+				}
+			}
+			if len(cl.policies) == 0 {
+				continue
+			}
+			if d == Ingress {
+				cl.named = namedPorts(cl.policies, pod)
+			}
+			key := cl.key()
+			members[d][key] = append(members[d][key], pod)
+			if k.classes[d][key] == nil {
+				k.classes[d][key] = &cl
+			}
+		}
+	}
+	k.words.finish()
+	for _, d := range Directions() {
+		var keys []string
+		for key := range k.classes[d] {
+			keys = append(keys, key)
+		}
+		for key, n := range numbers(keys) {
+			k.classes[d][key].number = Class(n)
+			for _, pod := range members[d][key] {
+				for _, a := range pod.Addrs {
+					if k.holders[a] == pod {
+						k.table.Classes[d][a] = Class(n)
+					}
+				}
+			}
+		}
+	}
+	for _, pod := range k.local {
+		for _, a := range pod.Addrs {
+			if k.holders[a] == pod {
+				k.table.Known[a] = true
+			}
+		}
+	}
+}
+
+// key tells classes of one direction apart.
+func (c *class) key() string {
+	var b strings.Builder
+	for _, p := range c.policies {
+		b.WriteString(p.String() + "\x00")
+	}
+	for _, p := range c.named {
+		b.WriteString("\x01" + portKey(p))
+	}
+	return b.String()
+}
+
+// namedPorts returns what the names in Ingress rules of policies are to pod.
+func namedPorts(policies []*Policy, pod *Pod) []Port {
+	if len(pod.Ports) == 0 {
+		return nil
+	}
+	var out []Port
+	for _, p := range policies {
+		for _, r := range p.Rules[Ingress] {
+			for _, port := range r.Ports {
+				for _, n := range pod.Ports {
+					if port.Name != "" && n.Name == port.Name && n.Proto == port.Proto {
+						out = append(out, Port{Proto: n.Proto, Name: n.Name, From: n.Number})
+					}
+				}
+			}
+		}
+	}
+	slices.SortFunc(out, comparePort)
+	return slices.Compact(out)
+}
+
+// identify gives addresses their identities: those of blocks, and those of
+// pods that are something else to a policy than their address alone says.
+func (k *compiler) identify() {
+	v := k.words
+	areas := zones(v.blocks)
+	faces := map[string]*face{}
+	look := func(terms []int, named []Port) *face {
+		key := v.key(terms, named)
+		f, ok := faces[key]
+		if !ok {
+			f = &face{terms: terms, named: named}
+			faces[key] = f
+		}
+		return f
+	}
+	areaFaces := make([]*face, len(areas))
+	for i, z := range areas {
+		areaFaces[i] = look(z.members, nil)
+	}
+	pods := k.podFaces(areas, look)
+	var keys []string
+	for key := range faces {
+		keys = append(keys, key)
+	}
+	for key, n := range numbers(keys) {
+		faces[key].id = Identity(n)
+	}
+	for i, z := range areas {
+		k.table.Blocks = append(k.table.Blocks, AddrRange{z.from, z.to, areaFaces[i].id})
+	}
+	for a, f := range pods {
+		k.table.Identities[a] = f.id
+	}
+	k.byTerm = make([][]*face, len(v.terms))
+	for _, f := range faces {
+		k.faces = append(k.faces, f)
+		for _, t := range f.terms {
+			k.byTerm[t] = append(k.byTerm[t], f)
+		}
+	}
+}
+
+// podFaces returns the faces of pods' addresses that need one.
+func (k *compiler) podFaces(areas []zone, look func([]int, []Port) *face) map[netip.Addr]*face {
+	v := k.words
+	type kind struct{ labels string }
+	candidates := map[string][]int{}
+	entitled := map[string]map[kind][]int{}
+	out := map[netip.Addr]*face{}
+	for a, pod := range k.holders {
+		list, ok := candidates[pod.Namespace]
+		if !ok {
+			ns, known := k.cluster.Namespaces[pod.Namespace]
+			list = v.of(pod.Namespace, ns, known)
+			candidates[pod.Namespace], entitled[pod.Namespace] = list, map[kind][]int{}
+		}
+		var selected []int
+		if len(list) > 0 {
+			kd := kind{pod.Labels.Key()}
+			if selected, ok = entitled[pod.Namespace][kd]; !ok {
+				selected = v.entitled(list, pod.Labels)
+				entitled[pod.Namespace][kd] = selected
+			}
+		}
+		named := v.resolved(pod)
+		if len(selected) == 0 && len(named) == 0 {
+			continue // what its address is
+		}
+		terms := selected
+		if z := zoneAt(areas, a); z != nil {
+			terms = append(slices.Clone(selected), z.members...)
+			slices.Sort(terms)
+		}
+		if len(terms) == 0 && len(named) == 0 {
+			continue
+		}
+		out[a] = look(terms, named)
+	}
+	return out
+}
+
+// permit writes the rows.
+func (k *compiler) permit() {
+	type pair struct {
+		direction Direction
+		class     Class
+		face      *face // nil: anyone
+	}
+	sets := map[pair]*portSet{}
+	at := func(p pair) *portSet {
+		s, ok := sets[p]
+		if !ok {
+			s = &portSet{}
+			sets[p] = s
+		}
+		return s
+	}
+	for _, d := range Directions() {
+		for _, cl := range k.classes[d] {
+			for _, p := range cl.policies {
+				for _, r := range k.words.rules[p][d] {
+					faces := k.addressees(d, r)
+					for _, f := range faces {
+						at(pair{d, cl.number, f}).add(r.ports, cl.names(d, f))
+					}
+				}
+			}
+		}
+	}
+	long := map[uint8]map[span]bool{}
+	for _, s := range sets {
+		s.tidy()
+		for i, proto := range portProtocols() {
+			for _, sp := range s.spans[i] {
+				if sp.long() {
+					if long[proto] == nil {
+						long[proto] = map[span]bool{}
+					}
+					long[proto][sp] = true
+				}
+			}
+		}
+	}
+	cut := map[uint8][]span{}
+	for proto, spans := range long {
+		cut[proto] = pieces(spans)
+		for _, p := range cut[proto] {
+			k.table.Ranges[proto] = append(k.table.Ranges[proto], PortRange{p.from, p.to})
+		}
+	}
+	for p, s := range sets {
+		row := Row{Direction: p.direction, Class: p.class}
+		if p.face != nil {
+			row.Identity = p.face.id
+		}
+		k.write(row, s, cut)
+	}
+	k.prune()
+}
+
+// addressees returns the faces that rule r is for; nil among them is anyone.
+// Names of ports make an Egress rule without peers one for pods alone, as far
+// as those go.
+func (k *compiler) addressees(d Direction, r termRule) []*face {
+	if r.terms == nil {
+		out := []*face{nil}
+		if d == Egress && slices.ContainsFunc(r.ports, func(p Port) bool { return p.Name != "" }) {
+			for _, f := range k.faces {
+				if len(f.named) > 0 {
+					out = append(out, f)
+				}
+			}
+		}
+		return out
+	}
+	var out []*face
+	for _, t := range r.terms {
+		out = append(out, k.byTerm[t]...)
+	}
+	return out
+}
+
+// names returns what resolves port names between pods of c and addresses of f.
+func (c *class) names(d Direction, f *face) func(Port) []uint16 {
+	named := c.named
+	if d == Egress {
+		named = nil
+		if f != nil {
+			named = f.named
+		}
+	}
+	return func(p Port) []uint16 {
+		var out []uint16
+		for _, n := range named {
+			if n.Name == p.Name && n.Proto == p.Proto {
+				out = append(out, n.From)
+			}
+		}
+		return out
+	}
+}
+
+// write adds the rows of s, which is tidy, to the table.
+func (k *compiler) write(row Row, s *portSet, cut map[uint8][]span) {
+	rows := k.table.Rows
+	if s.others {
+		rows[row] = true
+	}
+	for i, proto := range portProtocols() {
+		row.Proto = proto
+		for _, sp := range s.spans[i] {
+			switch {
+			case sp.every():
+				row.From, row.To = 0, 0
+				rows[row] = true
+			case sp.long():
+				for _, p := range within(cut[proto], sp) {
+					row.From, row.To = p.from, p.to
+					rows[row] = true
+				}
+			default:
+				for n := int(sp.from); n <= int(sp.to); n++ {
+					row.From, row.To = uint16(n), 0
+					rows[row] = true
+				}
+			}
+		}
+	}
+}
+
+// prune drops rows that say what is said for anyone already.
+func (k *compiler) prune() {
+	for r := range k.table.Rows {
+		if r.Identity == Anyone {
+			continue
+		}
+		same := r
+		same.Identity = Anyone
+		all := same
+		all.From, all.To = 0, 0
+		if k.table.Rows[same] || k.table.Rows[all] {
+			delete(k.table.Rows, r)
+		}
+	}
+}
+
+// hash returns a number for key. Two keys of one number are told apart by
+// numbers; that nobody can choose such keys keeps the numbers where they are.
+func hash(key string) uint32 {
+	sum := sha256.Sum256([]byte(key))
+	return binary.BigEndian.Uint32(sum[:4])
+}

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package policy
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+)
+
+// A Class is what the policies of one direction say to pods, the same for all
+// that have it. An Identity is what an address is to the policies of a node:
+// which of their peers it is among, and which ports its names are. The zero
+// Identity is that of all addresses, whoever has them.
+//
+// Both numbers follow from what they stand for, by a hash, and are the same
+// after a restart and on another node.
+type (
+	Class    uint32
+	Identity uint32
+)
+
+// Anyone is the Identity of rows that are for every address.
+const Anyone Identity = 0
+
+// A Table is all that the kernel of one node has to know.
+type Table struct {
+	// Known are the addresses of the node's pods. What else is in the node's
+	// subnets is let in nowhere.
+	Known map[netip.Addr]bool
+	// Classes are those of the node's pods that are isolated in a direction.
+	Classes [2]map[netip.Addr]Class
+	// Identities are those of pods on all nodes. Pods that no peer selects are
+	// missing, and those that are to policies what their neighbours in a block
+	// are.
+	Identities map[netip.Addr]Identity
+	// Blocks are disjoint, ascending.
+	Blocks []AddrRange
+	// Ranges are wide port ranges in use, disjoint, ascending; by protocol.
+	Ranges map[uint8][]PortRange
+	// Rows are what may pass.
+	Rows map[Row]bool
+}
+
+// An AddrRange is the addresses From to To, of one family, and their Identity
+// where they are no pod's.
+type AddrRange struct {
+	From, To netip.Addr
+	Identity Identity
+}
+
+// A PortRange is the ports From to To, both included; To is at least 1.
+type PortRange struct{ From, To uint16 }
+
+// A Row lets packets pass: of pods of Class, to or from addresses of Identity.
+// Which ports of Proto it is for is said by From and To:
+//
+//	From > 0, To = 0    that port
+//	To > 0              that one of Ranges
+//	both 0              all; Proto 0 stands for all protocols without ports
+type Row struct {
+	Direction Direction
+	Class     Class
+	Identity  Identity
+	Proto     uint8
+	From, To  uint16
+}
+
+// compare orders rows for people and tests.
+func (r Row) compare(o Row) int {
+	return cmp.Or(cmp.Compare(r.Direction, o.Direction), cmp.Compare(r.Class, o.Class), cmp.Compare(r.Identity, o.Identity),
+		cmp.Compare(r.Proto, o.Proto), cmp.Compare(r.From, o.From), cmp.Compare(r.To, o.To))
+}
+
+// Allows looks k up as the kernel does. In both directions it speaks of the
+// node's own pods only: what comes from elsewhere has been judged there.
+func (t *Table) Allows(k Packet) bool {
+	if k.Src == k.Dst && t.Known[k.Src] {
+		return true
+	}
+	return t.allows(Egress, k.Src, k.Dst, k) && t.allows(Ingress, k.Dst, k.Src, k)
+}
+
+func (t *Table) allows(d Direction, pod, peer netip.Addr, k Packet) bool {
+	class, isolated := t.Classes[d][pod]
+	if !isolated {
+		return true
+	}
+	for _, look := range []func(netip.Addr) (Identity, bool){t.exact, t.anyone, t.block} {
+		id, ok := look(peer)
+		if ok && (t.exactPort(d, class, id, k) || t.anyPort(d, class, id, k) || t.portRange(d, class, id, k)) {
+			return true
+		}
+	}
+	return false
+}
+
+func (t *Table) exact(a netip.Addr) (Identity, bool) {
+	id, ok := t.Identities[a]
+	return id, ok
+}
+
+func (t *Table) anyone(netip.Addr) (Identity, bool) { return Anyone, true }
+
+func (t *Table) block(a netip.Addr) (Identity, bool) {
+	i, ok := slices.BinarySearchFunc(t.Blocks, a, func(r AddrRange, a netip.Addr) int {
+		switch {
+		case r.To.Less(a):
+			return -1
+		case a.Less(r.From):
+			return 1
+		}
+		return 0
+	})
+	if !ok {
+		return 0, false
+	}
+	return t.Blocks[i].Identity, true
+}
+
+func (t *Table) exactPort(d Direction, c Class, id Identity, k Packet) bool {
+	return t.Rows[Row{d, c, id, k.Proto, k.Port, 0}]
+}
+
+func (t *Table) anyPort(d Direction, c Class, id Identity, k Packet) bool {
+	proto := k.Proto
+	if !hasPorts(proto) {
+		proto = 0
+	}
+	return t.Rows[Row{d, c, id, proto, 0, 0}]
+}
+
+func (t *Table) portRange(d Direction, c Class, id Identity, k Packet) bool {
+	for _, r := range t.Ranges[k.Proto] {
+		if r.From <= k.Port && k.Port <= r.To {
+			return t.Rows[Row{d, c, id, k.Proto, r.From, r.To}]
+		}
+	}
+	return false
+}

@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package policy
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/labels"
+)
+
+// A term is a peer that an active policy names: a block, or pods of one
+// namespace, or of selected ones. Equal peers of several rules are one term.
+type term struct {
+	key        string
+	block      *Block
+	namespace  string          // where there is no namespaces
+	namespaces labels.Selector // or nil
+	pods       labels.Selector // nil: all
+}
+
+func newTerm(namespace string, p Peer) term {
+	if p.Block != nil {
+		except := make([]string, 0, len(p.Block.Except))
+		for _, e := range p.Block.Except {
+			except = append(except, e.Masked().String())
+		}
+		slices.Sort(except)
+		return term{key: "b " + p.Block.CIDR.Masked().String() + " " + strings.Join(except, " "), block: p.Block}
+	}
+	t := term{namespace: namespace, namespaces: p.Namespaces, pods: p.Pods}
+	where := "n " + namespace
+	if p.Namespaces != nil {
+		where, t.namespace = "s "+p.Namespaces.String(), ""
+	}
+	what := ""
+	if p.Pods != nil {
+		what = p.Pods.String()
+	}
+	t.key = where + "\x00" + what
+	return t
+}
+
+// vocabulary is all that the active policies ask of an address: terms, and
+// for Egress the names of ports. It is built from the policies alone.
+type vocabulary struct {
+	terms  []term
+	byKey  map[string]int
+	names  []Port                    // each once, sorted by protocol and name
+	blocks map[int]*Block            // by term
+	inside map[string][]int          // terms of one namespace
+	across []int                     // terms of selected namespaces
+	rules  map[*Policy][2][]termRule // of active policies
+}
+
+// A termRule is a Rule whose peers are terms; nil terms: anyone.
+type termRule struct {
+	terms []int
+	ports []Port
+}
+
+func newVocabulary() *vocabulary {
+	return &vocabulary{byKey: map[string]int{}, blocks: map[int]*Block{}, inside: map[string][]int{}, rules: map[*Policy][2][]termRule{}}
+}
+
+// learn adds what p says.
+func (v *vocabulary) learn(p *Policy) {
+	if _, known := v.rules[p]; known {
+		return
+	}
+	var both [2][]termRule
+	for _, d := range Directions() {
+		for _, r := range p.Rules[d] {
+			tr := termRule{ports: r.Ports}
+			for _, peer := range r.Peers {
+				tr.terms = append(tr.terms, v.term(p.Namespace, peer))
+			}
+			both[d] = append(both[d], tr)
+			for _, port := range r.Ports {
+				if d == Egress && port.Name != "" {
+					v.names = append(v.names, Port{Proto: port.Proto, Name: port.Name})
+				}
+			}
+		}
+	}
+	v.rules[p] = both
+}
+
+func (v *vocabulary) term(namespace string, peer Peer) int {
+	t := newTerm(namespace, peer)
+	if i, ok := v.byKey[t.key]; ok {
+		return i
+	}
+	i := len(v.terms)
+	v.terms = append(v.terms, t)
+	v.byKey[t.key] = i
+	switch {
+	case t.block != nil:
+		v.blocks[i] = t.block
+	case t.namespaces != nil:
+		v.across = append(v.across, i)
+	default:
+		v.inside[t.namespace] = append(v.inside[t.namespace], i)
+	}
+	return i
+}
+
+// finish is called after the last learn.
+func (v *vocabulary) finish() {
+	slices.SortFunc(v.names, comparePort)
+	v.names = slices.Compact(v.names)
+}
+
+func comparePort(a, b Port) int { return strings.Compare(portKey(a), portKey(b)) }
+
+func portKey(p Port) string { return fmt.Sprintf("%03d %s %05d", p.Proto, p.Name, p.From) }
+
+// of returns the terms that could select a pod of a namespace with labels ns;
+// known says whether there is such a namespace.
+func (v *vocabulary) of(namespace string, ns *Labels, known bool) []int {
+	out := slices.Clone(v.inside[namespace])
+	if !known {
+		return out
+	}
+	for _, i := range v.across {
+		if ns.matches(v.terms[i].namespaces) {
+			out = append(out, i)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// resolved returns which ports of pod the names stand for, in order.
+func (v *vocabulary) resolved(pod *Pod) []Port {
+	if len(pod.Ports) == 0 || len(v.names) == 0 {
+		return nil
+	}
+	var out []Port
+	for _, n := range v.names {
+		for _, p := range pod.Ports {
+			if p.Name == n.Name && p.Proto == n.Proto {
+				out = append(out, Port{Proto: n.Proto, Name: n.Name, From: p.Number})
+			}
+		}
+	}
+	slices.SortFunc(out, comparePort)
+	return slices.Compact(out)
+}
+
+// entitled returns the terms, of candidates, that select a pod with labels l.
+func (v *vocabulary) entitled(candidates []int, l *Labels) []int {
+	var out []int
+	for _, i := range candidates {
+		if l.matches(v.terms[i].pods) {
+			out = append(out, i)
+		}
+	}
+	return out
+}
+
+// A face is what an address is to the active policies.
+type face struct {
+	id    Identity
+	terms []int
+	named []Port
+}
+
+// key is equal for faces that are the same to the same policies. It is made of
+// what terms say and not of their numbers, so that it lasts.
+func (v *vocabulary) key(terms []int, named []Port) string {
+	keys := make([]string, 0, len(terms)+len(named))
+	for _, i := range terms {
+		keys = append(keys, v.terms[i].key)
+	}
+	slices.Sort(keys)
+	for _, p := range named {
+		keys = append(keys, "p "+portKey(p))
+	}
+	return strings.Join(keys, "\x01")
+}
+
+// numbers gives out numbers for keys: never 0, no number twice, the same for
+// the same set of keys.
+func numbers(keys []string) map[string]uint32 {
+	slices.Sort(keys)
+	out := make(map[string]uint32, len(keys))
+	taken := make(map[uint32]bool, len(keys))
+	for _, k := range slices.Compact(keys) {
+		n := hash(k)
+		for n == 0 || taken[n] {
+			n++
+		}
+		out[k], taken[n] = n, true
+	}
+	return out
+}
+
