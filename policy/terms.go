@@ -196,4 +196,3 @@ func numbers(keys []string) map[string]uint32 {
 	}
 	return out
 }
-
