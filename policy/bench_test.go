@@ -55,9 +55,10 @@ func BenchmarkCompile(b *testing.B) {
 	for _, n := range [][2]int{{300, 10}, {300, 5000}, {10000, 5000}, {30000, 30000}} {
 		b.Run(fmt.Sprintf("pods=%d/policies=%d", n[0], n[1]), func(b *testing.B) {
 			c := crowd(n[0], n[1])
+			m := NewCompiler("node0")
 			b.ReportAllocs()
 			for b.Loop() {
-				t := Compile(c, "node0")
+				t := m.Compile(c)
 				b.ReportMetric(float64(len(t.Rows)), "rows")
 				b.ReportMetric(float64(len(t.Identities)), "ids")
 			}

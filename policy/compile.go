@@ -11,18 +11,33 @@ import (
 )
 
 // Compile returns the Table of node.
-func Compile(c *Cluster, node string) *Table {
+func Compile(c *Cluster, node string) *Table { return NewCompiler(node).Compile(c) }
+
+// A Compiler makes Tables of one node. What it remembers of a policy from one
+// Cluster to the next only saves time; it knows policies by their pointers. It
+// is for one goroutine.
+type Compiler struct {
+	node string
+	said map[*Policy]*saying // of the last Cluster
+}
+
+// NewCompiler returns a Compiler for node.
+func NewCompiler(node string) *Compiler { return &Compiler{node: node} }
+
+// Compile returns the Table of c.
+func (m *Compiler) Compile(c *Cluster) *Table {
 	k := &compiler{
-		cluster: c, words: newVocabulary(),
+		cluster: c, words: newVocabulary(), known: m.said, said: map[*Policy]*saying{},
 		table: &Table{
 			Known: map[netip.Addr]bool{}, Identities: map[netip.Addr]Identity{}, Ranges: map[uint8][]PortRange{}, Rows: map[Row]bool{},
 			Classes: [2]map[netip.Addr]Class{{}, {}},
 		},
 	}
-	k.pods(node)
+	k.pods(m.node)
 	k.classify()
 	k.identify()
 	k.permit()
+	m.said = k.said
 	return k.table
 }
 
@@ -31,6 +46,8 @@ type compiler struct {
 	cluster *Cluster
 	words   *vocabulary
 	table   *Table
+
+	known, said map[*Policy]*saying // from before, and now
 
 	holders map[netip.Addr]*Pod // who has an address
 	local   []*Pod
@@ -80,24 +97,26 @@ func (k *compiler) classify() {
 	var members [2]map[string][]*Pod
 	for _, d := range Directions() {
 		k.classes[d], members[d] = map[string]*class{}, map[string][]*Pod{}
+		alike := map[kind][]*Policy{} // what selects pods of a kind
 		for _, pod := range k.local {
-			cl := class{}
-			for _, p := range in[pod.Namespace] {
-				if p.selects(pod, d) {
-					cl.policies = append(cl.policies, p)
-					k.words.learn(p)
-				}
+			kd := kind{pod.Namespace, pod.Labels.Key()}
+			policies, known := alike[kd]
+			if !known {
+				policies = selecting(in[pod.Namespace], pod, d)
+				alike[kd] = policies
 			}
-			if len(cl.policies) == 0 {
+			if len(policies) == 0 {
 				continue
 			}
+			cl := &class{policies: policies}
 			if d == Ingress {
-				cl.named = namedPorts(cl.policies, pod)
+				cl.named = namedPorts(policies, pod)
 			}
 			key := cl.key()
 			members[d][key] = append(members[d][key], pod)
 			if k.classes[d][key] == nil {
-				k.classes[d][key] = &cl
+				k.classes[d][key] = cl
+				k.learn(policies)
 			}
 		}
 	}
@@ -125,6 +144,35 @@ func (k *compiler) classify() {
 			}
 		}
 	}
+}
+
+// learn learns what policies say, each once.
+func (k *compiler) learn(policies []*Policy) {
+	for _, p := range policies {
+		if k.said[p] != nil {
+			continue
+		}
+		s := k.known[p]
+		if s == nil {
+			s = newSaying(p)
+		}
+		k.said[p] = s
+		k.words.learn(p, s)
+	}
+}
+
+// A kind is pods that no selector tells apart.
+type kind struct{ namespace, labels string }
+
+// selecting returns those of policies that isolate pod in direction d.
+func selecting(policies []*Policy, pod *Pod, d Direction) []*Policy {
+	var out []*Policy
+	for _, p := range policies {
+		if p.selects(pod, d) {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 // key tells classes of one direction apart.
@@ -205,23 +253,22 @@ func (k *compiler) identify() {
 // podFaces returns the faces of pods' addresses that need one.
 func (k *compiler) podFaces(areas []zone, look func([]int, []Port) *face) map[netip.Addr]*face {
 	v := k.words
-	type kind struct{ labels string }
 	candidates := map[string][]int{}
-	entitled := map[string]map[kind][]int{}
+	entitled := map[kind][]int{}
 	out := map[netip.Addr]*face{}
 	for a, pod := range k.holders {
 		list, ok := candidates[pod.Namespace]
 		if !ok {
 			ns, known := k.cluster.Namespaces[pod.Namespace]
 			list = v.of(pod.Namespace, ns, known)
-			candidates[pod.Namespace], entitled[pod.Namespace] = list, map[kind][]int{}
+			candidates[pod.Namespace] = list
 		}
 		var selected []int
 		if len(list) > 0 {
-			kd := kind{pod.Labels.Key()}
-			if selected, ok = entitled[pod.Namespace][kd]; !ok {
+			kd := kind{pod.Namespace, pod.Labels.Key()}
+			if selected, ok = entitled[kd]; !ok {
 				selected = v.entitled(list, pod.Labels)
-				entitled[pod.Namespace][kd] = selected
+				entitled[kd] = selected
 			}
 		}
 		named := v.resolved(pod)

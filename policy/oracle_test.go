@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"reflect"
 	"testing"
 )
 
@@ -59,5 +60,25 @@ func TestTableAgreesWithOracle(t *testing.T) {
 	t.Logf("%d triples from seed %d: %d met an isolated pod of the node, %d of those may pass", triples, first, judged, allowed)
 	if judged*5 < triples || allowed*10 < judged || allowed*10 > judged*9 {
 		t.Errorf("of %d triples %d were judged and %d allowed: they prove little", triples, judged, allowed)
+	}
+}
+
+// A compiler that has seen other clusters makes the table that a new one makes.
+func TestCompilerHasNoMemory(t *testing.T) {
+	seed := rand.Uint64()
+	g := newGen(seed)
+	m := NewCompiler("here")
+	c := g.cluster()
+	for range 500 {
+		next := g.cluster()
+		for _, p := range c.Policies { // some stay
+			if g.one(2) {
+				next.Policies = append(next.Policies, p)
+			}
+		}
+		c = next
+		if got, want := m.Compile(c), Compile(c, "here"); !reflect.DeepEqual(got, want) {
+			t.Fatalf("seed %d: got\n%+v\nwant\n%+v", seed, got, want)
+		}
 	}
 }

@@ -42,6 +42,37 @@ func newTerm(namespace string, p Peer) term {
 	return t
 }
 
+// A saying is a Policy with its peers as terms. Making it costs more than all
+// that is done with it.
+type saying struct {
+	rules [2][]sayingRule
+	names []Port // in Egress rules
+}
+
+type sayingRule struct {
+	terms []term // none: anyone
+	ports []Port
+}
+
+func newSaying(p *Policy) *saying {
+	s := &saying{}
+	for _, d := range Directions() {
+		for _, r := range p.Rules[d] {
+			sr := sayingRule{ports: r.Ports}
+			for _, peer := range r.Peers {
+				sr.terms = append(sr.terms, newTerm(p.Namespace, peer))
+			}
+			s.rules[d] = append(s.rules[d], sr)
+			for _, port := range r.Ports {
+				if d == Egress && port.Name != "" {
+					s.names = append(s.names, Port{Proto: port.Proto, Name: port.Name})
+				}
+			}
+		}
+	}
+	return s
+}
+
 // vocabulary is all that the active policies ask of an address: terms, and
 // for Egress the names of ports. It is built from the policies alone.
 type vocabulary struct {
@@ -65,35 +96,27 @@ func newVocabulary() *vocabulary {
 }
 
 // learn adds what p says.
-func (v *vocabulary) learn(p *Policy) {
-	if _, known := v.rules[p]; known {
-		return
-	}
+func (v *vocabulary) learn(p *Policy, s *saying) {
 	var both [2][]termRule
 	for _, d := range Directions() {
-		for _, r := range p.Rules[d] {
-			tr := termRule{ports: r.Ports}
-			for _, peer := range r.Peers {
-				tr.terms = append(tr.terms, v.term(p.Namespace, peer))
+		for _, r := range s.rules[d] {
+			tr := termRule{ports: r.ports}
+			for i := range r.terms {
+				tr.terms = append(tr.terms, v.term(&r.terms[i]))
 			}
 			both[d] = append(both[d], tr)
-			for _, port := range r.Ports {
-				if d == Egress && port.Name != "" {
-					v.names = append(v.names, Port{Proto: port.Proto, Name: port.Name})
-				}
-			}
 		}
 	}
+	v.names = append(v.names, s.names...)
 	v.rules[p] = both
 }
 
-func (v *vocabulary) term(namespace string, peer Peer) int {
-	t := newTerm(namespace, peer)
+func (v *vocabulary) term(t *term) int {
 	if i, ok := v.byKey[t.key]; ok {
 		return i
 	}
 	i := len(v.terms)
-	v.terms = append(v.terms, t)
+	v.terms = append(v.terms, *t)
 	v.byKey[t.key] = i
 	switch {
 	case t.block != nil:
