@@ -56,7 +56,11 @@ func (plugin) add(args *skel.CmdArgs) error {
 	if err := a.mayAttach(args.Netns); err != nil {
 		return err
 	}
-	stamp, again, err := a.begin(rendered, args.Netns)
+	pod, err := podOf(args.Args)
+	if err != nil {
+		return err
+	}
+	stamp, again, err := a.begin(rendered, args.Netns, pod)
 	if err != nil {
 		return err
 	}

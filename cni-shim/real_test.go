@@ -7,12 +7,16 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
+
+	"weft.dev/weft/cni-shim/ledger"
 )
 
 // TestOnNode runs the real plugin with the real bridge and host-local, each
@@ -22,6 +26,7 @@ func TestOnNode(t *testing.T) {
 	for name, test := range map[string]func(*testing.T, plugins){
 		"add dual-stack":            addDualStack,
 		"add one family":            addOneFamily,
+		"add for a pod":             addForAPod,
 		"own route to the network":  addOwnRoute,
 		"dns and args":              addDNSAndArgs,
 		"two interfaces":            twoInterfaces,
@@ -91,6 +96,34 @@ func addOneFamily(t *testing.T, p plugins) {
 		n.ok(t, call{command: "DEL", id: "c1", ifName: "eth0", netns: pod.path})
 		n.clean(t)
 	}
+}
+
+// addForAPod: what the agent has to know of a pod before it lets anything pass
+// is in the ledger when ADD returns, and a runtime without Kubernetes is none.
+func addForAPod(t *testing.T, p plugins) {
+	n := newNode(t, p, "dual")
+	const args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=app;K8S_POD_NAME=web-0;K8S_POD_INFRA_CONTAINER_ID=c1;K8S_POD_UID=7f"
+	for id, c := range map[string]struct {
+		args string
+		want *ledger.Pod
+	}{"c1": {args, &ledger.Pod{Namespace: "app", Name: "web-0", UID: "7f"}}, "c2": {"IgnoreUnknown=1;LABEL=x", nil}, "c3": {}} {
+		pod := newNetns(t)
+		n.ok(t, call{command: "ADD", id: id, ifName: "eth0", netns: pod.path, args: c.args})
+		a, err := attachmentOf(n.dataDir(), id, "eth0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, stamp, _, err := a.load()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var links []struct{ Address string }
+		pod.ip(t, &links, "link", "show", "eth0")
+		if !reflect.DeepEqual(stamp.Pod, c.want) || stamp.MAC != links[0].Address || len(stamp.Addrs) != 2 || len(stamp.Ports) != 1 {
+			t.Errorf("CNI_ARGS %q: stamp %+v, want pod %+v and MAC %s", c.args, stamp, c.want, links[0].Address)
+		}
+	}
+	n.fails(t, call{command: "ADD", id: "c4", ifName: "eth0", netns: newNetns(t).path, args: "K8S_POD_NAME"}, types.ErrInvalidEnvironmentVariables, `CNI_ARGS "K8S_POD_NAME"`)
 }
 
 // addOwnRoute: bridge refuses the same route twice, so a user's route to the

@@ -93,7 +93,7 @@ func (a attachment) remove() error {
 // begin stamps an attachment whose ADD begins. again is true when one of the
 // same name is there already, which the delegate is to refuse: its state is
 // left as it is, since it is what keeps the other's addresses.
-func (a attachment) begin(conf []byte, netns string) (s ledger.Stamp, again bool, err error) {
+func (a attachment) begin(conf []byte, netns string, pod *ledger.Pod) (s ledger.Stamp, again bool, err error) {
 	boot, err := ledger.BootID("")
 	if err != nil {
 		return s, false, types.NewError(types.ErrIOFailure, err.Error(), "")
@@ -101,7 +101,7 @@ func (a attachment) begin(conf []byte, netns string) (s ledger.Stamp, again bool
 	if _, old, stamped, err := a.load(); err == nil && stamped && old.Boot == boot && old.Phase == ledger.Added {
 		again = true
 	}
-	s = ledger.Stamp{Phase: ledger.Adding, Boot: boot, Netns: netns, NetnsInode: inode(netns)}
+	s = ledger.Stamp{Phase: ledger.Adding, Boot: boot, Netns: netns, NetnsInode: inode(netns), Pod: pod}
 	if id, err := netnsID(netns); err == nil {
 		s.NetnsID = &id
 	} // else a kernel that cannot tell; what is left of a killed ADD is found by address alone
@@ -125,9 +125,30 @@ func added(s ledger.Stamp, conf []byte, result types.Result) (ledger.Stamp, erro
 	}
 	bridge := bridgeOf(conf)
 	for _, i := range r.Interfaces {
+		if i.Sandbox != "" && s.MAC == "" {
+			s.MAC = i.Mac
+		}
 		if bridge != "" && i.Sandbox == "" && i.Name != bridge {
 			s.Ports = append(s.Ports, i.Name)
 		}
 	}
 	return s, nil
+}
+
+// podOf returns who CNI_ARGS says is attached, nil where they name no pod of
+// Kubernetes. The names are those that its runtimes use (containerd 2.4,
+// internal/cri/server/sandbox_run.go; CRI-O the same).
+func podOf(cniArgs string) (*ledger.Pod, error) {
+	var k struct {
+		types.CommonArgs
+		K8S_POD_NAMESPACE, K8S_POD_NAME, K8S_POD_UID types.UnmarshallableString
+	}
+	k.IgnoreUnknown = true
+	if err := types.LoadArgs(cniArgs, &k); err != nil {
+		return nil, types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf("CNI_ARGS %.200q: %v", cniArgs, err), "")
+	}
+	if k.K8S_POD_NAMESPACE == "" || k.K8S_POD_NAME == "" {
+		return nil, nil
+	}
+	return &ledger.Pod{Namespace: string(k.K8S_POD_NAMESPACE), Name: string(k.K8S_POD_NAME), UID: string(k.K8S_POD_UID)}, nil
 }

@@ -45,8 +45,19 @@ type Stamp struct {
 	// Ports are the node's ends of the veths of an attachment to a bridge,
 	// known once it is added.
 	Ports []string `json:"ports,omitempty"`
-	// Addrs are the addresses that ADD answered with.
+	// Addrs are the addresses that ADD answered with, MAC what the pod's
+	// interface has, as the delegate wrote it.
 	Addrs []netip.Addr `json:"addrs,omitempty"`
+	MAC   string       `json:"mac,omitempty"`
+	// Pod is who Kubernetes says it attaches, nil for other runtimes.
+	Pod *Pod `json:"pod,omitempty"`
+}
+
+// Pod names a pod of Kubernetes. UID is empty where the runtime does not tell.
+type Pod struct {
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	UID       string `json:"uid,omitempty"`
 }
 
 // DefaultBootID is where Linux tells its boot id: a UUID that is drawn at each
