@@ -86,29 +86,47 @@ func whyNotReady(ctx context.Context, socket string) string {
 // since one request whose answer ends with the connection needs no client.
 // On success Ready is not nil.
 func askAgent(ctx context.Context, socket string) (agentStatus, error) {
-	conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
+	conn, err := request(ctx, socket, "GET /v1/status HTTP/1.0\r\nHost: weftd\r\nAccept: application/json\r\n\r\n")
 	if err != nil {
 		return agentStatus{}, err
 	}
 	defer conn.Close()
-	if deadline, ok := ctx.Deadline(); ok {
-		if err := conn.SetDeadline(deadline); err != nil {
-			return agentStatus{}, fmt.Errorf("ask %s: %w", socket, err)
-		}
-	}
-	if _, err := io.WriteString(conn, "GET /v1/status HTTP/1.0\r\nHost: weftd\r\nAccept: application/json\r\n\r\n"); err != nil {
-		return agentStatus{}, fmt.Errorf("ask %s: %w", socket, err)
-	}
 	return readStatus(bufio.NewReader(io.LimitReader(conn, agentAnswerMax)), socket)
+}
+
+// request sends a request to the agent and returns the connection to read the
+// answer from, which is bounded by ctx's deadline.
+func request(ctx context.Context, socket, text string) (net.Conn, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
+	if err != nil {
+		return nil, err
+	}
+	if deadline, ok := ctx.Deadline(); ok {
+		err = conn.SetDeadline(deadline)
+	}
+	if err == nil {
+		_, err = io.WriteString(conn, text)
+	}
+	if err != nil {
+		conn.Close() // the error before says why
+		return nil, fmt.Errorf("ask %s: %w", socket, err)
+	}
+	return conn, nil
+}
+
+// skipHead reads an HTTP response up to its body and returns its first line.
+func skipHead(r *bufio.Reader) (first string, err error) {
+	first, err = r.ReadString('\n')
+	for line := first; err == nil && strings.TrimSpace(line) != ""; {
+		line, err = r.ReadString('\n')
+	}
+	return first, err
 }
 
 // readStatus reads an HTTP response whose body is a status document, whatever
 // its status code: a weftd that is not ready may well answer 503.
 func readStatus(r *bufio.Reader, socket string) (agentStatus, error) {
-	first, err := r.ReadString('\n')
-	for line := first; err == nil && strings.TrimSpace(line) != ""; {
-		line, err = r.ReadString('\n')
-	}
+	first, err := skipHead(r)
 	var st agentStatus
 	if err == nil {
 		err = json.NewDecoder(r).Decode(&st)

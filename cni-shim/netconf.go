@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -34,6 +35,9 @@ type netConf struct {
 	SubnetFile  string // absolute path of subnet.env
 	DataDir     string // absolute path of the directory for saved states
 	AgentSocket string // absolute path of weftd's socket
+	// OnAgentDown says that the agent enforces policies, and what becomes of a
+	// pod that it cannot be told of: Deny or Open. Empty: it enforces none.
+	OnAgentDown onAgentDown
 	Delegate    object // overrides of the delegate's configuration
 	IPAM        object // overrides of the delegate's ipam object
 
@@ -49,6 +53,7 @@ func parseNetConf(data []byte) (netConf, error) {
 	var raw struct {
 		CNIVersion, Name, Type               json.RawMessage
 		SubnetFile, DataDir, AgentSocket     json.RawMessage
+		OnAgentDown                          json.RawMessage
 		Delegate, IPAM                       json.RawMessage
 		RuntimeConfig, DNS, Args, PrevResult json.RawMessage
 	}
@@ -73,6 +78,7 @@ func parseNetConf(data []byte) (netConf, error) {
 		{"subnetFile", raw.SubnetFile, path(&c.SubnetFile, defaultSubnetFile)},
 		{"dataDir", raw.DataDir, path(&c.DataDir, defaultDataDir)},
 		{"agentSocket", raw.AgentSocket, path(&c.AgentSocket, defaultAgentSocket)},
+		{"onAgentDown", raw.OnAgentDown, oneOf(&c.OnAgentDown, deny, open)},
 		{"delegate", raw.Delegate, fields(&c.Delegate)},
 		{"ipam", raw.IPAM, fields(&c.IPAM)},
 		{"runtimeConfig", raw.RuntimeConfig, verbatim(&c.RuntimeConfig)},
@@ -106,7 +112,7 @@ func confError(field string, value []byte, want string) *types.Error {
 
 func absent(raw json.RawMessage) bool { return raw == nil || string(raw) == "null" }
 
-// text, path, fields and verbatim return parsers of one field into dst.
+// text, oneOf, path, fields and verbatim return parsers of one field into dst.
 // An absent field gives the fallback, or nil, and so does a wrong one. Their
 // errors say what is allowed.
 func text(dst *string, fallback string) func(json.RawMessage) error {
@@ -115,6 +121,17 @@ func text(dst *string, fallback string) func(json.RawMessage) error {
 		if !absent(raw) && json.Unmarshal(raw, dst) != nil {
 			return errors.New("want a string")
 		}
+		return nil
+	}
+}
+
+func oneOf[S ~string](dst *S, allowed ...S) func(json.RawMessage) error {
+	return func(raw json.RawMessage) error {
+		var s S
+		if !absent(raw) && (json.Unmarshal(raw, &s) != nil || !slices.Contains(allowed, s)) {
+			return fmt.Errorf("want one of %q", allowed)
+		}
+		*dst = s
 		return nil
 	}
 }

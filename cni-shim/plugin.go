@@ -78,6 +78,9 @@ func (plugin) add(args *skel.CmdArgs) error {
 	if err == nil {
 		err = a.save(rendered, stamp)
 	}
+	if err == nil {
+		err = admit(ctx, conf, a.key)
+	}
 	if err != nil {
 		a.undo(ctx, name, rendered)
 		return err

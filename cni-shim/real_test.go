@@ -27,6 +27,7 @@ func TestOnNode(t *testing.T) {
 		"add dual-stack":            addDualStack,
 		"add one family":            addOneFamily,
 		"add for a pod":             addForAPod,
+		"add where policies are":    addAdmitted,
 		"own route to the network":  addOwnRoute,
 		"dns and args":              addDNSAndArgs,
 		"two interfaces":            twoInterfaces,
