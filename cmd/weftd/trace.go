@@ -14,6 +14,7 @@ import (
 	"github.com/google/renameio/v2"
 
 	"weft.dev/weft/cmd/internal/api"
+	"weft.dev/weft/internal/kubeapi"
 	"weft.dev/weft/subnet"
 	"weft.dev/weft/subnet/kube"
 )
@@ -98,7 +99,7 @@ func (c *cleaner) node(ctx context.Context) error {
 	}
 	o := c.trace.options()
 	s, err := kube.New(o)
-	if errors.Is(err, kube.ErrNoCredentials) {
+	if errors.Is(err, kubeapi.ErrNoCredentials) {
 		return c.sayLeft(o, "there are no credentials here to remove them; with kubelet's, it is --cleanup --kubeconfig=/etc/kubernetes/kubelet.conf, elsewhere:")
 	}
 	if err != nil {

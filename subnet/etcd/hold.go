@@ -14,8 +14,8 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"weft.dev/weft/internal/waiting"
 	"weft.dev/weft/subnet"
-	"weft.dev/weft/subnet/internal/waiting"
 )
 
 // verifyEvery is the pause between two looks at our own key that no event

@@ -20,8 +20,8 @@ import (
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/status"
 
+	"weft.dev/weft/internal/waiting"
 	"weft.dev/weft/subnet"
-	"weft.dev/weft/subnet/internal/waiting"
 )
 
 // How a dead connection is noticed and replaced. With a ping after 10 s of

@@ -9,7 +9,7 @@ import (
 	"sync"
 	"time"
 
-	"weft.dev/weft/subnet/internal/waiting"
+	"weft.dev/weft/internal/waiting"
 )
 
 // dice are random numbers, seeded by the kernel, for any goroutine.

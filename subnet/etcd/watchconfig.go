@@ -7,8 +7,8 @@ import (
 	"slices"
 	"time"
 
+	"weft.dev/weft/internal/waiting"
 	"weft.dev/weft/subnet"
-	"weft.dev/weft/subnet/internal/waiting"
 )
 
 // WatchConfig tells set how the network's configuration changes, from one

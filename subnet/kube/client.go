@@ -5,58 +5,34 @@ package kube
 import (
 	"context"
 	"encoding/json"
-	"fmt"
-	"net/http"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
+
+	"weft.dev/weft/internal/kubeapi"
 )
 
-// client is the part of the API that the store uses. It knows the types of
-// core/v1 alone: client-go's typed clients bring those of every API group,
-// which would be three quarters of the agent's binary.
+// client is the part of the API that the store uses.
 type client struct {
 	core  *rest.RESTClient
 	nodes metadata.ResourceInterface // by metadata
-	codec runtime.ParameterCodec
 }
 
-// newClient connects to nothing yet.
-func newClient(c *rest.Config) (*client, error) {
-	h, err := rest.HTTPClientFor(c)
+func newClient(c *kubeapi.Conn) (*client, error) {
+	core, err := c.Client(corev1.SchemeGroupVersion, corev1.AddToScheme)
 	if err != nil {
-		return nil, fmt.Errorf("credentials for the Kubernetes API: %w", err)
+		return nil, err
 	}
-	core, codec, err := newCore(c, h)
+	meta, err := c.Metadata()
 	if err != nil {
-		return nil, fmt.Errorf("client of the Kubernetes API: %w", err)
+		return nil, err
 	}
-	meta, err := metadata.NewForConfigAndClient(c, h)
-	if err != nil {
-		return nil, fmt.Errorf("client of the Kubernetes API: %w", err)
-	}
-	return &client{core: core, codec: codec, nodes: meta.Resource(corev1.SchemeGroupVersion.WithResource("nodes"))}, nil
-}
-
-func newCore(c *rest.Config, h *http.Client) (*rest.RESTClient, runtime.ParameterCodec, error) {
-	scheme := runtime.NewScheme()
-	if err := corev1.AddToScheme(scheme); err != nil {
-		return nil, nil, err
-	}
-	c = rest.CopyConfig(c)
-	c.APIPath, c.GroupVersion = "/api", &corev1.SchemeGroupVersion
-	c.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
-	c.ContentType = runtime.ContentTypeProtobuf
-	c.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
-	core, err := rest.RESTClientForConfigAndClient(c, h)
-	return core, runtime.NewParameterCodec(scheme), err
+	return &client{core: core, nodes: meta.Resource(corev1.SchemeGroupVersion.WithResource("nodes"))}, nil
 }
 
 // getNode reads a whole Node.

@@ -13,6 +13,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"sigs.k8s.io/yaml"
 
+	"weft.dev/weft/internal/kubeapi"
 	"weft.dev/weft/subnet"
 )
 
@@ -55,8 +56,8 @@ func (s *Store) readCluster(ctx context.Context, networks []subnet.Network) (clu
 		data, err := s.readConfigMap(ctx, name)
 		var answered apierrors.APIStatus
 		switch {
-		case errors.As(err, &answered) && (refused(err) || apierrors.IsNotFound(err)):
-			out.refused = out.refused || refused(err)
+		case errors.As(err, &answered) && (kubeapi.Refused(err) || apierrors.IsNotFound(err)):
+			out.refused = out.refused || kubeapi.Refused(err)
 		case err != nil:
 			return cluster{}, err
 		}
@@ -81,7 +82,7 @@ func (k *cluster) add(source, name string, data map[string]string, err error) {
 	switch {
 	case apierrors.IsNotFound(err):
 		err = errors.New("not there")
-	case err != nil && refused(err):
+	case err != nil && kubeapi.Refused(err):
 		err = errors.New("not ours to read")
 	case err == nil && len(list) == 0:
 		err = errors.New("names none")

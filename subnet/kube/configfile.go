@@ -10,8 +10,8 @@ import (
 	"os"
 	"slices"
 
+	"weft.dev/weft/internal/waiting"
 	"weft.dev/weft/subnet"
-	"weft.dev/weft/subnet/internal/waiting"
 )
 
 // maxNetConf is how much of the file is read, bytes: more than a document that

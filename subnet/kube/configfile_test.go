@@ -11,8 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"weft.dev/weft/internal/waiting"
 	"weft.dev/weft/subnet"
-	"weft.dev/weft/subnet/internal/waiting"
 )
 
 // configMap is a mounted ConfigMap: a link to a link to a directory, which

@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/record"
 
+	"weft.dev/weft/internal/kubeapi"
 	"weft.dev/weft/subnet"
 )
 
@@ -32,7 +33,7 @@ type events struct {
 
 // newEvents records until ctx ends.
 func newEvents(ctx context.Context, c *client, o Options) *events {
-	ctx = quiet(ctx)
+	ctx = kubeapi.Quiet(ctx)
 	b := record.NewBroadcaster(
 		record.WithContext(ctx),
 		record.WithCorrelatorOptions(record.CorrelatorOptions{BurstSize: eventBurst, QPS: 1. / eventEvery}))

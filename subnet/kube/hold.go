@@ -43,7 +43,7 @@ func (s *Store) Hold(ctx context.Context, cfg subnet.Config, want subnet.Lease, 
 	g, ctx := errgroup.WithContext(outer)
 	own := &ownNode{s: s, changed: make(chan struct{}, 1)}
 	g.Go(func() error {
-		s.reflect(ctx, s.api.node(s.o.Node), &corev1.Node{}, own, &s.nodeWait)
+		s.conn.Reflect(ctx, s.api.node(s.o.Node), &corev1.Node{}, own, &s.nodeWait)
 		return s.life.Err(ctx)
 	})
 	g.Go(func() error {
@@ -108,7 +108,7 @@ func (h *holder) step(ctx context.Context, node *corev1.Node) (again time.Durati
 	if diff := s.dialects.difference(p, node); len(diff) > 0 {
 		if soon, err := h.mend(ctx, p, node, diff); soon > 0 {
 			if err != nil && ctx.Err() == nil {
-				s.leaseWait.Set(s.unreachable(err))
+				s.leaseWait.Set(s.conn.Unreachable(err))
 			}
 			return soon
 		}

@@ -87,7 +87,7 @@ func (s *Store) findCIDRs(ctx context.Context) error {
 		if node, err = s.readNode(ctx, s.o.Node); apierrors.IsNotFound(err) {
 			node = nil
 		} else if err != nil {
-			kind, text := s.unreachable(err)
+			kind, text := s.conn.Unreachable(err)
 			return notYet{kind, text}
 		}
 	}
@@ -113,7 +113,7 @@ func (s *Store) askCluster(ctx context.Context, cfg subnet.Config) error {
 	case err == nil && (len(r.said.networks) == 0 || !said.refused):
 		r.said = said
 	case err != nil && r.due.IsZero():
-		kind, text := s.unreachable(err)
+		kind, text := s.conn.Unreachable(err)
 		return notYet{kind, text}
 	}
 	r.due = time.Now().Add(wait.Jitter(clusterLook, 0.5))

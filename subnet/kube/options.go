@@ -7,22 +7,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"net"
 	"time"
 
 	"github.com/sirupsen/logrus"
-	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
-	"k8s.io/client-go/tools/clientcmd/api"
-	"k8s.io/client-go/util/connrotation"
 
+	"weft.dev/weft/internal/kubeapi"
 	"weft.dev/weft/subnet"
 )
 
 // Limits and defaults of Options.
 const (
-	DefaultCallTimeout = 10 * time.Second
+	DefaultCallTimeout = kubeapi.DefaultCallTimeout
 	DefaultPollEvery   = 5 * time.Second
 )
 
@@ -91,46 +86,7 @@ func (o *Options) setPrefix() {
 	}
 }
 
-// ErrNoCredentials says that nobody has named any, and that this is no pod or
-// one without a ServiceAccount's token.
-var ErrNoCredentials = errors.New("no credentials for the Kubernetes API: outside a pod want --kubeconfig")
-
-// connection returns how the API is reached, and the dialer through which all
-// connections are made.
-func (o Options) connection() (*rest.Config, *connrotation.Dialer, error) {
-	c, err := o.restConfig()
-	if err != nil {
-		return nil, nil, err
-	}
-	d := connrotation.NewDialer((&net.Dialer{Timeout: o.CallTimeout, KeepAlive: 30 * time.Second}).DialContext)
-	c.Dial = d.DialContext
-	// The server's own priority and fairness decides; what we ask is bounded by
-	// how we ask.
-	c.QPS = -1
-	c.UserAgent = fmt.Sprintf("weftd/%s (%s)", cmp.Or(o.Version, "unknown"), o.Node)
-	c.WarningHandler = rest.NoWarnings{}
-	return c, d, nil
-}
-
-func (o Options) restConfig() (*rest.Config, error) {
-	if o.Kubeconfig == "" && o.Server == "" {
-		c, err := rest.InClusterConfig()
-		if errors.Is(err, rest.ErrNotInCluster) {
-			return nil, ErrNoCredentials
-		}
-		if errors.Is(err, fs.ErrNotExist) { // automountServiceAccountToken: false
-			return nil, fmt.Errorf("%w, and this one has no token: %w", ErrNoCredentials, err)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("credentials of this pod for the Kubernetes API: %w", err)
-		}
-		return c, nil
-	}
-	over := &clientcmd.ConfigOverrides{ClusterInfo: api.Cluster{Server: o.Server}}
-	c, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(
-		&clientcmd.ClientConfigLoadingRules{ExplicitPath: o.Kubeconfig}, over).ClientConfig()
-	if err != nil {
-		return nil, fmt.Errorf("kubeconfig %q: %w", o.Kubeconfig, err)
-	}
-	return c, nil
+// connect reads the credentials.
+func (o Options) connect() (*kubeapi.Conn, error) {
+	return kubeapi.Connect(kubeapi.Options{Kubeconfig: o.Kubeconfig, Server: o.Server, Node: o.Node, Version: o.Version, CallTimeout: o.CallTimeout})
 }

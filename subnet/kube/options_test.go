@@ -6,6 +6,8 @@ import (
 	"errors"
 	"os"
 	"testing"
+
+	"weft.dev/weft/internal/kubeapi"
 )
 
 // A pod that has no token, for automountServiceAccountToken is false, is as
@@ -17,7 +19,7 @@ func TestPodWithoutToken(t *testing.T) {
 	t.Setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
 	t.Setenv("KUBERNETES_SERVICE_PORT", "443")
 	_, err := New(Options{Node: "n1", NetConf: os.DevNull})
-	if !errors.Is(err, ErrNoCredentials) || !errors.Is(err, os.ErrNotExist) {
+	if !errors.Is(err, kubeapi.ErrNoCredentials) || !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("New: %v", err)
 	}
 }

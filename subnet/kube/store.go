@@ -10,10 +10,10 @@ import (
 
 	"github.com/sirupsen/logrus"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/client-go/util/connrotation"
 
+	"weft.dev/weft/internal/kubeapi"
+	"weft.dev/weft/internal/waiting"
 	"weft.dev/weft/subnet"
-	"weft.dev/weft/subnet/internal/waiting"
 )
 
 // errClosed is what a blocked call returns after Close.
@@ -24,9 +24,8 @@ var errClosed = errors.New("the Kubernetes store is closed")
 type Store struct {
 	o        Options
 	dialects dialects
-	server   string // URL of the API server
+	conn     *kubeapi.Conn
 	api      *client
-	dialer   *connrotation.Dialer
 	events   *events
 
 	life waiting.Life // ends with Close
@@ -51,12 +50,10 @@ func New(o Options) (*Store, error) {
 	if s.dialects, err = newDialects(o); err != nil {
 		return nil, err
 	}
-	config, dialer, err := o.connection()
-	if err != nil {
+	if s.conn, err = o.connect(); err != nil {
 		return nil, err
 	}
-	s.server, s.dialer = config.Host, dialer
-	if s.api, err = newClient(config); err != nil {
+	if s.api, err = newClient(s.conn); err != nil {
 		return nil, err
 	}
 	s.life = waiting.NewLife(errClosed)
@@ -71,7 +68,7 @@ func New(o Options) (*Store, error) {
 // does anything.
 func (s *Store) Close() error {
 	s.life.End()
-	s.dialer.CloseAll()
+	s.conn.Drop()
 	return nil
 }
 
@@ -80,12 +77,12 @@ func (s *Store) Close() error {
 // gone answers nothing, and is only found dead by its pings. Calls under way
 // fail, and are made again by whoever made them.
 func (s *Store) Reconnect(context.Context) error {
-	s.dialer.CloseAll()
+	s.conn.Drop()
 	return nil
 }
 
 // Server returns the URL of the API server.
-func (s *Store) Server() string { return s.server }
+func (s *Store) Server() string { return s.conn.Server() }
 
 // Reason says in one sentence what the store waits for: the API out of reach,
 // our Node or its podCIDRs missing, the configuration missing. It is empty
@@ -112,5 +109,5 @@ func (s *Store) problems() []subnet.Problem {
 
 // call gives one call to the API its deadline.
 func (s *Store) call(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(quiet(ctx), s.o.CallTimeout)
+	return s.conn.Call(ctx)
 }

@@ -33,7 +33,7 @@ func (s *Store) Watch(ctx context.Context, _ subnet.Config, set func(subnet.Snap
 	m := newMirror(s.dialects, time.Now)
 	g, ctx := errgroup.WithContext(outer)
 	g.Go(func() error {
-		s.reflect(ctx, s.metadata(), &metav1.PartialObjectMetadata{}, m, &s.watchWait)
+		s.conn.Reflect(ctx, s.metadata(), &metav1.PartialObjectMetadata{}, m, &s.watchWait)
 		return s.life.Err(ctx)
 	})
 	g.Go(func() error { return s.readCIDRs(ctx, m) })

@@ -103,7 +103,7 @@ var ErrNoNode = errors.New("there is no such Node")
 // explained says which call on our Node has failed, and why in the words of
 // who waits for the API.
 func (s *Store) explained(what string, err error) error {
-	_, text := s.unreachable(err)
+	_, text := s.conn.Unreachable(err)
 	return fmt.Errorf("%s %q: %s", what, s.o.Node, text)
 }
 

@@ -29,21 +29,23 @@ const (
 // that is not listed fails the test: its place must be decided here.
 func imports() map[string][]string {
 	return map[string][]string{
-		"subnet":                  nil,
-		"subnet/internal/waiting": nil,
-		"subnet/etcd":             {"subnet", "subnet/internal/waiting"},
-		"subnet/kube":             {"subnet", "subnet/internal/waiting"},
-		"subnet/kube/apitest":     nil,
-		"overlay":                 {"subnet"},
-		"backend":                 {"backend/nft", "backend/offload", "overlay", "subnet"},
-		"backend/nft":             {"subnet"},
-		"backend/offload":         nil,
-		"policy":                  nil,
-		"cni-shim":                {"cni-shim/ledger", "subnet"},
-		"cni-shim/ledger":         nil,
-		"cmd/internal/api":        {"subnet"},
-		"cmd/weft":                {"cmd/internal/api", "subnet"},
-		"cmd/weftd":               {"backend", "cmd/internal/api", "cni-shim/ledger", "overlay", "subnet", "subnet/etcd", "subnet/kube"},
+		"subnet":              nil,
+		"internal/waiting":    nil,
+		"internal/kubeapi":    {"internal/waiting"},
+		"subnet/etcd":         {"internal/waiting", "subnet"},
+		"subnet/kube":         {"internal/kubeapi", "internal/waiting", "subnet"},
+		"subnet/kube/apitest": nil,
+		"overlay":             {"subnet"},
+		"backend":             {"backend/nft", "backend/offload", "overlay", "subnet"},
+		"backend/nft":         {"subnet"},
+		"backend/offload":     nil,
+		"policy":              nil,
+		"policy/kube":         {"internal/kubeapi", "internal/waiting", "policy", "subnet"},
+		"cni-shim":            {"cni-shim/ledger", "subnet"},
+		"cni-shim/ledger":     nil,
+		"cmd/internal/api":    {"subnet"},
+		"cmd/weft":            {"cmd/internal/api", "subnet"},
+		"cmd/weftd":           {"backend", "cmd/internal/api", "cni-shim/ledger", "internal/kubeapi", "overlay", "subnet", "subnet/etcd", "subnet/kube"},
 	}
 }
 
@@ -54,7 +56,7 @@ func onlyIn() map[string][]string {
 		"github.com/vishvananda/netns":    {"backend"},
 		"github.com/mdlayher/netlink":     {"backend/nft"},
 		"go.etcd.io/etcd/":                {"subnet/etcd"},
-		"k8s.io/":                         {"policy", "subnet/kube", "subnet/kube/apitest"},
+		"k8s.io/":                         {"internal/kubeapi", "policy", "policy/kube", "subnet/kube", "subnet/kube/apitest"},
 		"github.com/containernetworking/": {"cni-shim"},
 		"github.com/prometheus/":          {"cmd/weftd"},
 		// client-go's typed clients bring every API group along, its informers

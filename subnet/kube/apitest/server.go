@@ -2,7 +2,9 @@
 
 // Package apitest is the part of a Kubernetes API server that an agent talks
 // to, for tests: Nodes that are listed, watched, read and patched, by their
-// metadata too, and Events. It is made of net/http and one map. What a real
+// metadata too, Events, and Pods, Namespaces and NetworkPolicies that are
+// listed, in pages or through a watch, watched and read. It is made of net/http
+// and maps. What a real
 // server decides (rights, admission, its cache's ways) is tested with a real
 // one (tests/kube); this one can be made to misbehave, and needs no build.
 package apitest
@@ -28,6 +30,9 @@ type Server struct {
 	oldest  int // changes up to this one are forgotten
 	uids    int
 	nodes   map[string]*corev1.Node
+	objects map[string]map[string]Object // others: by resource, namespace and name
+	streams bool                         // listings through a watch are allowed
+	asked   []string
 	log     []change
 	events  []Event
 	patches []Patch
@@ -37,9 +42,10 @@ type Server struct {
 
 // A change is what a watch tells.
 type change struct {
-	rev  int
-	kind string // ADDED, MODIFIED, DELETED
-	node *corev1.Node
+	rev      int
+	kind     string // ADDED, MODIFIED, DELETED, BOOKMARK
+	resource string
+	obj      Object
 }
 
 // Patch is one that the server has taken.
@@ -51,7 +57,7 @@ type Patch struct {
 
 // New returns a server without Nodes.
 func New() *Server {
-	return &Server{changed: make(chan struct{}), rev: 1, nodes: map[string]*corev1.Node{}}
+	return &Server{changed: make(chan struct{}), rev: 1, nodes: map[string]*corev1.Node{}, objects: map[string]map[string]Object{}}
 }
 
 // Create makes a Node, in place of one by that name, with a UID of its own.
@@ -140,20 +146,14 @@ func (s *Server) Forget() {
 
 // put makes n the Node of its name. s is locked, here and below.
 func (s *Server) put(kind string, n *corev1.Node) {
-	s.rev++
-	n.ResourceVersion = strconv.Itoa(s.rev)
 	s.nodes[n.Name] = n
-	s.log = append(s.log, change{s.rev, kind, n})
-	s.wake()
+	s.tell(kind, nodes, n)
 }
 
 func (s *Server) drop(name string) {
 	n := s.nodes[name].DeepCopy()
 	delete(s.nodes, name)
-	s.rev++
-	n.ResourceVersion = strconv.Itoa(s.rev)
-	s.log = append(s.log, change{s.rev, "DELETED", n})
-	s.wake()
+	s.tell("DELETED", nodes, n)
 }
 
 func (s *Server) wake() {
@@ -163,16 +163,23 @@ func (s *Server) wake() {
 
 // ServeHTTP answers one request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.mu.Lock()
+	s.asked = append(s.asked, r.URL.RequestURI())
+	s.mu.Unlock()
 	parts := strings.Split(strings.Trim(r.URL.Path, "/"), "/") // api v1 nodes ...
+	resource, namespace, name := route(r.URL.Path)
+	kind, _ := listKind(resource)
 	switch {
 	case len(parts) >= 5 && parts[4] == "events":
 		s.event(w, r)
-	case len(parts) < 3 || parts[2] != "nodes":
+	case kind != "" && name != "":
+		s.getObject(w, resource, namespace, name)
+	case kind != "" && r.URL.Query().Get("watch") != "":
+		s.watch(w, r, resource)
+	case kind != "":
+		s.list(w, r, resource)
+	case len(parts) < 4 || parts[2] != nodes:
 		fail(w, http.StatusNotFound, metav1.StatusReasonNotFound, "no such resource: "+r.URL.Path)
-	case len(parts) == 3 && r.URL.Query().Get("watch") != "":
-		s.watch(w, r)
-	case len(parts) == 3:
-		s.list(w, r)
 	case r.Method == http.MethodPatch:
 		s.patch(w, r, parts[3], strings.Join(parts[4:], "/"))
 	default:
