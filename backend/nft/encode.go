@@ -61,6 +61,14 @@ func (l Load) encode(e *exprEncoder, n int) {
 			a.be32(unix.NFTA_META_KEY, l.Key)
 			a.be32(unix.NFTA_META_DREG, register(n))
 		})
+	case Conntrack:
+		e.add("ct", func(a *attrs) {
+			a.be32(unix.NFTA_CT_DREG, register(n))
+			a.be32(unix.NFTA_CT_KEY, l.Key)
+			if l.ofTuple() {
+				a.bytes(unix.NFTA_CT_DIRECTION, []byte{byte(l.Offset)}) // not the four bytes of other numbers
+			}
+		})
 	case ExtensionHeader, ExtensionExists:
 		e.add("exthdr", func(a *attrs) {
 			a.be32(unix.NFTA_EXTHDR_DREG, register(n))
@@ -129,14 +137,16 @@ func (c Count) encode(e *exprEncoder) {
 func (v Verdict) encode(e *exprEncoder) {
 	e.add("immediate", func(a *attrs) {
 		a.be32(unix.NFTA_IMMEDIATE_DREG, unix.NFT_REG_VERDICT)
-		a.nest(unix.NFTA_IMMEDIATE_DATA, func(a *attrs) {
-			a.nest(unix.NFTA_DATA_VERDICT, func(a *attrs) {
-				a.be32(unix.NFTA_VERDICT_CODE, uint32(v.Code))
-				if v.Chain != "" {
-					a.text(unix.NFTA_VERDICT_CHAIN, v.Chain)
-				}
-			})
-		})
+		a.nest(unix.NFTA_IMMEDIATE_DATA, v.encodeData)
+	})
+}
+
+func (v Verdict) encodeData(a *attrs) {
+	a.nest(unix.NFTA_DATA_VERDICT, func(a *attrs) {
+		a.be32(unix.NFTA_VERDICT_CODE, uint32(v.Code))
+		if v.Chain != "" {
+			a.text(unix.NFTA_VERDICT_CHAIN, v.Chain)
+		}
 	})
 }
 

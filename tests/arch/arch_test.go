@@ -41,6 +41,8 @@ func imports() map[string][]string {
 		"backend/offload":     nil,
 		"policy":              nil,
 		"policy/kube":         {"internal/kubeapi", "internal/waiting", "policy", "subnet"},
+		"policy/rules":        {"backend/nft", "policy", "subnet"},
+		"policy/enforce":      {"cni-shim/ledger", "policy", "policy/kube", "policy/rules", "subnet"},
 		"cni-shim":            {"cni-shim/ledger", "subnet"},
 		"cni-shim/ledger":     nil,
 		"cmd/internal/api":    {"subnet"},

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rules
+
+import (
+	"net/netip"
+	"slices"
+
+	"weft.dev/weft/backend/nft"
+	"weft.dev/weft/policy"
+	"weft.dev/weft/subnet"
+)
+
+// Desired returns all of table inet weft_policy: of t, on the node whose pods
+// have addresses of subnets, in generation g.
+func Desired(p Params, g Generation, t *policy.Table, subnets []netip.Prefix) nft.Desired {
+	return nft.Desired{Table: Structure(p, g), Elements: Elements(t, subnets)}
+}
+
+// Elements returns what the table's sets hold.
+func Elements(t *policy.Table, subnets []netip.Prefix) []nft.Element {
+	b := builder{out: make([]nft.Element, 0, len(t.Rows)+len(t.Identities)+4*len(t.Known)+len(t.Blocks)+64)}
+	b.pods(t)
+	for a, id := range t.Identities {
+		b.add(identitySet(familyOf(a)), key(a), "", nft.MarkOf(uint32(id)))
+	}
+	for _, r := range t.Blocks {
+		b.addresses(blockSet(familyOf(r.From)), r.From, r.To, nft.MarkOf(uint32(r.Identity)))
+	}
+	for _, s := range disjoint(subnets) {
+		b.addresses(leaseSet(familyOf(s.Addr())), s.Addr(), last(s), "")
+	}
+	for proto, list := range t.Ranges {
+		for _, r := range list {
+			b.add(portSet(proto), portKey(int(r.From)), after(int(r.To), 0xffff, portKey), nft.PortWord(r.From, r.To))
+		}
+	}
+	let := nft.Decided(nft.Verdict{Code: nft.Return})
+	for r := range t.Rows {
+		b.add(rowSet, rowKey(r), "", let)
+	}
+	b.protocols()
+	return b.out
+}
+
+type builder struct{ out []nft.Element }
+
+func (b *builder) add(set, key, end, data string) {
+	b.out = append(b.out, nft.Element{Set: set, Key: key, End: end, Data: data})
+}
+
+func (b *builder) addresses(set string, from, to netip.Addr, data string) {
+	end := ""
+	if next := to.Next(); next.IsValid() {
+		end = key(next)
+	}
+	b.add(set, key(from), end, data)
+}
+
+func (b *builder) pods(t *policy.Table) {
+	for a, known := range t.Known {
+		if !known {
+			continue
+		}
+		f := familyOf(a)
+		b.add(knownSet(f), key(a), "", "")
+		b.add(hairpinSet(f), key(a)+key(a), "", "")
+	}
+	for _, d := range policy.Directions() {
+		for a, c := range t.Classes[d] {
+			b.add(classSet(d, familyOf(a)), key(a), "", nft.MarkOf(uint32(c)))
+		}
+	}
+}
+
+// protocols says of each protocol by which number rows know it that are for all
+// ports: those without ports are one. They are ranges because an element for
+// whatever is no other's takes Linux 5.13.
+func (b *builder) protocols() {
+	byteKey := func(n int) string { return string([]byte{byte(n)}) }
+	from := 0
+	for _, p := range portProtocols() {
+		b.add(protocolSet, byteKey(from), byteKey(int(p)), byteKey(0))
+		b.add(protocolSet, byteKey(int(p)), byteKey(int(p)+1), byteKey(int(p)))
+		from = int(p) + 1
+	}
+	b.add(protocolSet, byteKey(from), "", byteKey(0))
+}
+
+func familyOf(a netip.Addr) subnet.Family {
+	if a.Is4() {
+		return subnet.IPv4
+	}
+	return subnet.IPv6
+}
+
+func key(a netip.Addr) string { return string(a.AsSlice()) }
+
+func portKey(n int) string { return string([]byte{byte(n >> 8), byte(n)}) }
+
+// after is the key after that of n, empty if n is the last.
+func after(n, last int, key func(int) string) string {
+	if n >= last {
+		return ""
+	}
+	return key(n + 1)
+}
+
+// direction is the first field of the keys of rows.
+func direction(d policy.Direction) string { return nft.MarkOf(uint32(d)) }
+
+func rowKey(r policy.Row) string {
+	return direction(r.Direction) + nft.MarkOf(uint32(r.Identity)) + string([]byte{r.Proto, 0, 0, 0}) +
+		nft.PortWord(r.From, r.To) + nft.MarkOf(uint32(r.Class))
+}
+
+// disjoint leaves out prefixes that are in others.
+func disjoint(list []netip.Prefix) []netip.Prefix {
+	list = slices.Clone(list)
+	slices.SortFunc(list, func(a, b netip.Prefix) int { return a.Bits() - b.Bits() })
+	var out []netip.Prefix
+	for _, p := range list {
+		if p.IsValid() && !slices.ContainsFunc(out, p.Overlaps) {
+			out = append(out, p.Masked())
+		}
+	}
+	return out
+}
+
+// last returns the highest address of p.
+func last(p netip.Prefix) netip.Addr {
+	b := p.Masked().Addr().AsSlice()
+	for i := p.Bits(); i < 8*len(b); i++ {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	a, _ := netip.AddrFromSlice(b) // as long as it was
+	return a
+}
