@@ -101,7 +101,7 @@ func (a attachment) begin(conf []byte, netns string, pod *ledger.Pod) (s ledger.
 	if _, old, stamped, err := a.load(); err == nil && stamped && old.Boot == boot && old.Phase == ledger.Added {
 		again = true
 	}
-	s = ledger.Stamp{Phase: ledger.Adding, Boot: boot, Netns: netns, NetnsInode: inode(netns), Pod: pod}
+	s = ledger.Stamp{Phase: ledger.Adding, Boot: boot, Netns: netns, NetnsInode: inode(netns), Time: time.Now().Round(0), Pod: pod}
 	if id, err := netnsID(netns); err == nil {
 		s.NetnsID = &id
 	} // else a kernel that cannot tell; what is left of a killed ADD is found by address alone

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
 // Phase says how far an attachment has come.
@@ -49,6 +50,8 @@ type Stamp struct {
 	// interface has, as the delegate wrote it.
 	Addrs []netip.Addr `json:"addrs,omitempty"`
 	MAC   string       `json:"mac,omitempty"`
+	// Time is when ADD began, by the node's clock; zero in older states.
+	Time time.Time `json:"time,omitzero"`
 	// Pod is who Kubernetes says it attaches, nil for other runtimes.
 	Pod *Pod `json:"pod,omitempty"`
 }

@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package enforce
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sync/errgroup"
+
+	"weft.dev/weft/policy"
+	"weft.dev/weft/policy/kube"
+	"weft.dev/weft/policy/rules"
+	"weft.dev/weft/subnet"
+)
+
+// A Source is where policies, and what they depend on, come from: kube.Source.
+type Source interface {
+	Watch(ctx context.Context, set func(kube.Snapshot)) error
+	Pod(ctx context.Context, namespace, name, uid string) (*policy.Pod, error)
+	Reason() string
+}
+
+// A Kernel keeps the table: rules.Programmer.
+type Kernel interface {
+	Sync(context.Context, *policy.Table, []netip.Prefix) (rules.Report, error)
+	Update(context.Context, *policy.Table, []netip.Prefix) (rules.Report, error)
+}
+
+// Pods lists this node's own pods, in the order in which they were set up.
+type Pods func(context.Context) ([]policy.Registered, error)
+
+// Options are what an Enforcer needs.
+type Options struct {
+	Node   string
+	Source Source
+	Kernel Kernel
+	Pods   Pods
+	// Resync is the pause between two looks at the kernel, and at the ledger;
+	// default 5 s.
+	Resync time.Duration
+	Log    logrus.FieldLogger // edges; default: nowhere
+}
+
+// Status is what an Enforcer has last done. It must not be modified.
+type Status struct {
+	InForce  bool   // the last table is in the kernel
+	Reason   string // else why not
+	Policies int    // in the cluster
+	Isolated [2]int // addresses of this node's pods, by policy.Direction
+	Pods     int    // addresses of this node's pods
+	Rows     int
+	// Compiled and Applied are how long the last change took.
+	Compiled, Applied time.Duration
+	Generation        rules.Generation
+	Problems          []subnet.Problem
+
+	// What explanations are made of; nil before the first pass.
+	Cluster *policy.Cluster
+	Table   *policy.Table
+}
+
+// An Enforcer brings policies into force on one node. The goroutine of Run
+// owns everything; others hand it their news and a poke.
+type Enforcer struct {
+	o        Options
+	snapshot atomic.Pointer[kube.Snapshot]
+	subnets  atomic.Pointer[[]netip.Prefix]
+	touched  atomic.Bool
+	wake     chan struct{}  // one slot
+	admits   chan admission // to Run
+	status   atomic.Pointer[Status]
+}
+
+// New returns an Enforcer. Nothing happens before Run.
+func New(o Options) *Enforcer {
+	o.Resync = cmp.Or(o.Resync, 5*time.Second)
+	if o.Log == nil {
+		l := logrus.New()
+		l.SetOutput(io.Discard)
+		o.Log = l
+	}
+	e := &Enforcer{o: o, wake: make(chan struct{}, 1), admits: make(chan admission)}
+	e.status.Store(&Status{Reason: "starting"})
+	return e
+}
+
+// SetSubnets tells the node's subnets of pods. list must not be modified
+// afterwards.
+func (e *Enforcer) SetSubnets(list []netip.Prefix) {
+	if was := e.subnets.Load(); was == nil || !slices.Equal(*was, list) {
+		e.subnets.Store(&list)
+		e.Poke()
+	}
+}
+
+// Touched says that somebody else may have changed the table.
+func (e *Enforcer) Touched() {
+	e.touched.Store(true)
+	e.Poke()
+}
+
+// Poke asks for a pass: the ledger may have changed. It never blocks.
+func (e *Enforcer) Poke() {
+	select {
+	case e.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Status returns what was last done.
+func (e *Enforcer) Status() Status { return *e.status.Load() }
+
+// Run watches and enforces until ctx ends.
+func (e *Enforcer) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		return e.o.Source.Watch(ctx, func(s kube.Snapshot) {
+			e.snapshot.Store(&s)
+			e.Poke()
+		})
+	})
+	g.Go(func() error { return e.loop(ctx) })
+	return g.Wait()
+}
+
+// loop makes a pass for each poke and each admission, and every Resync.
+func (e *Enforcer) loop(ctx context.Context) error {
+	p := &pass{Enforcer: e, compiler: policy.NewCompiler(e.o.Node)}
+	audit := time.NewTimer(0)
+	defer audit.Stop()
+	rested := time.NewTimer(0)
+	defer rested.Stop()
+	for {
+		look := false
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case a := <-e.admits:
+			p.waiting = append(p.waiting, a)
+		case <-e.wake:
+			if wait := time.Until(p.rest); wait > 0 {
+				rested.Reset(wait)
+				continue
+			}
+		case <-rested.C:
+		case <-audit.C:
+			look = true
+			audit.Reset(e.o.Resync)
+		}
+		p.collect() // what has come together is one pass
+		start := time.Now()
+		p.make(ctx, look)
+		p.rest = time.Now().Add(restFactor * time.Since(start))
+	}
+}
+
+// restFactor times the duration of a pass is the least time to the next one,
+// but for pods that wait: so a storm of changes takes at most a quarter of a
+// core.
+const restFactor = 3
+
+// pass is the state of Run's goroutine.
+type pass struct {
+	*Enforcer
+	compiler *policy.Compiler
+	waiting  []admission
+	early    []policy.Registered // admitted pods that the API was asked for
+	last     string              // reason of the last status, to tell edges
+	rest     time.Time           // when the next pass may be
+}
+
+// collect takes all admissions that are there.
+func (p *pass) collect() {
+	for {
+		select {
+		case a := <-p.admits:
+			p.waiting = append(p.waiting, a)
+		default:
+			return
+		}
+	}
+}
+
+// make makes one pass and answers who waits for it.
+func (p *pass) make(ctx context.Context, audit bool) {
+	st, err := p.enforce(ctx, audit || p.touched.Swap(false))
+	if ctx.Err() != nil {
+		return
+	}
+	if err != nil {
+		was := p.Status()
+		st = was // what is in force still is
+		st.InForce, st.Reason = false, err.Error()
+	}
+	p.status.Store(&st)
+	p.say(st)
+	for _, a := range p.waiting {
+		a.reply <- verdict(a, st)
+	}
+	p.waiting = nil
+}
+
+// say logs edges.
+func (p *pass) say(st Status) {
+	if st.Reason == p.last {
+		return
+	}
+	p.last = st.Reason
+	if st.Reason == "" {
+		p.o.Log.Infof("network policies are in force: %d policies, %d of %d pod addresses isolated", st.Policies, max(st.Isolated[0], st.Isolated[1]), st.Pods)
+		return
+	}
+	p.o.Log.WithField("op", "enforce policies").Warning(st.Reason)
+}
+
+// enforce compiles what there is and brings it into force. With look the
+// kernel's table is read even if nothing has changed.
+func (p *pass) enforce(ctx context.Context, look bool) (Status, error) {
+	snap, subnets := p.snapshot.Load(), p.subnets.Load()
+	if snap == nil {
+		return Status{}, errors.New(cmp.Or(p.o.Source.Reason(), "waiting for the first list of pods, namespaces and policies"))
+	}
+	if subnets == nil {
+		return Status{}, errors.New("waiting for a subnet lease")
+	}
+	local, err := p.o.Pods(ctx)
+	if err != nil {
+		return Status{}, fmt.Errorf("this node's pods: %w", err)
+	}
+	start := time.Now()
+	cluster := snap.Cluster.With(p.o.Node, p.known(snap.Cluster, local))
+	table := p.compiler.Compile(&cluster)
+	compiled := time.Now()
+	put := p.o.Kernel.Update
+	if look {
+		put = p.o.Kernel.Sync
+	}
+	report, err := put(ctx, table, *subnets)
+	if err != nil {
+		return Status{}, err
+	}
+	st := Status{
+		InForce: true, Policies: len(cluster.Policies), Pods: len(table.Known), Rows: len(table.Rows),
+		Compiled: compiled.Sub(start), Applied: time.Since(compiled), Generation: report.Generation,
+		Problems: slices.Clone(snap.Problems), Cluster: &cluster, Table: table,
+	}
+	for _, d := range policy.Directions() {
+		st.Isolated[d] = len(table.Classes[d])
+	}
+	if report.Unlabelled != nil {
+		st.Problems = append(st.Problems, subnet.Problem{Kind: "PolicySlowPath", Object: rules.TableName,
+			Detail: fmt.Sprintf("every packet is judged, which costs CPU but lets nothing else pass: %v", report.Unlabelled)})
+	}
+	return st, nil
+}

@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package enforce
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"k8s.io/apimachinery/pkg/labels"
+
+	"weft.dev/weft/cni-shim/ledger"
+	"weft.dev/weft/policy"
+	"weft.dev/weft/policy/kube"
+	"weft.dev/weft/policy/rules"
+)
+
+// bench is an Enforcer between a source, a ledger and a kernel that only
+// remembers. Time is fake.
+type bench struct {
+	*Enforcer
+	t    *testing.T
+	stop func()
+
+	mu     sync.Mutex
+	set    func(kube.Snapshot)
+	api    []*policy.Pod // what Pod answers with
+	ledger []policy.Registered
+	failed error // what the kernel says
+	table  *policy.Table
+	passes int
+}
+
+func start(t *testing.T) *bench {
+	b := &bench{t: t}
+	b.Enforcer = New(Options{Node: "here", Source: b, Kernel: b, Pods: func(context.Context) ([]policy.Registered, error) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return slices.Clone(b.ledger), nil
+	}})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- b.Run(ctx) }()
+	b.stop = func() {
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Errorf("Run: %v", err)
+		}
+	}
+	synctest.Wait()
+	return b
+}
+
+func (b *bench) Watch(ctx context.Context, set func(kube.Snapshot)) error {
+	b.mu.Lock()
+	b.set = set
+	b.mu.Unlock()
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func (b *bench) Pod(_ context.Context, namespace, name, _ string) (*policy.Pod, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, p := range b.api {
+		if p.Namespace == namespace && p.Name == name {
+			return p, nil
+		}
+	}
+	return nil, kube.ErrNoPod
+}
+
+func (b *bench) Reason() string { return "" }
+
+func (b *bench) Sync(ctx context.Context, t *policy.Table, s []netip.Prefix) (rules.Report, error) {
+	return b.Update(ctx, t, s)
+}
+
+func (b *bench) Update(_ context.Context, t *policy.Table, _ []netip.Prefix) (rules.Report, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.failed != nil {
+		return rules.Report{}, b.failed
+	}
+	b.passes++
+	b.table = t
+	return rules.Report{}, nil
+}
+
+// do changes the bench's world while nothing looks at it.
+func (b *bench) do(f func()) {
+	b.mu.Lock()
+	f()
+	b.mu.Unlock()
+}
+
+func (b *bench) deliver(c policy.Cluster) {
+	b.set(kube.Snapshot{Cluster: c})
+	b.sleep(time.Second)
+}
+
+func (b *bench) sleep(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+// allows is the kernel's word on TCP to port 80.
+func (b *bench) allows(src, dst netip.Addr) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.table.Allows(policy.Packet{Src: src, Dst: dst, Proto: policy.TCP, Port: 80})
+}
+
+func (b *bench) admit(container string) error {
+	ctx, cancel := context.WithTimeout(b.t.Context(), 10*time.Second)
+	defer cancel()
+	return b.Admit(ctx, container)
+}
+
+func addr(n byte) netip.Addr { return netip.AddrFrom4([4]byte{10, 42, 0, n}) }
+
+func denyAll() *policy.Policy {
+	return &policy.Policy{Namespace: "app", Name: "deny", Subject: labels.Everything(), Isolates: [2]bool{true, true}}
+}
+
+func apiPod(name string, addrs ...netip.Addr) *policy.Pod {
+	return &policy.Pod{Namespace: "app", Name: name, UID: name, Node: "here", Labels: policy.NewLabels(nil), Addrs: addrs}
+}
+
+func registered4(name string, n byte) policy.Registered {
+	r := policy.Registered{Container: "sandbox-" + name, Addrs: []netip.Addr{addr(n)}}
+	if name != "" {
+		r.Namespace, r.Name, r.UID = "app", name, name
+	}
+	return r
+}
+
+func node() []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix("10.42.0.0/24")} }
+
+// Nothing is written, and no pod admitted, before policies, pods and the
+// node's subnets are known.
+func TestNothingBeforeAllIsKnown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := start(t)
+		b.do(func() { b.ledger, b.api = []policy.Registered{registered4("web", 2)}, []*policy.Pod{apiPod("web")} })
+		if err := b.admit("sandbox-web"); err == nil || !strings.Contains(err.Error(), "waiting for the first list") {
+			t.Errorf("admitted before policies are known: %v", err)
+		}
+		b.deliver(policy.Cluster{})
+		if err := b.admit("sandbox-web"); err == nil || !strings.Contains(err.Error(), "waiting for a subnet lease") {
+			t.Errorf("admitted before the lease: %v", err)
+		}
+		if b.passes != 0 || b.Status().InForce {
+			t.Errorf("%d writes, status %+v", b.passes, b.Status())
+		}
+		b.SetSubnets(node())
+		b.sleep(time.Second)
+		if err := b.admit("sandbox-web"); err != nil || !b.Status().InForce {
+			t.Errorf("%v, status %+v", err, b.Status())
+		}
+		b.stop()
+	})
+}
+
+// A pod is isolated when Admit returns, although the API does not tell its
+// address, nor even the pod in what is watched.
+func TestAdmittedPodsAreIsolated(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := start(t)
+		b.SetSubnets(node())
+		b.deliver(policy.Cluster{Policies: []*policy.Policy{denyAll()}})
+		b.do(func() {
+			b.ledger = []policy.Registered{registered4("web", 2), registered4("", 3)}
+			b.api = []*policy.Pod{apiPod("web")}
+		})
+		for _, container := range []string{"sandbox-web", "sandbox-"} {
+			if err := b.admit(container); err != nil {
+				t.Fatal(err)
+			}
+		}
+		check := func(when string) {
+			t.Helper()
+			if b.allows(addr(3), addr(2)) || b.allows(addr(2), addr(3)) {
+				t.Errorf("%s: the pod is not isolated", when)
+			}
+			if !b.allows(addr(3), addr(9)) || !b.table.Known[addr(3)] {
+				t.Errorf("%s: a pod without Kubernetes is isolated, or unknown", when)
+			}
+		}
+		check("admitted")
+		b.deliver(policy.Cluster{Policies: []*policy.Policy{denyAll()}, Pods: []*policy.Pod{apiPod("web")}})
+		check("seen")
+		b.deliver(policy.Cluster{Policies: []*policy.Policy{denyAll()}, Pods: []*policy.Pod{apiPod("web", addr(2))}})
+		check("with its address")
+		b.do(func() { b.ledger = b.ledger[1:] })
+		b.deliver(policy.Cluster{Policies: []*policy.Policy{denyAll()}})
+		if b.table.Known[addr(2)] {
+			t.Error("a pod that is gone is known")
+		}
+		b.stop()
+	})
+}
+
+func TestWhoIsNotAdmitted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := start(t)
+		b.SetSubnets(node())
+		b.deliver(policy.Cluster{})
+		b.do(func() { b.ledger = []policy.Registered{registered4("gone", 2), registered4("", 3)} })
+		for container, want := range map[string]string{"sandbox-gone": "there is no such pod", "other": "not in the ledger"} {
+			if err := b.admit(container); err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%s: error %v, want %q", container, err, want)
+			}
+		}
+		b.do(func() { b.failed = errors.New("no memory") })
+		if err := b.admit("sandbox-"); err == nil || !strings.Contains(err.Error(), "no memory") {
+			t.Errorf("error %v", err)
+		}
+		if st := b.Status(); st.InForce || st.Table == nil {
+			t.Errorf("status %+v", st)
+		}
+		b.do(func() { b.failed = nil })
+		b.sleep(6 * time.Second) // without a word from anybody
+		if err := b.admit("sandbox-"); err != nil || !b.Status().InForce {
+			t.Errorf("%v, status %+v", err, b.Status())
+		}
+		b.stop()
+	})
+}
+
+// Pods whose plugin did not write down who they are, as those of weft before
+// it had policies, are who the API says they are.
+func TestPodsOfAnOlderPlugin(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := start(t)
+		b.SetSubnets(node())
+		b.do(func() { b.ledger = []policy.Registered{registered4("", 2)} })
+		b.deliver(policy.Cluster{Policies: []*policy.Policy{denyAll()}, Pods: []*policy.Pod{apiPod("web", addr(2))}})
+		if b.allows(addr(3), addr(2)) {
+			t.Error("the pod is not isolated")
+		}
+		b.stop()
+	})
+}
+
+// A storm of changes costs few passes; a pod that starts does not wait for it.
+func TestStorm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := start(t)
+		b.SetSubnets(node())
+		b.deliver(policy.Cluster{})
+		b.do(func() { b.ledger = []policy.Registered{registered4("", 3)} })
+		before := b.passes
+		for range 1000 {
+			b.Poke()
+		}
+		b.sleep(time.Second)
+		if n := b.passes - before; n < 1 || n > 3 {
+			t.Errorf("%d passes for 1000 pokes at once", n)
+		}
+		b.stop()
+	})
+}
+
+func TestRegistered(t *testing.T) {
+	at := func(n int) time.Time { return time.Unix(int64(n), 0) }
+	stamp := func(when int, pod string, phase ledger.Phase, boot string, n byte) ledger.Stamp {
+		return ledger.Stamp{Phase: phase, Boot: boot, Time: at(when), Addrs: []netip.Addr{addr(n)}, Pod: &ledger.Pod{Namespace: "app", Name: pod}}
+	}
+	record := func(id, ifName string, s ledger.Stamp) ledger.Record {
+		return ledger.Record{Key: ledger.Key{ContainerID: id, IfName: ifName}, Stamp: s, Stamped: true}
+	}
+	got := registered([]ledger.Record{
+		record("a", "eth0", stamp(9, "late", ledger.Added, "now", 2)),
+		record("a", "net1", stamp(9, "late", ledger.Added, "now", 3)),
+		record("b", "eth0", stamp(5, "early", ledger.Added, "now", 4)),
+		record("c", "eth0", stamp(1, "half", ledger.Adding, "now", 5)),
+		record("d", "eth0", stamp(1, "going", ledger.Deleting, "now", 6)),
+		record("e", "eth0", stamp(1, "before", ledger.Added, "then", 7)),
+		{Key: ledger.Key{ContainerID: "f", IfName: "eth0"}, Addrs: []netip.Addr{addr(8)}},
+	}, "now")
+	if len(got) != 2 || got[0].Name != "early" || got[1].Name != "late" || len(got[1].Addrs) != 2 || got[1].Container != "a" {
+		t.Errorf("%+v", got)
+	}
+}
