@@ -85,6 +85,9 @@ func printStatus(out io.Writer, s api.Status, now time.Time) error {
 	row("Lease:", prefixes(s.Subnets))
 	row("Kernel:", kernelLine(s))
 	row("Guard:", guardLine(s.Guard))
+	if s.Policy != nil {
+		row("Policy:", policyLine(*s.Policy))
+	}
 	if s.Hold != nil {
 		row("Hold:", holdLine(*s.Hold, now))
 	}
@@ -157,6 +160,25 @@ func guardLine(g api.Guard) string {
 		line += "; refused: " + strings.Join(refused, ", ")
 	case g.Refused != nil:
 		line += "; nothing refused"
+	}
+	return line
+}
+
+// policyLine says how far NetworkPolicies are in force, and what they denied.
+func policyLine(p api.Policy) string {
+	line := "in force"
+	if !p.InForce {
+		line = "NOT UP TO DATE: " + p.Reason
+	}
+	line += fmt.Sprintf("; %d policies, %d pod addresses, %d isolated for ingress, %d for egress", p.Policies, p.Pods, p.Isolated["ingress"], p.Isolated["egress"])
+	var denied []string
+	for _, reason := range slices.Sorted(maps.Keys(p.Denied)) {
+		if n := p.Denied[reason]; n > 0 {
+			denied = append(denied, fmt.Sprintf("%d %s", n, reason))
+		}
+	}
+	if len(denied) > 0 {
+		line += "; denied: " + strings.Join(denied, ", ")
 	}
 	return line
 }

@@ -14,6 +14,7 @@ import (
 
 	"weft.dev/weft/backend"
 	"weft.dev/weft/overlay"
+	"weft.dev/weft/policy/enforce"
 	"weft.dev/weft/subnet"
 )
 
@@ -33,8 +34,9 @@ type agent struct {
 	snapshot   atomic.Pointer[subnet.Snapshot]
 	reconciler atomic.Pointer[overlay.Reconciler]
 	counters   atomic.Pointer[counters]
-	published  atomic.Bool            // subnet.env and the CNI configuration are in place
-	unwritten  atomic.Pointer[string] // why they are not
+	enforcer   atomic.Pointer[enforce.Enforcer] // nil where there is none, or not yet
+	published  atomic.Bool                      // subnet.env and the CNI configuration are in place
+	unwritten  atomic.Pointer[string]           // why they are not
 }
 
 // counters reads what the ingress guard has refused, by reason.
@@ -123,7 +125,17 @@ func (a *agent) keep(ctx context.Context, cfg subnet.Config, instance string, un
 	a.countWith(kernel)
 	a.waitFor("")
 	told := make(chan struct{}, 1)
-	n := &node{a: a, instance: instance, set: func(s overlay.Self) { r.SetSelf(s); poke(told) }, retry: fenceRetry, settle: fenceSettle, pods: havePods}
+	policies, err := a.newPolicies(ctx)
+	if err != nil {
+		return err
+	}
+	defer policies.close()
+	set := func(s overlay.Self) {
+		r.SetSelf(s)
+		policies.setSubnets(subnets(s.Lease))
+		poke(told)
+	}
+	n := &node{a: a, instance: instance, set: set, retry: fenceRetry, settle: fenceSettle, pods: havePods}
 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -142,6 +154,7 @@ func (a *agent) keep(ctx context.Context, cfg subnet.Config, instance string, un
 	g.Go(func() error {
 		return monitor.Run(ctx, r.Poke, func() { poke(moved); poke(probe) })
 	})
+	g.Go(func() error { return policies.run(ctx) })
 	g.Go(func() error { return a.watchHost(ctx, probe) })
 	g.Go(func() error { return a.sweep(ctx, told) })
 	g.Go(func() error { return a.reportHealth(ctx, health) })

@@ -33,7 +33,7 @@ func (a *agent) claimWith(ctx context.Context, l locks, vni uint32) (unlock func
 		return nil, err
 	}
 	unlock = unlockVNI
-	if a.o.filters() {
+	if a.o.filters() || a.o.enforces() {
 		unlockTable, err := l.table()
 		if err != nil {
 			unlockVNI()
@@ -65,6 +65,9 @@ func (a *agent) dropTable(ctx context.Context, l locks) error {
 		return err
 	}
 	defer k.Close()
+	if _, err := removePolicies(ctx); err != nil {
+		return err
+	}
 	have, err := k.Dump(ctx, overlay.Digest{})
 	if err != nil {
 		return err

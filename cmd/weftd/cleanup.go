@@ -16,6 +16,7 @@ import (
 	"weft.dev/weft/backend"
 	"weft.dev/weft/cni-shim/ledger"
 	"weft.dev/weft/overlay"
+	"weft.dev/weft/policy/rules"
 	"weft.dev/weft/subnet"
 )
 
@@ -104,14 +105,23 @@ func (c *cleaner) lockOut(ctx context.Context) (paths []string, unlock func(), e
 	return paths, unlock, nil
 }
 
-// kernel removes devices and routes, and then the nftables table, which guards
-// the devices as long as they are there.
+// kernel removes devices and routes, and then the nftables tables: the first
+// guards the devices as long as they are there.
 func (c *cleaner) kernel(ctx context.Context) error {
 	devices, err := c.devices(ctx)
 	if err == nil {
 		err = c.clear(ctx, backend.Options{Devices: devices})
 	}
-	return errors.Join(err, c.clear(ctx, backend.Options{Filter: true}))
+	return errors.Join(err, c.clear(ctx, backend.Options{Filter: true}), c.policies(ctx))
+}
+
+// policies removes the table of policies: nobody would keep it any more.
+func (c *cleaner) policies(ctx context.Context) error {
+	removed, err := removePolicies(ctx)
+	if removed {
+		c.say("removed nftables table inet %s", rules.TableName)
+	}
+	return err
 }
 
 // clear removes all that a kernel made with o finds: the difference between

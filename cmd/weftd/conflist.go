@@ -85,14 +85,18 @@ func generated(conf []byte) bool {
 // subnet (forceAddress).
 func conflist(o *options) []byte {
 	type object map[string]any
+	weft := object{
+		"type": "weft", "subnetFile": o.SubnetFile, "agentSocket": o.Socket, "dataDir": o.CNIDataDir,
+		"delegate": object{"bridge": bridge, "isDefaultGateway": true, "hairpinMode": true, "ipMasq": false, "forceAddress": true},
+	}
+	if o.enforces() {
+		weft["onAgentDown"] = o.OnAgentDown
+	}
 	b, err := json.MarshalIndent(object{
 		"cniVersion": "1.0.0", "cniVersions": []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"},
 		"name": presetFor(o.FlannelCompat).cniNetwork, marker: "edit freely after removing this line",
 		"plugins": []object{
-			{
-				"type": "weft", "subnetFile": o.SubnetFile, "agentSocket": o.Socket, "dataDir": o.CNIDataDir,
-				"delegate": object{"bridge": bridge, "isDefaultGateway": true, "hairpinMode": true, "ipMasq": false, "forceAddress": true},
-			},
+			weft,
 			{"type": "portmap", "capabilities": object{"portMappings": true}},
 		},
 	}, "", "  ")

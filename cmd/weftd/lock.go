@@ -87,7 +87,7 @@ func (l locks) vni(vni uint32) (unlock func(), err error) {
 func (l locks) table() (unlock func(), err error) {
 	unlock, holder, err := l.take(tableLock)
 	if errors.Is(err, errLocked) {
-		return nil, fmt.Errorf("nftables table inet weft in this network namespace belongs to another weftd (%s), and there is one only: run this one with --ingress-guard=off --ip-masq=false, or stop the other (%s: %w)",
+		return nil, fmt.Errorf("nftables table inet weft in this network namespace belongs to another weftd (%s), and there is one only: run this one with --ingress-guard=off --ip-masq=false --network-policy=false, or stop the other (%s: %w)",
 			holder, l.path(tableLock), err)
 	}
 	return unlock, err

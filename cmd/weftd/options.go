@@ -61,6 +61,9 @@ type options struct {
 	DeviceGRO       bool
 	MassRemovalHold time.Duration // 0 is none
 
+	NetworkPolicy bool
+	OnAgentDown   string // what becomes of a pod that starts then: "deny" or "open"
+
 	SubnetFile string
 	StateDir   string
 	Socket     string
@@ -87,7 +90,7 @@ type preset struct {
 	netConf                                    string
 	cniNetwork, cniDataDir                     string
 	names                                      overlay.Names
-	ipMasq                                     bool
+	ipMasq, networkPolicy                      bool
 }
 
 func presetFor(flannel bool) preset {
@@ -110,7 +113,7 @@ func presetFor(flannel bool) preset {
 		cniNetwork: "weft", cniDataDir: "/var/lib/cni/weft",
 		endpoints: "http://127.0.0.1:2379",
 		names:     overlay.Names{subnet.IPv4: "weft.", subnet.IPv6: "weft6."},
-		ipMasq:    true,
+		ipMasq:    true, networkPolicy: true,
 	}
 }
 
@@ -184,6 +187,8 @@ func (o *options) define(p preset, r *raw) *pflag.FlagSet {
 	f.BoolVar(&o.IPMasq, "ip-masq", p.ipMasq, "masquerade what pods send out of the pod networks")
 	f.BoolVar(&o.DeviceGRO, "device-gro", true, "merge packets once more after they come out of the tunnel; off suits nodes whose network card merges VXLAN itself")
 	f.DurationVar(&o.MassRemovalHold, "mass-removal-hold", 5*time.Minute, "keep the peers for so long when the store loses more than half of them at once; 0 is off")
+	f.BoolVar(&o.NetworkPolicy, "network-policy", p.networkPolicy, "enforce NetworkPolicies on this node's pods, with --store=kube; off removes what is in force")
+	f.StringVar(&o.OnAgentDown, "policy-agent-down", "deny", "what becomes of a pod that starts while the agent is down: deny (it waits) or open (it starts, and policies reach it later)")
 	f.StringVar(&o.SubnetFile, "subnet-file", p.subnetFile, "where the CNI plugin reads this node's subnets and MTU")
 	f.StringVar(&o.StateDir, "state-dir", "/var/lib/weft", "directory for what must survive a reboot (the instance id)")
 	f.StringVar(&o.Socket, "socket", api.DefaultSocket, "unix socket for the weft command and the CNI plugin")
@@ -320,6 +325,9 @@ func (o *options) dataPlane(r *raw, bad func(string, any, string) error) error {
 	if o.Guard != overlay.GuardBind && o.Guard != overlay.GuardPeers && o.Guard != overlay.GuardOff {
 		return bad("ingress-guard", r.guard, "bind, peers or off")
 	}
+	if o.OnAgentDown != "deny" && o.OnAgentDown != "open" {
+		return bad("policy-agent-down", o.OnAgentDown, "deny or open")
+	}
 	if o.MassRemovalHold < 0 || o.MassRemovalHold > longestHold {
 		return bad("mass-removal-hold", o.MassRemovalHold, "0 (off) to "+longestHold.String())
 	}
@@ -345,6 +353,10 @@ func (o *options) dataPlane(r *raw, bad func(string, any, string) error) error {
 // filters reports whether this agent owns nftables table inet weft. Without
 // guard and masquerading there is none, so that another agent may have it.
 func (o *options) filters() bool { return o.Guard != overlay.GuardOff || o.IPMasq }
+
+// enforces reports whether this agent keeps policies in force: they are in the
+// Kubernetes API alone.
+func (o *options) enforces() bool { return o.NetworkPolicy && o.Store == storeKube }
 
 // selfGuard is the guard as the reconciler wants it.
 func (o *options) selfGuard() overlay.Guard {

@@ -77,6 +77,7 @@ func (a *agent) socketRoutes() http.Handler {
 		}
 		writeJSON(w, released)
 	})
+	mux.HandleFunc("POST "+api.AdmitPath+"{container}/{interface}", a.admit)
 	mux.HandleFunc("GET "+api.ProfilePath+"{name}", profile)
 	return mux
 }

@@ -32,6 +32,10 @@ func (a *agent) brief() api.Status {
 		Pending: []api.Change{}, Devices: []api.Device{}, Peers: []api.Peer{}, Problems: []subnet.Problem{},
 	}
 	s.Problems = append(s.Problems, a.problems.all()...)
+	s.Policy = a.policyStatus()
+	if e := a.enforcer.Load(); e != nil {
+		s.Problems = append(s.Problems, e.Status().Problems...)
+	}
 	held := a.held.Load()
 	// What a node that lost its lease asks for is its own old subnet; that
 	// this is not free says the other problem better.

@@ -47,7 +47,7 @@ func imports() map[string][]string {
 		"cni-shim/ledger":     nil,
 		"cmd/internal/api":    {"subnet"},
 		"cmd/weft":            {"cmd/internal/api", "subnet"},
-		"cmd/weftd":           {"backend", "cmd/internal/api", "cni-shim/ledger", "internal/kubeapi", "overlay", "subnet", "subnet/etcd", "subnet/kube"},
+		"cmd/weftd":           {"backend", "backend/nft", "cmd/internal/api", "cni-shim/ledger", "internal/kubeapi", "overlay", "policy", "policy/enforce", "policy/kube", "policy/rules", "subnet", "subnet/etcd", "subnet/kube"},
 	}
 }
 

@@ -28,12 +28,16 @@ const DefaultSocket = "/run/weft/weftd.sock"
 
 // The paths of the documents below the socket. ReleasePath is not read but
 // posted to; ProfilePath is followed by the name of a profile of the agent,
-// "cpu", "heap" or another of runtime/pprof.
+// "cpu", "heap" or another of runtime/pprof. AdmitPath is posted to by the CNI
+// plugin, followed by container/interface: the answer is 204 when the policies
+// for this pod are in force, 404 when the agent enforces none, and else says why
+// the pod cannot start yet.
 const (
 	StatusPath  = "/v1/status"
 	PlanPath    = "/v1/plan"
 	ReleasePath = "/v1/peers/release"
 	ProfilePath = "/v1/profile/"
+	AdmitPath   = "/v1/admit/"
 )
 
 // maxDocument bounds what the client reads: 20,000 peers at 400 bytes each.
@@ -54,7 +58,8 @@ type Status struct {
 	InSync   bool             `json:"inSync"`
 	Repairs  uint64           `json:"repairs"` // passes since start that undid what somebody else had changed
 	Guard    Guard            `json:"guard"`
-	Hold     *Hold            `json:"hold,omitempty"` // a mass removal that waits
+	Policy   *Policy          `json:"policy,omitempty"` // absent: no NetworkPolicies are enforced
+	Hold     *Hold            `json:"hold,omitempty"`   // a mass removal that waits
 	Pending  []Change         `json:"pending"`
 	Problems []subnet.Problem `json:"problems"`
 	LastPass *time.Time       `json:"lastPass,omitempty"`
@@ -66,6 +71,17 @@ type Guard struct {
 	Mode       string            `json:"mode"`              // bind, peers or off
 	Masquerade bool              `json:"masquerade"`        // what pods send out of the pod networks
 	Refused    map[string]uint64 `json:"refused,omitempty"` // packets since the table was made, by reason; absent while they cannot be read
+}
+
+// Policy is how far NetworkPolicies are in force on this node.
+type Policy struct {
+	InForce  bool              `json:"inForce"`
+	Reason   string            `json:"reason,omitempty"` // why not, one sentence; what was in force before still is
+	Policies int               `json:"policies"`         // in the cluster
+	Pods     int               `json:"pods"`             // addresses of this node's pods
+	Isolated map[string]int    `json:"isolated"`         // of those, by direction
+	Rows     int               `json:"rows"`             // of the compiled table
+	Denied   map[string]uint64 `json:"denied,omitempty"` // packets since the table was made, by reason; absent while they cannot be read
 }
 
 // Hold is a mass removal that waits: the store has lost most of the peers at
