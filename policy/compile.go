@@ -168,7 +168,7 @@ type kind struct{ namespace, labels string }
 func selecting(policies []*Policy, pod *Pod, d Direction) []*Policy {
 	var out []*Policy
 	for _, p := range policies {
-		if p.selects(pod, d) {
+		if p.Selects(pod, d) {
 			out = append(out, p)
 		}
 	}

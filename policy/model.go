@@ -136,8 +136,8 @@ type Policy struct {
 // String returns "namespace/name".
 func (p *Policy) String() string { return p.Namespace + "/" + p.Name }
 
-// selects reports whether the policy isolates pod in direction d.
-func (p *Policy) selects(pod *Pod, d Direction) bool {
+// Selects reports whether the policy isolates pod in direction d.
+func (p *Policy) Selects(pod *Pod, d Direction) bool {
 	return p.Isolates[d] && pod.holds() && pod.Namespace == p.Namespace && pod.Labels.matches(p.Subject)
 }
 

@@ -44,7 +44,7 @@ func (c *Cluster) judge(d Direction, pod *Pod, at netip.Addr, peer, target *Pod,
 		return r
 	}
 	for _, p := range c.Policies {
-		if !p.selects(pod, d) {
+		if !p.Selects(pod, d) {
 			continue
 		}
 		r.Isolating = append(r.Isolating, p)

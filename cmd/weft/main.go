@@ -58,7 +58,8 @@ func (c *cli) command() *cobra.Command {
 		Example: "  weft status            is this node's network well, and if not, why\n" +
 			"  weft plan              what the agent would change in the kernel now\n" +
 			"  weft status -o json    the same for programs\n" +
-			"  weft peers release     remove the peers that the store has lost now, not later",
+			"  weft peers release     remove the peers that the store has lost now, not later\n" +
+			"  weft policy explain web/shop db/0:5432     may it pass, by which rule, or what is missing",
 		SilenceErrors: true, SilenceUsage: true,
 		PersistentPreRunE: func(*cobra.Command, []string) error {
 			if c.output != "table" && c.output != "json" {
@@ -78,6 +79,7 @@ func (c *cli) command() *cobra.Command {
 			Short: "What the agent would change in the kernel now",
 			Long:  "Prints the changes the agent would make now, as commands in iproute2 syntax. It\nprints nothing to do when the kernel holds what it should. Nothing is changed."},
 		c.peers(),
+		c.policy(),
 		&cobra.Command{Use: "version", Args: cobra.NoArgs, Short: "The version of this command",
 			RunE: func(cmd *cobra.Command, _ []string) error {
 				_, err := fmt.Fprintln(cmd.OutOrStdout(), "weft", api.Version())

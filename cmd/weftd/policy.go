@@ -139,6 +139,24 @@ func (a *agent) admit(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNoContent)
 }
 
+// denied reads what policies have refused, nil where that cannot be read.
+func (a *agent) denied(ctx context.Context) map[string]uint64 {
+	conn, err := nft.Dial()
+	if err != nil {
+		return nil
+	}
+	defer conn.Close()
+	counts, err := conn.Counters(ctx, rules.Table())
+	if err != nil {
+		return nil
+	}
+	out := make(map[string]uint64, len(counts))
+	for name, c := range counts {
+		out[name] = c.Packets
+	}
+	return out
+}
+
 // policyStatus is what status says of policies, nil where none are enforced.
 func (a *agent) policyStatus() *api.Policy {
 	if !a.o.enforces() {

@@ -59,6 +59,9 @@ func (a *agent) socketRoutes() http.Handler {
 	mux.HandleFunc("GET "+api.StatusPath, func(w http.ResponseWriter, r *http.Request) {
 		s := a.status()
 		s.Guard.Refused = a.refused(r.Context())
+		if s.Policy != nil {
+			s.Policy.Denied = a.denied(r.Context())
+		}
 		writeJSON(w, s)
 	})
 	mux.HandleFunc("GET "+api.PlanPath, func(w http.ResponseWriter, r *http.Request) {
@@ -77,7 +80,7 @@ func (a *agent) socketRoutes() http.Handler {
 		}
 		writeJSON(w, released)
 	})
-	mux.HandleFunc("POST "+api.AdmitPath+"{container}/{interface}", a.admit)
+	a.policyRoutes(mux)
 	mux.HandleFunc("GET "+api.ProfilePath+"{name}", profile)
 	return mux
 }

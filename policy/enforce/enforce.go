@@ -66,6 +66,12 @@ type Status struct {
 	// What explanations are made of; nil before the first pass.
 	Cluster *policy.Cluster
 	Table   *policy.Table
+	Subnets []netip.Prefix
+}
+
+// Has reports whether pod is one of this node's.
+func (s Status) Has(pod *policy.Pod) bool {
+	return slices.ContainsFunc(pod.Addrs, func(a netip.Addr) bool { return s.Table.Known[a] })
 }
 
 // An Enforcer brings policies into force on one node. The goroutine of Run
@@ -251,7 +257,7 @@ func (p *pass) enforce(ctx context.Context, look bool) (Status, error) {
 	st := Status{
 		InForce: true, Policies: len(cluster.Policies), Pods: len(table.Known), Rows: len(table.Rows),
 		Compiled: compiled.Sub(start), Applied: time.Since(compiled), Generation: report.Generation,
-		Problems: slices.Clone(snap.Problems), Cluster: &cluster, Table: table,
+		Problems: slices.Clone(snap.Problems), Cluster: &cluster, Table: table, Subnets: *subnets,
 	}
 	for _, d := range policy.Directions() {
 		st.Isolated[d] = len(table.Classes[d])

@@ -38,6 +38,9 @@ const (
 	ReleasePath = "/v1/peers/release"
 	ProfilePath = "/v1/profile/"
 	AdmitPath   = "/v1/admit/"
+	PolicyPath  = "/v1/policies"
+	ExplainPath = "/v1/policies/explain"
+	RulesPath   = "/v1/policies/rules"
 )
 
 // maxDocument bounds what the client reads: 20,000 peers at 400 bytes each.
@@ -82,6 +85,36 @@ type Policy struct {
 	Isolated map[string]int    `json:"isolated"`         // of those, by direction
 	Rows     int               `json:"rows"`             // of the compiled table
 	Denied   map[string]uint64 `json:"denied,omitempty"` // packets since the table was made, by reason; absent while they cannot be read
+}
+
+// Policies is the document at PolicyPath, in the order of namespaces and names.
+type Policies struct {
+	Policies []PolicyRow `json:"policies"`
+}
+
+// PolicyRow is one NetworkPolicy.
+type PolicyRow struct {
+	Namespace string   `json:"namespace"`
+	Name      string   `json:"name"`
+	Isolates  []string `json:"isolates"` // directions
+	Pods      []string `json:"pods"`     // of this node that it selects, as namespace/name
+}
+
+// Explanation is the document at ExplainPath, which takes the query parameters
+// src and dst (an address, or namespace/name of a pod), proto (TCP, UDP, SCTP or
+// a number; default TCP) and port.
+type Explanation struct {
+	Allowed bool   `json:"allowed"`
+	Text    string `json:"text"` // for people; see policy.Explanation
+	// Here is what this node's compiled table says, which speaks of its own pods
+	// only; Kernel whether the kernel holds that table.
+	Here   bool   `json:"here"`
+	Kernel string `json:"kernel"` // "as compiled", or in what it differs
+}
+
+// Rules is the document at RulesPath.
+type Rules struct {
+	NFT string `json:"nft"` // the table as commands of the nft program
 }
 
 // Hold is a mass removal that waits: the store has lost most of the peers at
