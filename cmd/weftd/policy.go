@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"weft.dev/weft/backend"
 	"weft.dev/weft/backend/nft"
 	"weft.dev/weft/cmd/internal/api"
 	"weft.dev/weft/cni-shim/ledger"
@@ -84,7 +85,11 @@ func (p *policies) connect() (err error) {
 	if err != nil {
 		return err
 	}
-	p.enforcer = enforce.New(enforce.Options{Node: o.NodeName, Source: p.source, Kernel: p.programmer, Pods: enforce.FromLedger(l), Log: log})
+	p.enforcer = enforce.New(enforce.Options{Node: o.NodeName, Source: p.source, Kernel: p.programmer, Pods: enforce.FromLedger(l), Log: log,
+		Bridge: func(ctx context.Context) error {
+			_, err := backend.FilterBridge(ctx, bridge)
+			return err
+		}})
 	return nil
 }
 

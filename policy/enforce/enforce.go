@@ -44,6 +44,9 @@ type Options struct {
 	Source Source
 	Kernel Kernel
 	Pods   Pods
+	// Bridge makes what pods of this node send each other pass the table; nil
+	// where it does.
+	Bridge func(context.Context) error
 	// Resync is the pause between two looks at the kernel, and at the ledger;
 	// default 5 s.
 	Resync time.Duration
@@ -254,6 +257,10 @@ func (p *pass) enforce(ctx context.Context, look bool) (Status, error) {
 	if err != nil {
 		return Status{}, err
 	}
+	var bridged error
+	if p.o.Bridge != nil {
+		bridged = p.o.Bridge(ctx)
+	}
 	st := Status{
 		InForce: true, Policies: len(cluster.Policies), Pods: len(table.Known), Rows: len(table.Rows),
 		Compiled: compiled.Sub(start), Applied: time.Since(compiled), Generation: report.Generation,
@@ -261,6 +268,10 @@ func (p *pass) enforce(ctx context.Context, look bool) (Status, error) {
 	}
 	for _, d := range policy.Directions() {
 		st.Isolated[d] = len(table.Classes[d])
+	}
+	if bridged != nil {
+		st.Problems = append(st.Problems, subnet.Problem{Kind: "PolicyNotOnBridge", Object: p.o.Node,
+			Detail: fmt.Sprintf("policies do not reach what pods of this node send each other: %v", bridged)})
 	}
 	if report.Unlabelled != nil {
 		st.Problems = append(st.Problems, subnet.Problem{Kind: "PolicySlowPath", Object: rules.TableName,
