@@ -69,7 +69,7 @@ func (s *Source) listWatch(k *kind) *cache.ListWatch {
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			o.Watch = true
-			w, err := k.get(&o).Watch(ctx)
+			w, err := kubeapi.Opened(k.get(&o).Watch(ctx))
 			if err != nil {
 				return nil, err
 			}
@@ -78,8 +78,10 @@ func (s *Source) listWatch(k *kind) *cache.ListWatch {
 	}
 }
 
+// get is a request for k. client-go repeats it once when its connection was
+// closed, which may have been idle; more would only hide that the API is away.
 func (k *kind) get(o *metav1.ListOptions) *rest.Request {
-	return k.client.Get().Resource(k.resource).SpecificallyVersionedParams(o, metav1.ParameterCodec, schema.GroupVersion{Version: "v1"})
+	return k.client.Get().MaxRetries(1).Resource(k.resource).SpecificallyVersionedParams(o, metav1.ParameterCodec, schema.GroupVersion{Version: "v1"})
 }
 
 // listAll reads all pages. It does not ask for what the server's cache has, for

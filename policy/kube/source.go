@@ -36,6 +36,8 @@ type Options struct {
 	Version string
 	// Log receives edges only; nil discards them.
 	Log logrus.FieldLogger
+
+	maxPause time.Duration // that of kubeapi.Options, for tests
 }
 
 // A Snapshot is all that policies depend on, and what of it was not understood.
@@ -74,7 +76,7 @@ func New(o Options) (*Source, error) {
 		silent.SetOutput(io.Discard)
 		o.Log = silent
 	}
-	conn, err := kubeapi.Connect(kubeapi.Options{Kubeconfig: o.Kubeconfig, Server: o.Server, Node: o.Node, Version: o.Version, CallTimeout: o.CallTimeout})
+	conn, err := kubeapi.Connect(kubeapi.Options{Kubeconfig: o.Kubeconfig, Server: o.Server, Node: o.Node, Version: o.Version, CallTimeout: o.CallTimeout, MaxPause: o.maxPause})
 	if err != nil {
 		return nil, err
 	}
