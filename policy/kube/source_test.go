@@ -118,8 +118,8 @@ func TestPointersStay(t *testing.T) {
 		f.api.Put(isolate("y", app("a")))
 		w := f.watch()
 		before := w.shows("ns/a@n1=[10.0.0.1]{app=a}", "ns/b@n1=[10.0.0.2]{app=a}", "np ns/x{app=a}[true false]", "np ns/y{app=a}[true false]").Cluster
-		if before.Pods[0].Labels != before.Pods[1].Labels {
-			f.Error("equal labels are there twice")
+		if before.Pods[0].Labels != before.Pods[1].Labels || before.Policies[0].Subject != before.Policies[1].Subject {
+			f.Error("equal labels or selectors are there twice")
 		}
 		n := len(w.all())
 		busy := pod("a", app("a"), "10.0.0.1")
