@@ -39,6 +39,9 @@ type Options struct {
 	// CallTimeout bounds every call to the API that is no watch; default
 	// DefaultCallTimeout.
 	CallTimeout time.Duration
+	// MaxPause bounds the pause between attempts of Reflect; default that of
+	// Backoff.
+	MaxPause time.Duration
 }
 
 // ErrNoCredentials says that nobody has named any, and that this is no pod or
@@ -52,6 +55,7 @@ type Conn struct {
 	http    *http.Client
 	dialer  *connrotation.Dialer
 	timeout time.Duration
+	pause   time.Duration
 }
 
 // Connect reads the credentials and connects to nothing yet.
@@ -60,7 +64,7 @@ func Connect(o Options) (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Conn{config: config, timeout: cmp.Or(o.CallTimeout, DefaultCallTimeout)}
+	c := &Conn{config: config, timeout: cmp.Or(o.CallTimeout, DefaultCallTimeout), pause: cmp.Or(o.MaxPause, maxPause)}
 	c.dialer = connrotation.NewDialer((&net.Dialer{Timeout: c.timeout, KeepAlive: 30 * time.Second}).DialContext)
 	config.Dial = c.dialer.DialContext
 	// The server's own priority and fairness decides; what we ask is bounded by

@@ -4,6 +4,8 @@ package kubeapi
 
 import (
 	"context"
+	"errors"
+	"reflect"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -32,16 +34,18 @@ func (c *Conn) Reflect(ctx context.Context, lw *cache.ListWatch, kind runtime.Ob
 			return list, err
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			stream, err := lw.WatchWithContext(ctx, o)
+			stream, err := Opened(lw.WatchWithContext(ctx, o))
 			if o.SendInitialEvents == nil || !apierrors.IsInvalid(err) {
 				c.observe(ctx, w, err)
 			} // else the server (1.30 to 1.33) cannot list that way, and is asked in another
 			return stream, err
 		},
 	}
+	pauses := Backoff()
+	pauses.Cap = c.pause
 	silent := logr.Discard() // what it would log comes back through w, once
 	r := cache.NewReflectorWithOptions(observed, kind, store, cache.ReflectorOptions{
-		Logger: &silent, Name: "weftd", Backoff: Backoff(),
+		Logger: &silent, Name: "weftd", Backoff: pauses,
 	})
 	ended := make(chan struct{})
 	go func() {
@@ -52,6 +56,16 @@ func (c *Conn) Reflect(ctx context.Context, lw *cache.ListWatch, kind runtime.Ob
 	case <-ctx.Done():
 	case <-ended:
 	}
+}
+
+// Opened returns a watch as a call has, but for one that never was: of a
+// connection that was closed before there was an answer, as by a load balancer
+// without a server behind it, client-go makes an empty watch.
+func Opened(w watch.Interface, err error) (watch.Interface, error) {
+	if err == nil && reflect.TypeOf(w) == reflect.TypeOf(watch.NewEmptyWatch()) {
+		return nil, errors.New("the connection was closed before there was an answer")
+	}
+	return w, err
 }
 
 // Quiet keeps client-go, which logs by itself what it also returns, from doing

@@ -15,7 +15,8 @@
 //   - Nothing ends because the API is out of reach, restarts, has forgotten what
 //     it has told, or refuses: the last snapshot stands, Reason says what is
 //     waited for.
-//   - Only what policies need of an object outlives its decoding. A listing is
+//   - Only what policies need of an object outlives its decoding, and what is
+//     listed again without a change is not kept twice meanwhile. A listing is
 //     streamed object by object, or paged by servers that do not stream (1.30 to
 //     1.33 unless WatchList is enabled), so that the whole of it is never in
 //     memory. Pages come from a consistent read, for which such a server asks

@@ -42,10 +42,9 @@ type kind struct {
 	resource string
 	client   *rest.RESTClient
 	list     func() runtime.Object
-	reads    *reader
 }
 
-func newKinds(conn *kubeapi.Conn, r *reader) ([kinds]kind, error) {
+func newKinds(conn *kubeapi.Conn) ([kinds]kind, error) {
 	core, err := conn.Client(corev1.SchemeGroupVersion, corev1.AddToScheme)
 	if err != nil {
 		return [kinds]kind{}, err
@@ -55,36 +54,38 @@ func newKinds(conn *kubeapi.Conn, r *reader) ([kinds]kind, error) {
 		return [kinds]kind{}, err
 	}
 	return [kinds]kind{
-		pods:       {"pods", core, func() runtime.Object { return &corev1.PodList{} }, r},
-		namespaces: {"namespaces", core, func() runtime.Object { return &corev1.NamespaceList{} }, r},
-		policies:   {"networkpolicies", networking, func() runtime.Object { return &networkingv1.NetworkPolicyList{} }, r},
+		pods:       {"pods", core, func() runtime.Object { return &corev1.PodList{} }},
+		namespaces: {"namespaces", core, func() runtime.Object { return &corev1.NamespaceList{} }},
+		policies:   {"networkpolicies", networking, func() runtime.Object { return &networkingv1.NetworkPolicyList{} }},
 	}, nil
 }
 
-// listWatch lists and watches k as records.
-func (s *Source) listWatch(k *kind) *cache.ListWatch {
+// listWatch lists and watches k as records that r makes.
+func (s *Source) listWatch(k *kind, r *reader) *cache.ListWatch {
 	return &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, _ metav1.ListOptions) (runtime.Object, error) {
-			return s.listAll(ctx, k)
+			return s.listAll(ctx, k, r)
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			o.Watch = true
-			w, err := k.get(&o).Watch(ctx)
+			w, err := kubeapi.Opened(k.get(&o).Watch(ctx))
 			if err != nil {
 				return nil, err
 			}
-			return newStream(w, k.reads), nil
+			return newStream(w, r), nil
 		},
 	}
 }
 
+// get is a request for k. client-go repeats it once when its connection was
+// closed, which may have been idle; more would only hide that the API is away.
 func (k *kind) get(o *metav1.ListOptions) *rest.Request {
-	return k.client.Get().Resource(k.resource).SpecificallyVersionedParams(o, metav1.ParameterCodec, schema.GroupVersion{Version: "v1"})
+	return k.client.Get().MaxRetries(1).Resource(k.resource).SpecificallyVersionedParams(o, metav1.ParameterCodec, schema.GroupVersion{Version: "v1"})
 }
 
 // listAll reads all pages. It does not ask for what the server's cache has, for
 // that is not paged: it would come whole.
-func (s *Source) listAll(ctx context.Context, k *kind) (runtime.Object, error) {
+func (s *Source) listAll(ctx context.Context, k *kind, by *reader) (runtime.Object, error) {
 	out := &internalversion.List{}
 	o := metav1.ListOptions{Limit: pageSize}
 	for {
@@ -97,7 +98,7 @@ func (s *Source) listAll(ctx context.Context, k *kind) (runtime.Object, error) {
 			return nil, fmt.Errorf("list of %s: %w", k.resource, err)
 		}
 		err = meta.EachListItem(page, func(obj runtime.Object) error {
-			r, err := k.reads.record(obj)
+			r, err := by.record(obj)
 			out.Items = append(out.Items, r)
 			return err
 		})
@@ -132,7 +133,7 @@ func (s *Source) readPod(ctx context.Context, namespace, name string) (*policy.P
 		_, text := s.conn.Unreachable(err)
 		return nil, errors.New(text)
 	}
-	r, err := k.reads.record(pod)
+	r, err := s.reads.record(pod)
 	if err != nil {
 		return nil, err
 	}

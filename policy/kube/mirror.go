@@ -205,13 +205,13 @@ func bounded(list []subnet.Problem) []subnet.Problem {
 		Detail: fmt.Sprintf("%d more pods and policies are not understood", len(list)-mostProblems)})
 }
 
-// pod returns a pod, nil if it was not seen.
-func (m *mirror) pod(namespace, name string) *policy.Pod {
+// row returns the record of an object, nil if it was not seen.
+func (m *mirror) row(kind int, namespace, name string) *record {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	t := table{m, pods}
+	t := table{m, kind}
 	if at, known := t.find(namespace, name); known {
-		return m.rows[pods][at].pod
+		return m.rows[kind][at]
 	}
 	return nil
 }

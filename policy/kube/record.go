@@ -83,9 +83,27 @@ func (r *record) DeepCopyObject() runtime.Object {
 type reader struct {
 	seed maphash.Seed
 	have *interned
+	m    *mirror // has what was read before; nil if nothing was
 }
 
-func newReader() reader { return reader{maphash.MakeSeed(), newInterned()} }
+func newReader() reader { return reader{maphash.MakeSeed(), newInterned(), nil} }
+
+// with is r for what m has been told. What has not changed is taken from m, at
+// once: listed again, the whole cluster would be in memory twice.
+func (r reader) with(m *mirror) *reader {
+	r.m = m
+	return &r
+}
+
+// before returns what there was of an object, an empty record if nothing was.
+func (r *reader) before(kind int, as *record) *record {
+	if r.m != nil {
+		if old := r.m.row(kind, as.namespace, as.name); old != nil {
+			return old
+		}
+	}
+	return &record{}
+}
 
 // record returns what counts of obj, a bookmark or an object.
 func (r *reader) record(obj runtime.Object) (*record, error) {
@@ -101,19 +119,15 @@ func (r *reader) record(obj runtime.Object) (*record, error) {
 	switch o := obj.(type) {
 	case *corev1.Pod:
 		out.pod, out.problem = r.pod(o, out)
+		if old := r.before(pods, out); old.pod != nil && old.same(out) {
+			out.pod = old.pod
+		}
 	case *corev1.Namespace:
 		out.labels = r.have.label(o.Labels)
 	case *networkingv1.NetworkPolicy:
-		p, err := policy.FromAPI(o)
-		if err != nil {
-			out.problem = clip(err.Error())
-		}
-		spec, err := o.Spec.Marshal()
-		if err != nil {
+		if err := r.policy(o, out); err != nil {
 			return nil, fmt.Errorf("NetworkPolicy %s/%s: %w", out.namespace, out.name, err)
 		}
-		p.Namespace, p.Name = out.namespace, out.name
-		out.policy, out.digest = p, maphash.Bytes(r.seed, spec)
 	default:
 		return nil, fmt.Errorf("an object came as %T, want a Pod, Namespace or NetworkPolicy", obj)
 	}
@@ -150,6 +164,34 @@ func (r *reader) pod(o *corev1.Pod, as *record) (*policy.Pod, string) {
 		p.Allowed = append(p.Allowed, at)
 	}
 	return p, problem
+}
+
+// policy makes as the record of o.
+func (r *reader) policy(o *networkingv1.NetworkPolicy, as *record) error {
+	spec, err := o.Spec.Marshal()
+	if err != nil {
+		return err
+	}
+	as.digest = maphash.Bytes(r.seed, spec)
+	if old := r.before(policies, as); old.policy != nil && old.digest == as.digest {
+		as.policy, as.problem = old.policy, old.problem
+		return nil
+	}
+	p, err := policy.FromAPI(o)
+	if err != nil {
+		as.problem = clip(err.Error())
+	}
+	p.Namespace, p.Name, p.Subject = as.namespace, as.name, r.have.selector(p.Subject)
+	for _, rules := range p.Rules {
+		for _, rule := range rules {
+			for i := range rule.Peers {
+				peer := &rule.Peers[i]
+				peer.Namespaces, peer.Pods = r.have.selector(peer.Namespaces), r.have.selector(peer.Pods)
+			}
+		}
+	}
+	as.policy = p
+	return nil
 }
 
 // prefix parses an address or a prefix.

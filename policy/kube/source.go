@@ -36,6 +36,8 @@ type Options struct {
 	Version string
 	// Log receives edges only; nil discards them.
 	Log logrus.FieldLogger
+
+	maxPause time.Duration // that of kubeapi.Options, for tests
 }
 
 // A Snapshot is all that policies depend on, and what of it was not understood.
@@ -74,12 +76,12 @@ func New(o Options) (*Source, error) {
 		silent.SetOutput(io.Discard)
 		o.Log = silent
 	}
-	conn, err := kubeapi.Connect(kubeapi.Options{Kubeconfig: o.Kubeconfig, Server: o.Server, Node: o.Node, Version: o.Version, CallTimeout: o.CallTimeout})
+	conn, err := kubeapi.Connect(kubeapi.Options{Kubeconfig: o.Kubeconfig, Server: o.Server, Node: o.Node, Version: o.Version, CallTimeout: o.CallTimeout, MaxPause: o.maxPause})
 	if err != nil {
 		return nil, err
 	}
 	s := &Source{conn: conn, reads: newReader(), life: waiting.NewLife(errClosed)}
-	if s.kinds, err = newKinds(conn, &s.reads); err != nil {
+	if s.kinds, err = newKinds(conn); err != nil {
 		return nil, err
 	}
 	for i := range s.waits {
@@ -119,13 +121,14 @@ func (s *Source) Watch(ctx context.Context, set func(Snapshot)) error {
 	outer, done := s.life.Scope(ctx)
 	defer done()
 	m := newMirror()
+	r := s.reads.with(m)
 	s.mirror.Store(m)
 	defer s.mirror.Store(nil)
 	g, ctx := errgroup.WithContext(outer)
 	for i := range s.kinds {
 		g.Go(func() error {
 			defer s.waits[i].Forget()
-			s.conn.Reflect(ctx, s.listWatch(&s.kinds[i]), &record{}, &table{m: m, kind: i}, &s.waits[i])
+			s.conn.Reflect(ctx, s.listWatch(&s.kinds[i], r), &record{}, &table{m: m, kind: i}, &s.waits[i])
 			return s.life.Err(ctx)
 		})
 	}
@@ -159,8 +162,8 @@ func (s *Source) Pod(ctx context.Context, namespace, name, uid string) (*policy.
 	ctx, done := s.life.Scope(ctx)
 	defer done()
 	if m := s.mirror.Load(); m != nil {
-		if p := m.pod(namespace, name); p != nil && (uid == "" || uid == p.UID) {
-			return p, nil
+		if r := m.row(pods, namespace, name); r != nil && (uid == "" || uid == r.pod.UID) {
+			return r.pod, nil
 		}
 	}
 	p, err := s.readPod(ctx, namespace, name)
