@@ -228,7 +228,7 @@ func TestMakeTargets(t *testing.T) {
 // TestFiles looks for what commands and prose name in the repository. bin/ is
 // what is built there.
 func TestFiles(t *testing.T) {
-	ours := regexp.MustCompile(`^(cmd|cni-shim|backend|overlay|subnet|dist|docs|tests)(/[\w.-]+)+/?$`)
+	ours := regexp.MustCompile(`^(cmd|cni-shim|backend|internal|overlay|policy|subnet|dist|docs|tests)(/[\w.-]+)+/?$`)
 	n := 0
 	for _, path := range documents(t) {
 		for _, words := range commands(t, path) {
@@ -517,7 +517,7 @@ func TestTranslation(t *testing.T) {
 func sources(t *testing.T, f func(path string, src []byte)) {
 	t.Helper()
 	n := 0
-	for _, dir := range []string{"cmd", "cni-shim", "backend", "overlay", "subnet"} {
+	for _, dir := range []string{"cmd", "cni-shim", "backend", "internal", "overlay", "policy", "subnet"} {
 		err := filepath.WalkDir(filepath.Join(root, dir), func(path string, d fs.DirEntry, err error) error {
 			if err != nil || d.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
 				return err
