@@ -26,6 +26,11 @@ app.kubernetes.io/name: weft
 # As flannel's own manifest has it.
 - --ip-masq
 {{- end }}
+{{- if not .Values.networkPolicy.enabled }}
+- --network-policy=false
+{{- else if ne .Values.networkPolicy.onAgentDown "deny" }}
+- --policy-agent-down={{ .Values.networkPolicy.onAgentDown }}
+{{- end }}
 {{- with .Values.agent.extraArgs }}
 {{ toYaml . }}
 {{- end }}
