@@ -517,7 +517,7 @@ func TestTranslation(t *testing.T) {
 func sources(t *testing.T, f func(path string, src []byte)) {
 	t.Helper()
 	n := 0
-	for _, dir := range []string{"cmd", "cni-shim", "backend", "overlay", "subnet"} {
+	for _, dir := range []string{"cmd", "cni-shim", "backend", "internal", "overlay", "subnet"} {
 		err := filepath.WalkDir(filepath.Join(root, dir), func(path string, d fs.DirEntry, err error) error {
 			if err != nil || d.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
 				return err
