@@ -129,9 +129,22 @@ func TestPrivileges(t *testing.T) {
 		for _, r := range role.Rules {
 			reads := slices.Equal(r.Resources, []string{"nodes"}) && slices.Equal(r.Verbs, []string{"get", "list", "watch"})
 			patches := slices.Equal(r.Resources, []string{"nodes/status"}) && slices.Equal(r.Verbs, []string{"patch"})
-			if !reads && !patches {
+			policies := slices.Equal(r.APIGroups, []string{""}) && slices.Equal(r.Resources, []string{"pods", "namespaces"}) ||
+				slices.Equal(r.APIGroups, []string{"networking.k8s.io"}) && slices.Equal(r.Resources, []string{"networkpolicies"})
+			policies = policies && slices.Equal(r.Verbs, []string{"get", "list", "watch"})
+			if !reads && !patches && !policies {
 				t.Errorf("%s: the agents' role has %+v", v.file, r)
 			}
+		}
+	}
+}
+
+// Without policies agents read nothing but Nodes.
+func TestRightsWithoutPolicies(t *testing.T) {
+	role := object[rbacv1.ClusterRole](t, rendered(t, map[string]any{"networkPolicy": map[string]any{"enabled": false}}), "ClusterRole", "weft")
+	for _, r := range role.Rules {
+		if !slices.Equal(r.APIGroups, []string{""}) || len(r.Resources) != 1 || !strings.HasPrefix(r.Resources[0], "nodes") {
+			t.Errorf("the agents' role has %+v", r)
 		}
 	}
 }

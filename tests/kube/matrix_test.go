@@ -21,11 +21,13 @@ func (r right) String() string {
 	return fmt.Sprintf("%s %s %s in API group %q, namespace %q", r.verb, r.resource, r.name, r.group, r.namespace)
 }
 
-// in reports whether r is among listed, by its name or for all names.
+// in reports whether r is among listed, by its name or for all names, in its
+// namespace or in all.
 func (r right) in(listed []right) bool {
-	all := r
-	all.name = ""
-	return slices.Contains(listed, r) || slices.Contains(listed, all)
+	return slices.ContainsFunc(listed, func(l right) bool {
+		return l.verb == r.verb && l.group == r.group && l.resource == r.resource &&
+			(l.namespace == "" || l.namespace == r.namespace) && (l.name == "" || l.name == r.name)
+	})
 }
 
 // agentsRights are all that the manifests give an agent.
@@ -33,6 +35,11 @@ func agentsRights() []right {
 	return []right{
 		{verb: "get", resource: "nodes"}, {verb: "list", resource: "nodes"}, {verb: "watch", resource: "nodes"},
 		{verb: "patch", resource: "nodes/status"},
+		// What NetworkPolicies say, and of whom.
+		{verb: "get", resource: "pods"}, {verb: "list", resource: "pods"}, {verb: "watch", resource: "pods"},
+		{verb: "get", resource: "namespaces"}, {verb: "list", resource: "namespaces"}, {verb: "watch", resource: "namespaces"},
+		{verb: "get", group: "networking.k8s.io", resource: "networkpolicies"}, {verb: "list", group: "networking.k8s.io", resource: "networkpolicies"},
+		{verb: "watch", group: "networking.k8s.io", resource: "networkpolicies"},
 		{verb: "create", resource: "events", namespace: "default"}, {verb: "patch", resource: "events", namespace: "default"},
 		// Where the pod networks stand in clusters that kubeadm has made.
 		{verb: "get", resource: "configmaps", namespace: "kube-system", name: "kubeadm-config"},
