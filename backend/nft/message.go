@@ -146,6 +146,9 @@ func (s Set) flags() uint32 {
 
 // userdata is nil for a set that nft understands without.
 func (s Set) userdata() []byte {
+	if len(s.Fields) == 1 && s.Fields[0] == IfName {
+		return nameData()
+	}
 	if s.Of == nil {
 		return nil
 	}
