@@ -64,11 +64,14 @@ func ownFrames() []frame {
 		{name: "DAD", bytes: nd("\x33\x33\xff\x00\x00\x0a", macA, icmp6("::", "ff02::1:ff00:a", icmpSolicit, target(a6)))},
 		{name: "DAD with nonce", bytes: nd("\x33\x33\xff\x00\x01\x0a", macA, icmp6("::", "ff02::1:ff00:10a", icmpSolicit, target(linkA), nonce))},
 		{name: "RS", bytes: nd(toRouters, macA, icmp6(linkA, routers, icmpRouterSolicit, option(1, macA)))},
+		{name: "RS without option", bytes: nd(toRouters, macA, icmp6(linkA, routers, icmpRouterSolicit))},
 		{name: "RS from ::", bytes: nd(toRouters, macA, icmp6("::", routers, icmpRouterSolicit))},
 		{name: "MLD report", bytes: nd("\x33\x33\x00\x00\x00\x16", macA, mld(linkA), routerAlert()...)},
 		{name: "MLD report from ::", bytes: nd("\x33\x33\x00\x00\x00\x16", macA, mld("::"), routerAlert()...)},
 		{name: "MLD version 1 report from ::", bytes: nd("\x33\x33\xff\x00\x00\x0a", macA,
 			icmp6("::", "ff02::1:ff00:a", icmpMLDReport, target("ff02::1:ff00:a")), routerAlert()...)},
+		{name: "MLD done from ::", bytes: nd(toRouters, macA,
+			icmp6("::", routers, icmpMLDDone, target("ff02::1:ff00:a")), routerAlert()...)},
 	}
 }
 
