@@ -140,7 +140,9 @@ func podFrames() Chain {
 }
 
 // podPackets decides on IP packets. What pods send most is accepted by the
-// second rule.
+// second rule. Of a later fragment that starts amid extension headers the kernel
+// tells no protocol, so IPv6 has a rule for those. A first fragment that ends
+// amid them can hide a DHCP server's port; receivers from Linux 5.11 on drop it.
 func podPackets(f subnet.Family) Chain {
 	server, refused := uint16(dhcpServer), RefusedIPv4
 	own := []Expr{ownSource(f), Verdict{Code: Accept}}
@@ -156,7 +158,10 @@ func podPackets(f subnet.Family) Chain {
 		rule("its own address and MAC", append([]Expr{frameIs(f)}, own...)...),
 	}}
 	if f == subnet.IPv6 {
-		c.Rules = append(c.Rules, rule("", ProtocolIs(unix.IPPROTO_ICMPV6), Verdict{Goto, podICMPv6}))
+		later := Match{Load: Load{From: ExtensionHeader, Key: protocolFragment, Offset: 2, Len: 2, Mask: "\xff\xf8", Type: Number, Name: "frag frag-off"}, Not: true, Value: "\x00\x00"}
+		c.Rules = append(c.Rules,
+			rule("", ProtocolIs(unix.IPPROTO_ICMPV6), Verdict{Goto, podICMPv6}),
+			rule("its own, and the protocol was in the first fragment", frameIs(f), later, ownSource(f), Verdict{Code: Accept}))
 	}
 	c.Rules = append(c.Rules, strangers(refused)...)
 	return c

@@ -116,6 +116,7 @@ func (y *yard) start(t *testing.T, from, to int) {
 	install(t, y.conn, Spoof(t, want...))
 	for _, p := range pods {
 		y.attach(p.host, p.Port, p.MAC.String())
+		p.sysctl("1", "ipv4/conf/eth0/arp_notify", "ipv6/conf/eth0/ndisc_notify") // as the bridge plugin does
 		y.address(p.host, p.Addrs[0].String(), p.Addrs[1].String())
 	}
 	for _, p := range pods {

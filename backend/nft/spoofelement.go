@@ -13,7 +13,8 @@ import (
 	"weft.dev/weft/subnet"
 )
 
-// maxExtra bounds the addresses that one pod may have in Extra.
+// maxExtra bounds the addresses that one pod may have in Extra: a prefix of 24
+// bits, or of 120.
 const maxExtra = 256
 
 // SpoofPod is what SpoofTable's rules know about one pod.
@@ -29,8 +30,9 @@ type SpoofPod struct {
 	// Addrs are the pod's addresses. The link-local address that Linux makes from
 	// the MAC need not be among them; any other that the pod uses has to be.
 	Addrs []netip.Addr
-	// Extra is what the pod may use besides: addresses that it shares with others
-	// or forwards for. Prefixes are taken apart, at most maxExtra addresses in all,
+	// Extra is what the pod may use besides (annotation weft.dev/allow-addresses):
+	// addresses that it shares with others or forwards for. Nothing here keeps a pod
+	// from getting the gateway's. Prefixes are taken apart, at most maxExtra addresses in all,
 	// because a set of prefixes that is keyed by port, address and MAC costs
 	// milliseconds for each change.
 	Extra []netip.Prefix

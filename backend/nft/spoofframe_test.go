@@ -33,6 +33,9 @@ func ownFrames() []frame {
 	big := icmp6(a6, c6, 128, bytes.Repeat([]byte("x"), 800)).split(400, 7)
 	cut := udp(addr(a4), addr(c4), 40000, 9000, bytes.Repeat([]byte("x"), 800)).split(400, 7)
 	ns, na := icmp6(a6, "ff02::1:ff00:c", icmpSolicit, target(c6), option(1, macA)), icmp6(a6, c6, icmpAdvert, target(a6), option(2, macA))
+	behind := hello(a6, c6) // options of 16 bytes, of which the first fragment has 8
+	behind.payload = append([]byte{behind.proto, 1, 1, 12, 15: 0}, behind.payload...)
+	behind.proto = unix.IPPROTO_DSTOPTS
 	nonce := []byte{14, 1, 1, 2, 3, 4, 5, 6} // RFC 7527
 	return []frame{
 		{name: "IPv4", bytes: ip(macC, macA, hello(a4, c4))},
@@ -47,6 +50,8 @@ func ownFrames() []frame {
 		{name: "IPv6, link-local", bytes: ip(macGateway, macA, hello(linkA, linkGateway))},
 		{name: "IPv6, extra address", bytes: ip(macC, macA, hello("2001:db8::7", c6))},
 		{name: "IPv6 behind options", bytes: nd(macC, macA, hello(a6, c6), padding()...)},
+		{name: "IPv6 behind options, first fragment", bytes: ip(macC, macA, behind.split(8, 9)[0])},
+		{name: "IPv6 behind options, next fragment", bytes: ip(macC, macA, behind.split(8, 9)[1])},
 		{name: "echo", bytes: ip(macC, macA, icmp6(a6, c6, 128))},
 		{name: "echo, first fragment", bytes: ip(macC, macA, big[0])},
 		{name: "echo, next fragment", bytes: ip(macC, macA, big[1])},
