@@ -17,6 +17,10 @@
 // whether somebody altered it. NodeElement and SourceElement make what its
 // sets hold, Members reads it.
 //
+// SpoofTable is table bridge weft_guard, which drops what pods say in others'
+// names before the bridge sees it; SpoofElements makes what its sets hold of a
+// pod.
+//
 // The wire format is linux/netfilter/nf_tables.h as of Linux 5.10; nothing
 // newer is sent.
 package nft

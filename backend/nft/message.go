@@ -173,6 +173,8 @@ func (s Set) dataType() (word string, id, size uint32) {
 // userdata is nil for a set that nft understands without.
 func (s Set) userdata() []byte {
 	switch {
+	case len(s.Fields) == 1 && s.Fields[0] == IfName:
+		return nameData()
 	case s.Of != nil:
 		return typeofData(s.Of)
 	case s.Interval || s.Data != 0 && s.Data != Decision:

@@ -23,10 +23,13 @@ const (
 	udataKeyTypeof = 3
 	udataExpr      = 0 // of a typeof
 	udataData      = 1
+	hostByteOrder  = 1 // enum byteorder, datatype.h
 	exprPayload    = 7
+	exprMeta       = 9
 	exprConcat     = 13
 	descIP         = 12
 	descIPv6       = 13
+	descEther      = 17
 	baseTransport  = 3
 )
 
@@ -45,7 +48,11 @@ func typeofData(loads []Load) []byte {
 	var fields, concat, set udata
 	for i, l := range loads {
 		var f udata
-		f.number(udataExpr, exprPayload)
+		if l.From == Meta {
+			f.number(udataExpr, exprMeta)
+		} else {
+			f.number(udataExpr, exprPayload)
+		}
 		f.bytes(udataData, l.typeofData())
 		fields.bytes(byte(i), f)
 	}
@@ -60,12 +67,18 @@ func typeofData(loads []Load) []byte {
 // header the offset and length in bits.
 func (l Load) typeofData() []byte {
 	var u udata
+	if l.From == Meta {
+		u.number(0, l.Key)
+		return u
+	}
 	header, field := uint32(0), uint32(0)
 	switch l.Name {
 	case "ip saddr":
 		header, field = descIP, 11
 	case "ip6 saddr":
 		header, field = descIPv6, 8
+	case "ether saddr":
+		header, field = descEther, 2
 	}
 	u.number(0, header)
 	u.number(1, field)
@@ -97,6 +110,14 @@ func (t Type) order() uint32 {
 		return orderHost
 	}
 	return orderBig
+}
+
+// nameData is the user data of a set of device names alone. nft reads them
+// backwards unless it is told that they are in the machine's byte order.
+func nameData() []byte {
+	var u udata
+	u.number(udataByteOrder, hostByteOrder)
+	return u
 }
 
 // typeText is how the set's key is declared.
