@@ -86,7 +86,7 @@ func (c *Conn) Apply(ctx context.Context, p Plan) error {
 	if len(msgs) == 0 {
 		return nil
 	}
-	err := c.transaction(ctx, msgs)
+	err := c.transaction(ctx, msgs, p.Since)
 	if p.Replace {
 		err = lacking(err)
 	}
@@ -99,15 +99,20 @@ func (c *Conn) Apply(ctx context.Context, p Plan) error {
 // transaction encloses msgs in a batch and waits for the last one's
 // acknowledgement. The others are acknowledged only when they fail, so that
 // no number of them overruns the receive buffer.
-func (c *Conn) transaction(ctx context.Context, msgs []message) error {
+// With since it is refused where the generation is another by then.
+func (c *Conn) transaction(ctx context.Context, msgs []message, since uint32) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := c.ready(ctx); err != nil {
 		return err
 	}
 	sub := body(unix.NFPROTO_UNSPEC, unix.NFNL_SUBSYS_NFTABLES)
+	begin := slices.Clone(sub)
+	if since != 0 {
+		begin.be32(unix.NFNL_BATCH_GENID, since)
+	}
 	out := make([]netlink.Message, 0, len(msgs)+2)
-	out = append(out, netlink.Message{Header: netlink.Header{Type: unix.NFNL_MSG_BATCH_BEGIN, Flags: unix.NLM_F_REQUEST}, Data: sub})
+	out = append(out, netlink.Message{Header: netlink.Header{Type: unix.NFNL_MSG_BATCH_BEGIN, Flags: unix.NLM_F_REQUEST}, Data: begin})
 	size := 0
 	for _, m := range msgs {
 		out = append(out, netlink.Message{Header: netlink.Header{Type: subsystem | netlink.HeaderType(m.typ), Flags: unix.NLM_F_REQUEST | netlink.HeaderFlags(m.flags)}, Data: m.body})
@@ -237,7 +242,7 @@ func (c *Conn) ask(ctx context.Context, typ, flags uint16, req []byte, f func([]
 		return err
 	}
 	sent, err := c.sock.Send(netlink.Message{
-		Header: netlink.Header{Type: subsystem | netlink.HeaderType(typ), Flags: unix.NLM_F_REQUEST | netlink.HeaderFlags(flags)},
+		Header: netlink.Header{Type: typeOf(typ), Flags: unix.NLM_F_REQUEST | netlink.HeaderFlags(flags)},
 		Data:   req,
 	})
 	if err != nil {

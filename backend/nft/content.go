@@ -71,9 +71,11 @@ type RuleContent struct {
 type SetContent struct {
 	KeyType  uint32
 	KeyLen   uint32 // bytes
+	DataType uint32 // of a map
+	DataLen  uint32 // bytes
 	Flags    uint32 // NFT_SET_*
 	Userdata string // as stored
-	Extra    bool   // it has a size, data, a timeout or statements, which weft sets nowhere
+	Extra    bool   // it has a size, a timeout or statements, which weft sets nowhere
 }
 
 // Params returns what the table was made from, as it says itself: ErrNoParams
@@ -104,8 +106,7 @@ func (d Desired) Content() Content {
 		c.Chains[ch.Name] = ch.content()
 	}
 	for _, s := range d.Table.Sets {
-		typ, size := s.keyType()
-		c.Sets[s.Name] = SetContent{KeyType: typ, KeyLen: size, Flags: s.flags(), Userdata: string(s.userdata())}
+		c.Sets[s.Name] = s.content()
 	}
 	for _, n := range d.Table.Counters {
 		c.Counters[n] = Counts{}
@@ -114,6 +115,16 @@ func (d Desired) Content() Content {
 		c.Elements[e] = struct{}{}
 	}
 	return c
+}
+
+func (s Set) content() SetContent {
+	typ, size := s.keyType()
+	out := SetContent{KeyType: typ, KeyLen: size, Flags: s.flags(), Userdata: string(s.userdata())}
+	if s.Data != 0 {
+		_, out.DataType, size = s.dataType()
+		out.DataLen = size
+	}
+	return out
 }
 
 func (c Chain) content() ChainContent {

@@ -148,6 +148,7 @@ func (c *Content) readSet(t Table, msg []byte) error {
 	var s SetContent
 	for typ, to := range map[uint16]*uint32{
 		unix.NFTA_SET_KEY_TYPE: &s.KeyType, unix.NFTA_SET_KEY_LEN: &s.KeyLen, unix.NFTA_SET_FLAGS: &s.Flags,
+		unix.NFTA_SET_DATA_TYPE: &s.DataType, unix.NFTA_SET_DATA_LEN: &s.DataLen,
 	} {
 		if v, ok := f[typ]; ok {
 			if *to, err = be32(v); err != nil {
@@ -157,7 +158,7 @@ func (c *Content) readSet(t Table, msg []byte) error {
 	}
 	s.Userdata = string(f[unix.NFTA_SET_USERDATA])
 	for _, extra := range []uint16{
-		unix.NFTA_SET_DATA_TYPE, unix.NFTA_SET_DATA_LEN, unix.NFTA_SET_TIMEOUT, unix.NFTA_SET_GC_INTERVAL,
+		unix.NFTA_SET_TIMEOUT, unix.NFTA_SET_GC_INTERVAL,
 		unix.NFTA_SET_OBJ_TYPE, nftaSetExpr, nftaSetExprs,
 	} {
 		if _, ok := f[extra]; ok {
@@ -218,26 +219,38 @@ func (c *Content) readObject(t Table, msg []byte) error {
 	return err
 }
 
-// readElements adds the keys of one message to a list.
+// readElements adds the elements of one message to a list.
 func readElements(t Table, msg []byte, keys *keyList) error {
 	f, ok, err := fields(t, msg)
 	if !ok {
 		return err
 	}
 	return eachAttr(f[unix.NFTA_SET_ELEM_LIST_ELEMENTS], func(_ uint16, elem []byte) error {
-		var key []byte
-		err := eachAttr(elem, func(typ uint16, v []byte) error {
-			if typ != unix.NFTA_SET_ELEM_KEY {
-				return nil
+		var key, data []byte
+		var flags uint32
+		err := eachAttr(elem, func(typ uint16, v []byte) (err error) {
+			switch typ {
+			case unix.NFTA_SET_ELEM_KEY:
+				key, err = readData(v)
+			case unix.NFTA_SET_ELEM_DATA:
+				data, err = readData(v)
+			case unix.NFTA_SET_ELEM_FLAGS:
+				flags, err = be32(v)
 			}
-			return eachAttr(v, func(typ uint16, v []byte) error {
-				if typ == unix.NFTA_DATA_VALUE {
-					key = v
-				}
-				return nil
-			})
+			return err
 		})
-		keys.add(key)
+		keys.add(key, data, flags&unix.NFT_SET_ELEM_INTERVAL_END != 0)
 		return err
 	})
+}
+
+// readData returns the bytes of a value.
+func readData(data []byte) (out []byte, err error) {
+	err = eachAttr(data, func(typ uint16, v []byte) error {
+		if typ == unix.NFTA_DATA_VALUE {
+			out = v
+		}
+		return nil
+	})
+	return out, err
 }

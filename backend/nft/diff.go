@@ -21,6 +21,12 @@ type Plan struct {
 	Counts  map[string]Counts
 	Delete  []Element // sorted; nil with Replace
 	Add     []Element // sorted; all elements with Replace
+	// Rewrite is chains of the table that get other rules in the same
+	// transaction, and nothing else new. It does not count with Replace.
+	Rewrite []Chain
+	// Since is a number that Generation returned: the kernel refuses the plan
+	// with ERESTART if there was a transaction since. Zero does not ask.
+	Since uint32
 }
 
 // Diff compares. When only elements differ the plan changes them alone, else
@@ -46,7 +52,7 @@ func Removal(t Table, have Content) Plan {
 
 // Empty reports whether there is nothing to do.
 func (p Plan) Empty() bool {
-	return !p.Replace && !p.Remove && len(p.Add) == 0 && len(p.Delete) == 0
+	return !p.Replace && !p.Remove && len(p.Add) == 0 && len(p.Delete) == 0 && len(p.Rewrite) == 0
 }
 
 // String renders p as commands of the nft program, with the reasons as shell
@@ -65,6 +71,7 @@ func (p Plan) String() string {
 	}
 	out = append(out, elementsText("delete", p.Table, p.Delete)...)
 	out = append(out, elementsText("add", p.Table, p.Add)...)
+	out = append(out, rewriteText(p)...)
 	if len(out) == 0 {
 		return ""
 	}
@@ -166,7 +173,12 @@ func sorted(m map[Element]struct{}) []Element {
 	if len(m) == 0 {
 		return nil
 	}
-	return slices.SortedFunc(maps.Keys(m), func(a, b Element) int {
-		return cmp.Or(strings.Compare(a.Set, b.Set), strings.Compare(a.Key, b.Key))
-	})
+	return slices.SortedFunc(maps.Keys(m), compareElements)
 }
+
+func compareElements(a, b Element) int {
+	return cmp.Or(strings.Compare(a.Set, b.Set), strings.Compare(a.Key, b.Key), strings.Compare(a.End, b.End), strings.Compare(a.Data, b.Data))
+}
+
+// Same reports whether have is exactly c.
+func Same(c Chain, have ChainContent) bool { return len(chain(c.Name, c.content(), have)) == 0 }

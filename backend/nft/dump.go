@@ -36,9 +36,13 @@ func (c *Conn) Generation(ctx context.Context) (uint32, error) {
 // milliseconds after most were added; adding them again does no harm.
 func (c *Conn) Dump(ctx context.Context, t Table) (Content, error) {
 	var all map[Element]struct{}
-	have, err := c.DumpTo(ctx, t, func() func(string, []byte) bool {
+	have, err := c.dump(ctx, t, func() func(string, rawElement) bool {
 		all = map[Element]struct{}{}
-		return collect(all)
+		return func(set string, e rawElement) bool {
+			n := len(all)
+			all[Element{Set: set, Key: string(e.key), End: string(e.end), Data: string(e.data)}] = struct{}{}
+			return len(all) > n
+		}
 	})
 	if have.Present {
 		have.Elements = all
@@ -46,21 +50,19 @@ func (c *Conn) Dump(ctx context.Context, t Table) (Content, error) {
 	return have, err
 }
 
-// collect puts elements into a set and reports whether they are new there.
-func collect(all map[Element]struct{}) func(set string, key []byte) bool {
-	return func(set string, key []byte) bool {
-		n := len(all)
-		all[Element{Set: set, Key: string(key)}] = struct{}{}
-		return len(all) > n
-	}
+// DumpTo is Dump, but hands the keys of elements out one by one instead of
+// keeping them. begin is called before the first of them, and once more each
+// time that a change makes everything be read again; what it returns is called
+// with each element, whose key is valid during the call, and reports whether it
+// is new: the kernel may list one twice. It must not use c.
+func (c *Conn) DumpTo(ctx context.Context, t Table, begin func() func(set string, key []byte) bool) (Content, error) {
+	return c.dump(ctx, t, func() func(string, rawElement) bool {
+		each := begin()
+		return func(set string, e rawElement) bool { return each(set, e.key) }
+	})
 }
 
-// DumpTo is Dump, but hands the elements out one by one instead of keeping
-// them. begin is called before the first of them, and once more each time that
-// a change makes everything be read again; what it returns is called with each
-// element, whose key is valid during the call, and reports whether it is new:
-// the kernel may list one twice. It must not use c.
-func (c *Conn) DumpTo(ctx context.Context, t Table, begin func() func(set string, key []byte) bool) (Content, error) {
+func (c *Conn) dump(ctx context.Context, t Table, begin func() func(string, rawElement) bool) (Content, error) {
 	for range dumpAttempts - 1 {
 		have, err := c.dumpOnce(ctx, t, begin())
 		// Somebody deleted or changed what was being read.
@@ -71,7 +73,7 @@ func (c *Conn) DumpTo(ctx context.Context, t Table, begin func() func(set string
 	return c.dumpOnce(ctx, t, begin())
 }
 
-func (c *Conn) dumpOnce(ctx context.Context, t Table, each func(set string, key []byte) bool) (Content, error) {
+func (c *Conn) dumpOnce(ctx context.Context, t Table, each func(string, rawElement) bool) (Content, error) {
 	have := newContent()
 	fail := func(what string, err error) (Content, error) {
 		return Content{}, fmt.Errorf("nftables: dump %s of table %s %s: %w", what, t.Family, t.Name, err)
@@ -110,7 +112,7 @@ func (c *Conn) dumpOnce(ctx context.Context, t Table, each func(set string, key 
 }
 
 // dumpElements hands out a set's elements when it has them all.
-func (c *Conn) dumpElements(ctx context.Context, t Table, have *Content, set string, keys *keyList, each func(set string, key []byte) bool) error {
+func (c *Conn) dumpElements(ctx context.Context, t Table, have *Content, set string, keys *keyList, each func(string, rawElement) bool) error {
 	req := body(t.Family, 0)
 	req.text(unix.NFTA_SET_ELEM_LIST_TABLE, t.Name)
 	req.text(unix.NFTA_SET_ELEM_LIST_SET, set)
@@ -119,11 +121,18 @@ func (c *Conn) dumpElements(ctx context.Context, t Table, have *Content, set str
 		return err
 	}
 	read := 0
-	keys.each(func(key []byte) {
-		if each(set, key) {
-			read++
+	if have.Sets[set].Flags&unix.NFT_SET_INTERVAL != 0 {
+		read = keys.len() // ends are counted by some kernels, and not by others
+		for _, e := range keys.ranges() {
+			each(set, e)
 		}
-	})
+	} else {
+		keys.all(func(e rawElement) {
+			if each(set, e) {
+				read++
+			}
+		})
+	}
 	// A set that grows has its hash table resized after the transaction, and a
 	// dump that this meets passes over elements without NLM_F_DUMP_INTR.
 	if read < have.sizes[set] {
@@ -143,28 +152,6 @@ func (c *Conn) whole(ctx context.Context, typ uint16, req []byte, reset func(), 
 		}
 	}
 	return err
-}
-
-// keyList keeps keys one behind the other.
-type keyList struct {
-	bytes []byte
-	ends  []int // of each key in bytes
-}
-
-func (l *keyList) reset() { l.bytes, l.ends = l.bytes[:0], l.ends[:0] }
-
-func (l *keyList) add(key []byte) {
-	l.bytes = append(l.bytes, key...)
-	l.ends = append(l.ends, len(l.bytes))
-}
-
-// each calls f with every key, which is valid until the next reset.
-func (l *keyList) each(f func(key []byte)) {
-	at := 0
-	for _, end := range l.ends {
-		f(l.bytes[at:end])
-		at = end
-	}
 }
 
 // SetNames returns the names of the table's sets; none where there is no table.

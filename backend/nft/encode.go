@@ -61,6 +61,14 @@ func (l Load) encode(e *exprEncoder, n int) {
 			a.be32(unix.NFTA_META_KEY, l.Key)
 			a.be32(unix.NFTA_META_DREG, register(n))
 		})
+	case Conntrack:
+		e.add("ct", func(a *attrs) {
+			a.be32(unix.NFTA_CT_DREG, register(n))
+			a.be32(unix.NFTA_CT_KEY, l.Key)
+			if l.ofTuple() {
+				a.bytes(unix.NFTA_CT_DIRECTION, []byte{byte(l.Offset)}) // not the four bytes of other numbers
+			}
+		})
 	case ExtensionHeader, ExtensionExists:
 		e.add("exthdr", func(a *attrs) {
 			a.be32(unix.NFTA_EXTHDR_DREG, register(n))

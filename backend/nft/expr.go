@@ -30,15 +30,16 @@ const (
 	TransportHeader
 	ExtensionHeader // of IPv6
 	ExtensionExists // of IPv6: one byte, 1 when it is there
+	Conntrack       // the packet's flow; a packet without one does not match
 )
 
 // Load is a piece of a packet or of what the kernel knows about it.
 // Comparable. A packet that is too short for it does not match the rule.
 type Load struct {
 	From   Source
-	Key    uint32 // NFT_META_* for Meta, the header's number for extensions
-	Offset int    // bytes into the header
-	Len    int    // bytes, at most 16
+	Key    uint32 // NFT_META_* for Meta, NFT_CT_* for Conntrack, the header's number for extensions
+	Offset int    // bytes into the header; of Conntrack the tuple, 1 for that of replies
+	Len    int    // bytes, at most 16; more only in a Find
 	Mask   string // ANDed to the bytes unless empty; Len bytes
 	Type   Type
 	Name   string // nft's name for it; empty if there is none

@@ -32,7 +32,9 @@ func (p Plan) batch() []message {
 	b.elements(unix.NFT_MSG_DELSETELEM, 0, "delete elements of set ", p.Delete)
 	b.elements(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, "add elements to set ", p.Add)
 	if p.Replace {
-		b.rules()
+		b.rules(p.Table.Chains)
+	} else {
+		b.rewrite(p.Rewrite)
 	}
 	if p.Remove {
 		// Adding first makes deleting succeed when there is none. The
@@ -93,8 +95,19 @@ func (b *batcher) declare(counts map[string]Counts) {
 	}
 }
 
-func (b *batcher) rules() {
-	for _, c := range b.table.Chains {
+// rewrite gives chains other rules. That takes no rule's handle, so that nobody
+// has to read any.
+func (b *batcher) rewrite(chains []Chain) {
+	for _, c := range chains {
+		b.add(unix.NFT_MSG_DELRULE, 0, "delete rules of chain ", c.Name, unix.NFTA_RULE_TABLE, func(a *attrs) {
+			a.text(unix.NFTA_RULE_CHAIN, c.Name)
+		})
+	}
+	b.rules(chains)
+}
+
+func (b *batcher) rules(chains []Chain) {
+	for _, c := range chains {
 		for _, r := range c.Rules {
 			b.add(unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, "add rule to chain ", c.Name, unix.NFTA_RULE_TABLE, func(a *attrs) {
 				list := r.encode()
@@ -137,19 +150,34 @@ func (s Set) keyType() (id, size uint32) {
 	return id, size
 }
 
-func (s Set) flags() uint32 {
+func (s Set) flags() (f uint32) {
 	if len(s.Fields) > 1 {
-		return nftSetConcat
+		f |= nftSetConcat
 	}
-	return 0
+	if s.Interval {
+		f |= unix.NFT_SET_INTERVAL
+	}
+	if s.Data != 0 {
+		f |= unix.NFT_SET_MAP
+	}
+	return f
+}
+
+// dataType is what nft and the kernel know of what elements of a map carry.
+func (s Set) dataType() (word string, id, size uint32) {
+	word, id, n := s.Data.info()
+	return word, id, uint32(n)
 }
 
 // userdata is nil for a set that nft understands without.
 func (s Set) userdata() []byte {
-	if s.Of == nil {
-		return nil
+	switch {
+	case s.Of != nil:
+		return typeofData(s.Of)
+	case s.Interval || s.Data != 0:
+		return s.orderData()
 	}
-	return typeofData(s.Of)
+	return nil
 }
 
 func (s Set) encode(a *attrs, id uint32) {
@@ -159,6 +187,11 @@ func (s Set) encode(a *attrs, id uint32) {
 	a.be32(unix.NFTA_SET_KEY_TYPE, typ)
 	a.be32(unix.NFTA_SET_KEY_LEN, size)
 	a.be32(unix.NFTA_SET_ID, id)
+	if s.Data != 0 {
+		_, data, n := s.dataType()
+		a.be32(unix.NFTA_SET_DATA_TYPE, data)
+		a.be32(unix.NFTA_SET_DATA_LEN, n)
+	}
 	if u := s.userdata(); u != nil {
 		a.bytes(unix.NFTA_SET_USERDATA, u)
 	}
@@ -183,7 +216,7 @@ func (b *batcher) elements(typ, flags uint16, verb string, elements []Element) {
 		var list attrs
 		n := 0
 		for n < len(elements) && elements[n].Set == set && len(list) < maxElementsBytes {
-			list.nest(unix.NFTA_LIST_ELEM, elements[n].encode)
+			elements[n].encode(&list, typ == unix.NFT_MSG_NEWSETELEM)
 			n++
 		}
 		elements = elements[n:]
@@ -194,12 +227,27 @@ func (b *batcher) elements(typ, flags uint16, verb string, elements []Element) {
 	}
 }
 
-func (e Element) encode(a *attrs) {
-	if e.Key == "" {
-		a.be32(unix.NFTA_SET_ELEM_FLAGS, nftElemCatchall)
-		return
+// encode appends e to a list of elements, with its data if that is wanted. A
+// range is two.
+func (e Element) encode(list *attrs, data bool) {
+	if e.Key != "" || e.End == "" {
+		list.nest(unix.NFTA_LIST_ELEM, func(a *attrs) {
+			if e.Key == "" {
+				a.be32(unix.NFTA_SET_ELEM_FLAGS, nftElemCatchall)
+			} else {
+				a.data(unix.NFTA_SET_ELEM_KEY, e.Key)
+			}
+			if data && e.Data != "" {
+				a.data(unix.NFTA_SET_ELEM_DATA, e.Data)
+			}
+		})
 	}
-	a.nest(unix.NFTA_SET_ELEM_KEY, func(a *attrs) { a.bytes(unix.NFTA_DATA_VALUE, []byte(e.Key)) })
+	if e.End != "" {
+		list.nest(unix.NFTA_LIST_ELEM, func(a *attrs) {
+			a.data(unix.NFTA_SET_ELEM_KEY, e.End)
+			a.be32(unix.NFTA_SET_ELEM_FLAGS, unix.NFT_SET_ELEM_INTERVAL_END)
+		})
+	}
 }
 
 // Types of the records in the user data of a rule or a table, which the kernel

@@ -100,22 +100,34 @@ type Rule struct {
 	Comment string
 }
 
-// Set is a hash set. Its key is the concatenation of its fields, at most five
-// of them and 64 bytes. Of says what is looked up, a Load for each field; a
-// set needs it where one of them is raw bytes. It serves source addresses of
-// IP headers and bytes of the transport header.
+// Set is a hash set, or with Interval a tree of ranges of keys, of which every
+// change takes longer the more there are. Its key is the concatenation of its
+// fields, at most five of them and 64 bytes; a key of ranges is one field. Of
+// says what is looked up, a Load for each field; a set needs it where one of
+// them is raw bytes. It serves source addresses of IP headers and bytes of the
+// transport header. With Data the set is a map: each element carries a value of
+// that type. There are no maps to verdicts: the kernel walks such a map once for
+// each rule that uses it whenever any rule of the table is new
+// (nft_lookup_validate, net/netfilter/nft_lookup.c).
 type Set struct {
-	Name   string
-	Fields []Type
-	Of     []Load
+	Name     string
+	Fields   []Type
+	Of       []Load
+	Interval bool
+	Data     Type
 }
 
 // Element is one key of a set: its fields in network byte order, each padded
 // to four bytes. An empty Key is the catch-all element, which matches
-// everything; weft never adds one. Comparable.
+// everything; weft never adds one. Of a set of ranges, Key is the first of a
+// range and End the first after it; empty where the range reaches to the last
+// key that there is. Data is the bytes of the value that it carries. Comparable. An element whose Data is to be another is deleted
+// and added in one transaction: the kernel changes none.
 type Element struct {
-	Set string
-	Key string
+	Set  string
+	Key  string
+	End  string
+	Data string
 }
 
 // Desired is a table with the elements of its sets, in any order.
@@ -139,6 +151,7 @@ const (
 	Mark // in the machine's byte order
 	IfName
 	Number // bytes without a better name
+	Ports  // what PortWord makes
 )
 
 // info is what nft knows of a type: its word, its number (enum datatypes in
@@ -164,6 +177,8 @@ func (t Type) info() (word string, id uint32, size int) {
 		return "mark", 19, 4
 	case IfName:
 		return "ifname", 41, 16
+	case Ports: // nft has no word for it
+		return "mark", 19, 4
 	}
 	return "integer", 4, 4
 }

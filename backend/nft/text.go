@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -24,7 +23,7 @@ func (t Table) String() string {
 		fmt.Fprintf(&b, "\tcounter %s {}\n", c)
 	}
 	for _, s := range t.Sets {
-		fmt.Fprintf(&b, "\tset %s { %s; }\n", s.Name, s.typeText())
+		fmt.Fprintf(&b, "\t%s %s { %s; }\n", s.kind(), s.Name, s.typeText())
 	}
 	for _, c := range t.Chains {
 		fmt.Fprintf(&b, "\tchain %s {\n", c.Name)
@@ -144,6 +143,14 @@ func (m Masquerade) String() string {
 	return fmt.Sprintf("masquerade to :%d-%d fully-random", m.Ports[0], m.Ports[1])
 }
 
+// portsText renders what PortWord makes.
+func portsText(from, to uint16) string {
+	if to != 0 {
+		return fmt.Sprintf("%d-%d", from, to)
+	}
+	return fmt.Sprint(from)
+}
+
 // maskBits returns the prefix length of a mask, if it is one.
 func maskBits(mask string) (int, bool) {
 	n := 0
@@ -161,6 +168,8 @@ func valueText(t Type, v string) string {
 		return a.String()
 	case t == Port && len(b) == 2:
 		return fmt.Sprint(binary.BigEndian.Uint16(b))
+	case t == Ports && len(b) == 4:
+		return portsText(binary.BigEndian.Uint16(b), binary.BigEndian.Uint16(b[2:]))
 	case t == Mark && len(b) == 4:
 		return fmt.Sprintf("0x%08x", binary.NativeEndian.Uint32(b))
 	case t == IfName:
@@ -179,45 +188,4 @@ func valueText(t Type, v string) string {
 		return fmt.Sprint(b[0])
 	}
 	return "0x" + fmt.Sprintf("%x", b)
-}
-
-// elementText renders a key of s as nft does.
-func (s Set) elementText(key string) string {
-	if key == "" {
-		return "*"
-	}
-	words := make([]string, 0, len(s.Fields))
-	for _, f := range s.Fields {
-		_, _, n := f.info()
-		if n > len(key) {
-			return fmt.Sprintf("0x%x", key)
-		}
-		words = append(words, valueText(f, key[:n]))
-		key = key[min((n+3)&^3, len(key)):]
-	}
-	return strings.Join(words, " . ")
-}
-
-// elementsText renders elements as the arguments of `nft add element`, a line
-// for each set and at most perLine elements, sorted.
-func elementsText(verb string, t Table, elements []Element) []string {
-	const perLine = 64
-	var out []string
-	for _, s := range t.Sets {
-		var keys []string
-		for _, e := range elements {
-			if e.Set == s.Name {
-				keys = append(keys, e.Key)
-			}
-		}
-		slices.Sort(keys)
-		for part := range slices.Chunk(keys, perLine) {
-			words := make([]string, len(part))
-			for i, k := range part {
-				words[i] = s.elementText(k)
-			}
-			out = append(out, fmt.Sprintf("nft %s element %s %s %s { %s }", verb, t.Family, t.Name, s.Name, strings.Join(words, ", ")))
-		}
-	}
-	return out
 }

@@ -16,7 +16,10 @@ import (
 // enum proto_desc_id and the header fields of the nft program's expression.h,
 // proto.h; nft 0.9.4 and later).
 const (
-	udataByteOrder = 0 // of the set
+	udataByteOrder = 0 // of the set's keys
+	udataDataOrder = 1 // of what its elements carry
+	orderHost      = 1 // enum byteorder, datatype.h
+	orderBig       = 2
 	udataKeyTypeof = 3
 	udataExpr      = 0 // of a typeof
 	udataData      = 1
@@ -74,6 +77,28 @@ func (l Load) typeofData() []byte {
 	return u
 }
 
+// orderData says in which order bytes are, without which nft shows numbers
+// turned round and cannot tell where a range ends.
+func (s Set) orderData() []byte {
+	var set udata
+	key := uint32(0)
+	if len(s.Fields) == 1 {
+		key = s.Fields[0].order()
+	}
+	set.number(udataByteOrder, key)
+	if s.Data != 0 {
+		set.number(udataDataOrder, s.Data.order())
+	}
+	return set
+}
+
+func (t Type) order() uint32 {
+	if t == Mark || t == Ports {
+		return orderHost
+	}
+	return orderBig
+}
+
 // typeText is how the set's key is declared.
 func (s Set) typeText() string {
 	words, kind := make([]string, len(s.Fields)), "type "
@@ -86,5 +111,13 @@ func (s Set) typeText() string {
 			words[i] = l.String()
 		}
 	}
-	return kind + strings.Join(words, " . ")
+	text := kind + strings.Join(words, " . ")
+	if s.Data != 0 {
+		word, _, _ := s.dataType()
+		text += " : " + word
+	}
+	if s.Interval {
+		text += "; flags interval"
+	}
+	return text
 }

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nft
+
+import (
+	"encoding/binary"
+	"fmt"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// MarkOf is the bytes of a field of type Mark.
+func MarkOf(v uint32) string { return string(markBytes(v)) }
+
+// PortWord is the bytes of a field of type Ports: a range, a single port that
+// has no end, or zeros for none. A port that is loaded into such a field is the
+// same bytes.
+func PortWord(from, to uint16) string {
+	return string(binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, from), to))
+}
+
+// Has matches what a map to values of four bytes has something for.
+type Has struct {
+	Load Load
+	Map  string
+}
+
+// A Part is one field of four bytes of the key of a Find: a constant, or with
+// a Load the bytes that it loads, or with a Map too what that has for them. A
+// packet that it has nothing for does not match.
+type Part struct {
+	Value string // of a constant; without one, zeros
+	Load  Load
+	Map   string
+}
+
+// Find looks the concatenation of at most five parts up in a set. The fifth is
+// no constant.
+type Find struct {
+	Parts []Part
+	Set   string
+}
+
+const (
+	// parked is the register that addresses are loaded into to be looked up.
+	parked = 8
+	// maxBitwise is how many bytes one expression masks.
+	maxBitwise = 16
+)
+
+// mapped puts what a map has for the key in register from into register to.
+func (e *exprEncoder) mapped(name string, from, to int) {
+	e.add("lookup", func(a *attrs) {
+		a.text(unix.NFTA_LOOKUP_SET, name)
+		a.be32(unix.NFTA_LOOKUP_SREG, register(from))
+		a.be32(unix.NFTA_LOOKUP_DREG, register(to))
+	})
+}
+
+// encode compares what the map has in a way that is always true: a rule of
+// lookups alone reads in nft's listing as if it matched everything.
+func (h Has) encode(e *exprEncoder) {
+	h.Load.encode(e, 0)
+	e.mapped(h.Map, 0, 0)
+	e.add("cmp", func(a *attrs) {
+		a.be32(unix.NFTA_CMP_SREG, register(0))
+		a.be32(unix.NFTA_CMP_OP, unix.NFT_CMP_GTE)
+		a.data(unix.NFTA_CMP_DATA, "\x00\x00\x00\x00")
+	})
+}
+
+// encode begins with a load as wide as the key, whose bytes are then made the
+// constants: the nft program takes what a map has for nothing at all, looks for
+// a key register by register and aborts, unless it has found one expression as
+// long as the key in the first (netlink_parse_concat_expr,
+// src/netlink_delinearize.c of nftables 1.0.6). Every IP header is 20 bytes.
+func (f Find) encode(e *exprEncoder) {
+	Load{From: NetworkHeader, Len: 4 * len(f.Parts)}.encode(e, 0)
+	n := min(4*len(f.Parts), maxBitwise)
+	constant := make([]byte, n)
+	for i, p := range f.Parts {
+		if p.Load == (Load{}) && 4*i < n {
+			copy(constant[4*i:], p.Value)
+		}
+	}
+	e.add("bitwise", func(a *attrs) {
+		a.be32(unix.NFTA_BITWISE_SREG, register(0))
+		a.be32(unix.NFTA_BITWISE_DREG, register(0))
+		a.be32(unix.NFTA_BITWISE_LEN, uint32(n))
+		a.data(unix.NFTA_BITWISE_MASK, string(make([]byte, n)))
+		a.data(unix.NFTA_BITWISE_XOR, string(constant))
+	})
+	for i, p := range f.Parts {
+		switch {
+		case p.Load == Load{}:
+		case p.Map == "":
+			p.Load.encode(e, i)
+		default:
+			p.Load.encode(e, parked)
+			e.mapped(p.Map, parked, i)
+		}
+	}
+	e.add("lookup", func(a *attrs) {
+		a.text(unix.NFTA_LOOKUP_SET, f.Set)
+		a.be32(unix.NFTA_LOOKUP_SREG, register(0))
+	})
+}
+
+// String renders the lookup.
+func (h Has) String() string { return fmt.Sprintf("%s map @%s >= 0x00000000", h.Load, h.Map) }
+
+// String renders the lookup. nft lists it as raw bytes of a header, which it
+// cannot load again.
+func (f Find) String() string {
+	words := make([]string, len(f.Parts))
+	for i, p := range f.Parts {
+		words[i] = p.String()
+	}
+	return strings.Join(words, " . ") + " @" + f.Set
+}
+
+// String renders the part.
+func (p Part) String() string {
+	switch {
+	case p.Load == Load{}:
+		return fmt.Sprintf("0x%x", p.Value+strings.Repeat("\x00", 4-min(len(p.Value), 4)))
+	case p.Map == "":
+		return p.Load.String()
+	}
+	return p.Load.String() + " map @" + p.Map
+}
