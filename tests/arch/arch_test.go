@@ -39,6 +39,7 @@ func imports() map[string][]string {
 		"backend/nft":             {"subnet"},
 		"backend/offload":         nil,
 		"policy":                  nil,
+		"policy/rules":            {"backend/nft", "policy", "subnet"},
 		"cni-shim":                {"cni-shim/ledger", "subnet"},
 		"cni-shim/ledger":         nil,
 		"cmd/internal/api":        {"subnet"},
