@@ -193,6 +193,9 @@ func (g gen) packet(c *Cluster) Packet {
 		}
 		k.Dst = end()
 	}
+	if k.Src.BitLen() != k.Dst.BitLen() { // no packet has both families
+		k.Dst = k.Src
+	}
 	if hasPorts(k.Proto) {
 		k.Port = g.number()
 		if g.one(3) {

@@ -72,7 +72,7 @@ type SetContent struct {
 	KeyType  uint32
 	KeyLen   uint32 // bytes
 	DataType uint32 // of a map
-	DataLen  uint32 // bytes; zero of a map to verdicts, where the kernel's pointers count
+	DataLen  uint32 // bytes
 	Flags    uint32 // NFT_SET_*
 	Userdata string // as stored
 	Extra    bool   // it has a size, a timeout or statements, which weft sets nowhere

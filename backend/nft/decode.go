@@ -156,9 +156,6 @@ func (c *Content) readSet(t Table, msg []byte) error {
 			}
 		}
 	}
-	if s.DataType == unix.NFT_DATA_VERDICT {
-		s.DataLen = 0
-	}
 	s.Userdata = string(f[unix.NFTA_SET_USERDATA])
 	for _, extra := range []uint16{
 		unix.NFTA_SET_TIMEOUT, unix.NFTA_SET_GC_INTERVAL,
@@ -247,28 +244,11 @@ func readElements(t Table, msg []byte, keys *keyList) error {
 	})
 }
 
-// readData returns the bytes of a value, or those that Decided makes of a
-// verdict.
+// readData returns the bytes of a value.
 func readData(data []byte) (out []byte, err error) {
 	err = eachAttr(data, func(typ uint16, v []byte) error {
-		switch typ {
-		case unix.NFTA_DATA_VALUE:
+		if typ == unix.NFTA_DATA_VALUE {
 			out = v
-		case unix.NFTA_DATA_VERDICT:
-			var d Verdict
-			err := eachAttr(v, func(typ uint16, v []byte) error {
-				switch typ {
-				case unix.NFTA_VERDICT_CODE:
-					code, err := be32(v)
-					d.Code = int32(code)
-					return err
-				case unix.NFTA_VERDICT_CHAIN:
-					d.Chain = text(v)
-				}
-				return nil
-			})
-			out = []byte(Decided(d))
-			return err
 		}
 		return nil
 	})

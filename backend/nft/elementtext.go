@@ -48,11 +48,8 @@ func (s Set) elementText(e Element) string {
 	default:
 		out = s.keyText(e.Key)
 	}
-	switch {
-	case e.Data == "":
+	if e.Data == "" {
 		return out
-	case s.Data == Decision:
-		return out + " : " + decided(e.Data).String()
 	}
 	return out + " : " + valueText(s.Data, e.Data)
 }

@@ -39,7 +39,7 @@ type Load struct {
 	From   Source
 	Key    uint32 // NFT_META_* for Meta, NFT_CT_* for Conntrack, the header's number for extensions
 	Offset int    // bytes into the header; of Conntrack the tuple, 1 for that of replies
-	Len    int    // bytes, at most 16
+	Len    int    // bytes, at most 16; more only in a Find
 	Mask   string // ANDed to the bytes unless empty; Len bytes
 	Type   Type
 	Name   string // nft's name for it; empty if there is none

@@ -95,3 +95,18 @@ func typeOf(typ uint16) netlink.HeaderType {
 	}
 	return subsystem | netlink.HeaderType(typ)
 }
+
+// CountLabelled returns how many of the namespace's flows have label n.
+func (c *Conn) CountLabelled(ctx context.Context, n int) (count int, err error) {
+	err = c.flows(ctx, func() { count = 0 }, func(msg []byte) error {
+		_, has, err := labelled(msg, []byte(label(n)))
+		if has {
+			count++
+		}
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("conntrack: list flows: %w", explain(err))
+	}
+	return count, nil
+}

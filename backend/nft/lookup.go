@@ -10,19 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Decided is the Data of an element that carries v.
-func Decided(v Verdict) string {
-	return string(binary.BigEndian.AppendUint32(nil, uint32(v.Code))) + v.Chain
-}
-
-// decided is the verdict that Decided was given.
-func decided(data string) Verdict {
-	if len(data) < 4 {
-		return Verdict{}
-	}
-	return Verdict{Code: int32(binary.BigEndian.Uint32([]byte(data))), Chain: data[4:]}
-}
-
 // MarkOf is the bytes of a field of type Mark.
 func MarkOf(v uint32) string { return string(markBytes(v)) }
 
@@ -39,7 +26,7 @@ type Has struct {
 	Map  string
 }
 
-// A Part is one field of four bytes of the key of a Decide: a constant, or with
+// A Part is one field of four bytes of the key of a Find: a constant, or with
 // a Load the bytes that it loads, or with a Map too what that has for them. A
 // packet that it has nothing for does not match.
 type Part struct {
@@ -48,12 +35,11 @@ type Part struct {
 	Map   string
 }
 
-// Decide looks the concatenation of parts up in a map to verdicts, and does what
-// the verdict says; where there is none the packet does not match. At most four
-// parts may be constants before the first that is none, and the fifth is none.
-type Decide struct {
+// Find looks the concatenation of at most five parts up in a set. The fifth is
+// no constant.
+type Find struct {
 	Parts []Part
-	Map   string
+	Set   string
 }
 
 const (
@@ -63,11 +49,12 @@ const (
 	maxBitwise = 16
 )
 
-func (e *exprEncoder) lookup(set string, from int, to uint32) {
+// mapped puts what a map has for the key in register from into register to.
+func (e *exprEncoder) mapped(name string, from, to int) {
 	e.add("lookup", func(a *attrs) {
-		a.text(unix.NFTA_LOOKUP_SET, set)
+		a.text(unix.NFTA_LOOKUP_SET, name)
 		a.be32(unix.NFTA_LOOKUP_SREG, register(from))
-		a.be32(unix.NFTA_LOOKUP_DREG, to)
+		a.be32(unix.NFTA_LOOKUP_DREG, register(to))
 	})
 }
 
@@ -75,7 +62,7 @@ func (e *exprEncoder) lookup(set string, from int, to uint32) {
 // lookups alone reads in nft's listing as if it matched everything.
 func (h Has) encode(e *exprEncoder) {
 	h.Load.encode(e, 0)
-	e.lookup(h.Map, 0, register(0))
+	e.mapped(h.Map, 0, 0)
 	e.add("cmp", func(a *attrs) {
 		a.be32(unix.NFTA_CMP_SREG, register(0))
 		a.be32(unix.NFTA_CMP_OP, unix.NFT_CMP_GTE)
@@ -88,11 +75,11 @@ func (h Has) encode(e *exprEncoder) {
 // a key register by register and aborts, unless it has found one expression as
 // long as the key in the first (netlink_parse_concat_expr,
 // src/netlink_delinearize.c of nftables 1.0.6). Every IP header is 20 bytes.
-func (d Decide) encode(e *exprEncoder) {
-	Load{From: NetworkHeader, Len: 4 * len(d.Parts)}.encode(e, 0)
-	n := min(4*len(d.Parts), maxBitwise)
+func (f Find) encode(e *exprEncoder) {
+	Load{From: NetworkHeader, Len: 4 * len(f.Parts)}.encode(e, 0)
+	n := min(4*len(f.Parts), maxBitwise)
 	constant := make([]byte, n)
-	for i, p := range d.Parts {
+	for i, p := range f.Parts {
 		if p.Load == (Load{}) && 4*i < n {
 			copy(constant[4*i:], p.Value)
 		}
@@ -104,17 +91,20 @@ func (d Decide) encode(e *exprEncoder) {
 		a.data(unix.NFTA_BITWISE_MASK, string(make([]byte, n)))
 		a.data(unix.NFTA_BITWISE_XOR, string(constant))
 	})
-	for i, p := range d.Parts {
+	for i, p := range f.Parts {
 		switch {
 		case p.Load == Load{}:
 		case p.Map == "":
 			p.Load.encode(e, i)
 		default:
 			p.Load.encode(e, parked)
-			e.lookup(p.Map, parked, register(i))
+			e.mapped(p.Map, parked, i)
 		}
 	}
-	e.lookup(d.Map, 0, unix.NFT_REG_VERDICT)
+	e.add("lookup", func(a *attrs) {
+		a.text(unix.NFTA_LOOKUP_SET, f.Set)
+		a.be32(unix.NFTA_LOOKUP_SREG, register(0))
+	})
 }
 
 // String renders the lookup.
@@ -122,12 +112,12 @@ func (h Has) String() string { return fmt.Sprintf("%s map @%s >= 0x00000000", h.
 
 // String renders the lookup. nft lists it as raw bytes of a header, which it
 // cannot load again.
-func (d Decide) String() string {
-	words := make([]string, len(d.Parts))
-	for i, p := range d.Parts {
+func (f Find) String() string {
+	words := make([]string, len(f.Parts))
+	for i, p := range f.Parts {
 		words[i] = p.String()
 	}
-	return strings.Join(words, " . ") + " vmap @" + d.Map
+	return strings.Join(words, " . ") + " @" + f.Set
 }
 
 // String renders the part.

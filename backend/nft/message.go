@@ -4,7 +4,6 @@ package nft
 
 import (
 	"encoding/binary"
-	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -173,11 +172,9 @@ func (s Set) dataType() (word string, id, size uint32) {
 // userdata is nil for a set that nft understands without.
 func (s Set) userdata() []byte {
 	switch {
-	case len(s.Fields) == 1 && s.Fields[0] == IfName:
-		return nameData()
 	case s.Of != nil:
 		return typeofData(s.Of)
-	case s.Interval || s.Data != 0 && s.Data != Decision:
+	case s.Interval || s.Data != 0 || len(s.Fields) == 1 && s.Fields[0] == IfName: // names are read backwards else
 		return s.orderData()
 	}
 	return nil
@@ -219,7 +216,7 @@ func (b *batcher) elements(typ, flags uint16, verb string, elements []Element) {
 		var list attrs
 		n := 0
 		for n < len(elements) && elements[n].Set == set && len(list) < maxElementsBytes {
-			elements[n].encode(&list, typ == unix.NFT_MSG_NEWSETELEM, b.verdicts(set))
+			elements[n].encode(&list, typ == unix.NFT_MSG_NEWSETELEM)
 			n++
 		}
 		elements = elements[n:]
@@ -230,14 +227,9 @@ func (b *batcher) elements(typ, flags uint16, verb string, elements []Element) {
 	}
 }
 
-// verdicts reports whether the elements of a set carry verdicts.
-func (b *batcher) verdicts(set string) bool {
-	return slices.ContainsFunc(b.table.Sets, func(s Set) bool { return s.Name == set && s.Data == Decision })
-}
-
 // encode appends e to a list of elements, with its data if that is wanted. A
 // range is two.
-func (e Element) encode(list *attrs, data, verdict bool) {
+func (e Element) encode(list *attrs, data bool) {
 	if e.Key != "" || e.End == "" {
 		list.nest(unix.NFTA_LIST_ELEM, func(a *attrs) {
 			if e.Key == "" {
@@ -245,11 +237,7 @@ func (e Element) encode(list *attrs, data, verdict bool) {
 			} else {
 				a.data(unix.NFTA_SET_ELEM_KEY, e.Key)
 			}
-			switch {
-			case !data || e.Data == "":
-			case verdict:
-				a.nest(unix.NFTA_SET_ELEM_DATA, decided(e.Data).encodeData)
-			default:
+			if data && e.Data != "" {
 				a.data(unix.NFTA_SET_ELEM_DATA, e.Data)
 			}
 		})

@@ -106,7 +106,9 @@ type Rule struct {
 // says what is looked up, a Load for each field; a set needs it where one of
 // them is raw bytes. It serves source addresses of IP headers and bytes of the
 // transport header. With Data the set is a map: each element carries a value of
-// that type, or of type Decision a verdict.
+// that type. There are no maps to verdicts: the kernel walks such a map once for
+// each rule that uses it whenever any rule of the table is new
+// (nft_lookup_validate, net/netfilter/nft_lookup.c).
 type Set struct {
 	Name     string
 	Fields   []Type
@@ -119,8 +121,7 @@ type Set struct {
 // to four bytes. An empty Key is the catch-all element, which matches
 // everything; weft never adds one. Of a set of ranges, Key is the first of a
 // range and End the first after it; empty where the range reaches to the last
-// key that there is. Data is what the element carries: a value's bytes, or what
-// Decided makes. Comparable. An element whose Data is to be another is deleted
+// key that there is. Data is the bytes of the value that it carries. Comparable. An element whose Data is to be another is deleted
 // and added in one transaction: the kernel changes none.
 type Element struct {
 	Set  string
@@ -151,7 +152,6 @@ const (
 	IfName
 	Number // bytes without a better name
 	Ports  // what PortWord makes
-	Decision
 )
 
 // info is what nft knows of a type: its word, its number (enum datatypes in
@@ -179,8 +179,6 @@ func (t Type) info() (word string, id uint32, size int) {
 		return "ifname", 41, 16
 	case Ports: // nft has no word for it
 		return "mark", 19, 4
-	case Decision:
-		return "verdict", unix.NFT_DATA_VERDICT, 0
 	}
 	return "integer", 4, 4
 }

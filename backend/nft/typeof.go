@@ -23,7 +23,6 @@ const (
 	udataKeyTypeof = 3
 	udataExpr      = 0 // of a typeof
 	udataData      = 1
-	hostByteOrder  = 1 // enum byteorder, datatype.h
 	exprPayload    = 7
 	exprMeta       = 9
 	exprConcat     = 13
@@ -106,18 +105,10 @@ func (s Set) orderData() []byte {
 }
 
 func (t Type) order() uint32 {
-	if t == Mark || t == Ports {
+	if t == Mark || t == Ports || t == IfName {
 		return orderHost
 	}
 	return orderBig
-}
-
-// nameData is the user data of a set of device names alone. nft reads them
-// backwards unless it is told that they are in the machine's byte order.
-func nameData() []byte {
-	var u udata
-	u.number(udataByteOrder, hostByteOrder)
-	return u
 }
 
 // typeText is how the set's key is declared.

@@ -3,6 +3,7 @@
 package rules
 
 import (
+	"iter"
 	"net/netip"
 	"slices"
 
@@ -20,25 +21,8 @@ func Desired(p Params, g Generation, t *policy.Table, subnets []netip.Prefix) nf
 // Elements returns what the table's sets hold.
 func Elements(t *policy.Table, subnets []netip.Prefix) []nft.Element {
 	b := builder{out: make([]nft.Element, 0, len(t.Rows)+len(t.Identities)+4*len(t.Known)+len(t.Blocks)+64)}
-	b.pods(t)
-	for a, id := range t.Identities {
-		b.add(identitySet(familyOf(a)), key(a), "", nft.MarkOf(uint32(id)))
-	}
-	for _, r := range t.Blocks {
-		b.addresses(blockSet(familyOf(r.From)), r.From, r.To, nft.MarkOf(uint32(r.Identity)))
-	}
-	for _, s := range disjoint(subnets) {
-		b.addresses(leaseSet(familyOf(s.Addr())), s.Addr(), last(s), "")
-	}
-	for proto, list := range t.Ranges {
-		for _, r := range list {
-			b.add(portSet(proto), portKey(int(r.From)), after(int(r.To), 0xffff, portKey), nft.PortWord(r.From, r.To))
-		}
-	}
-	let := nft.Decided(nft.Verdict{Code: nft.Return})
-	for r := range t.Rows {
-		b.add(rowSet, rowKey(r), "", let)
-	}
+	b.lacking(&policy.Table{}, t)
+	b.leases(nil, subnets)
 	b.protocols()
 	return b.out
 }
@@ -57,20 +41,77 @@ func (b *builder) addresses(set string, from, to netip.Addr, data string) {
 	b.add(set, key(from), end, data)
 }
 
-func (b *builder) pods(t *policy.Table) {
-	for a, known := range t.Known {
-		if !known {
-			continue
+// lacking adds what is to have and is not, one set after another.
+func (b *builder) lacking(is, to *policy.Table) {
+	for _, f := range subnet.Families() {
+		for a := range missing(is.Known, to.Known) {
+			if familyOf(a) == f && to.Known[a] {
+				b.add(knownSet(f), key(a), "", "")
+			}
 		}
-		f := familyOf(a)
-		b.add(knownSet(f), key(a), "", "")
-		b.add(hairpinSet(f), key(a)+key(a), "", "")
-	}
-	for _, d := range policy.Directions() {
-		for a, c := range t.Classes[d] {
-			b.add(classSet(d, familyOf(a)), key(a), "", nft.MarkOf(uint32(c)))
+		for a := range missing(is.Known, to.Known) {
+			if familyOf(a) == f && to.Known[a] {
+				b.add(hairpinSet(f), key(a)+key(a), "", "")
+			}
+		}
+		for _, d := range policy.Directions() {
+			for a, c := range missing(is.Classes[d], to.Classes[d]) {
+				if familyOf(a) == f {
+					b.add(classSet(d, f), key(a), "", nft.MarkOf(uint32(c)))
+				}
+			}
+		}
+		for a, id := range missing(is.Identities, to.Identities) {
+			if familyOf(a) == f {
+				b.add(identitySet(f), key(a), "", nft.MarkOf(uint32(id)))
+			}
+		}
+		for r := range missing(members(is.Blocks), members(to.Blocks)) {
+			if familyOf(r.From) == f {
+				b.addresses(blockSet(f), r.From, r.To, nft.MarkOf(uint32(r.Identity)))
+			}
 		}
 	}
+	for _, proto := range portProtocols() {
+		for r := range missing(members(is.Ranges[proto]), members(to.Ranges[proto])) {
+			b.add(portSet(proto), portKey(int(r.From)), after(int(r.To), 0xffff, portKey), nft.PortWord(r.From, r.To))
+		}
+	}
+	for r, passes := range missing(is.Rows, to.Rows) {
+		if passes {
+			b.add(rowSet, rowKey(r), "", "")
+		}
+	}
+}
+
+// leases adds the subnets of to that is lacks.
+func (b *builder) leases(is, to []netip.Prefix) {
+	for _, f := range subnet.Families() {
+		for s := range missing(members(disjoint(is)), members(disjoint(to))) {
+			if familyOf(s.Addr()) == f {
+				b.addresses(leaseSet(f), s.Addr(), last(s), "")
+			}
+		}
+	}
+}
+
+// missing goes through what to has and is has not, or not the same.
+func missing[K, V comparable](is, to map[K]V) iter.Seq2[K, V] {
+	return func(yield func(K, V) bool) {
+		for k, v := range to {
+			if was, ok := is[k]; (!ok || was != v) && !yield(k, v) {
+				return
+			}
+		}
+	}
+}
+
+func members[E comparable](list []E) map[E]bool {
+	out := make(map[E]bool, len(list))
+	for _, e := range list {
+		out[e] = true
+	}
+	return out
 }
 
 // protocols says of each protocol by which number rows know it that are for all

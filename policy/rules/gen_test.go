@@ -194,6 +194,9 @@ func (g gen) packet(c *policy.Cluster) policy.Packet {
 		}
 		k.Dst = end()
 	}
+	if k.Src.BitLen() != k.Dst.BitLen() { // no packet has both families
+		k.Dst = k.Src
+	}
 	if k.Proto == policy.TCP || k.Proto == policy.UDP || k.Proto == policy.SCTP {
 		k.Port = g.number()
 		if g.one(3) {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -16,8 +17,14 @@ import (
 )
 
 // attempts bounds how often a change is made anew because somebody else's came
-// between.
-const attempts = 8
+// between. Those of other tables count as well, of which there may always be
+// one: the first careful attempts insist on none, the others on none that made
+// the change impossible. What such a one did otherwise the caller is told by
+// nft.Monitor.
+const (
+	attempts = 8
+	careful  = 4
+)
 
 // Programmer keeps table inet weft_policy as it is told. Only Touched may be
 // called beside another call.
@@ -26,7 +33,7 @@ type Programmer struct {
 	params  Params
 	touched atomic.Bool
 	known   bool // what follows is what the kernel has
-	have    map[nft.Element]struct{}
+	have    content
 	gen     Generation
 }
 
@@ -61,16 +68,19 @@ func (p *Programmer) Counters(ctx context.Context) (map[string]nft.Counts, error
 	return p.conn.Counters(ctx, Table())
 }
 
-// Sync reads the table and makes it that of t, on a node whose pods have
-// addresses of subnets.
+// Sync reads the table and makes it that of t, which must not be modified later,
+// on a node whose pods have addresses of subnets.
 func (p *Programmer) Sync(ctx context.Context, t *policy.Table, subnets []netip.Prefix) (Report, error) {
-	want := Elements(t, subnets)
+	to := content{t, slices.Clone(subnets)}
 	var err error
-	for range attempts {
+	for i := range attempts {
 		p.known = false
 		p.touched.Store(false)
 		var r Report
-		if r, err = p.sync(ctx, want, subnets); err == nil || !outdated(err) {
+		r, err = p.sync(ctx, to, i < careful)
+		// What a new table lacks is lacking in the kernel, unless it says that
+		// it was not even tried.
+		if err == nil || !outdated(err) || r.Replaced != nil && !errors.Is(err, unix.ERESTART) {
 			return r, err
 		}
 	}
@@ -83,9 +93,10 @@ func (p *Programmer) Update(ctx context.Context, t *policy.Table, subnets []neti
 	if !p.known || p.gen == None || p.touched.Load() {
 		return p.Sync(ctx, t, subnets)
 	}
-	plan, now := delta(p.have, Elements(t, subnets))
+	to := content{t, slices.Clone(subnets)}
+	plan := delta(p.have, to)
 	plan.Table = Structure(p.params, p.gen)
-	r, err := p.apply(ctx, plan, subnets, now)
+	r, err := p.apply(ctx, plan, func(a netip.Addr) bool { return p.have.table.Known[a] }, to)
 	if outdated(err) {
 		return p.Sync(ctx, t, subnets)
 	}
@@ -108,46 +119,55 @@ func outdated(err error) bool {
 	return errors.Is(err, unix.ERESTART) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EEXIST)
 }
 
-func (p *Programmer) sync(ctx context.Context, want []nft.Element, subnets []netip.Prefix) (Report, error) {
-	since, err := p.conn.Generation(ctx)
-	if err != nil {
-		return Report{}, err
+func (p *Programmer) sync(ctx context.Context, to content, careful bool) (Report, error) {
+	var since uint32
+	if careful {
+		var err error
+		if since, err = p.conn.Generation(ctx); err != nil {
+			return Report{}, err
+		}
 	}
 	have, err := p.conn.Dump(ctx, Table())
 	if err != nil {
 		return Report{}, err
 	}
-	p.gen, p.have = generationOf(have), have.Elements
-	plan := nft.Diff(nft.Desired{Table: Structure(p.params, p.gen), Elements: want}, have)
+	p.gen = generationOf(have)
+	plan := nft.Diff(Desired(p.params, p.gen, to.table, to.subnets), have)
 	plan.Since = since
-	now := make(map[nft.Element]struct{}, len(want))
-	for _, e := range want {
-		now[e] = struct{}{}
-	}
-	return p.apply(ctx, plan, subnets, now)
+	return p.apply(ctx, plan, func(a netip.Addr) bool {
+		_, ok := have.Elements[nft.Element{Set: knownSet(familyOf(a)), Key: key(a)}]
+		return ok
+	}, to)
 }
 
 // apply carries out a plan of the present generation, in the next one if that
-// is necessary. After it the table has the elements of now.
-func (p *Programmer) apply(ctx context.Context, plan nft.Plan, subnets []netip.Prefix, now map[nft.Element]struct{}) (Report, error) {
+// is necessary, given which pods the table knows. After it the table has what
+// is made from to.
+func (p *Programmer) apply(ctx context.Context, plan nft.Plan, knows func(netip.Addr) bool, to content) (Report, error) {
 	r := Report{Added: len(plan.Add), Deleted: len(plan.Delete), Replaced: plan.Why, Generation: p.gen}
-	if plan.Replace || p.gen == None || revokes(plan, p.have, subnets) {
-		next, clear := p.gen.next()
-		if clear {
-			if r.Unlabelled = p.conn.ClearLabels(ctx, int(p.gen)); r.Unlabelled != nil {
-				next = None
-			}
-		}
-		r.Generation = next
-		if next != p.gen || plan.Replace {
-			plan.Table = Structure(p.params, next)
-			plan.Rewrite = next.chains()
+	if plan.Replace || p.gen == None || revokes(plan, knows, to.subnets) {
+		r.Generation, r.Unlabelled = p.advance(ctx)
+		plan.Table = Structure(p.params, r.Generation)
+		if r.Generation != p.gen {
+			plan.Rewrite = r.Generation.chains()
 		}
 	}
 	p.known = false
 	if err := p.conn.Apply(ctx, plan); err != nil {
-		return Report{}, err
+		return r, err
 	}
-	p.known, p.have, p.gen = true, now, r.Generation
+	p.known, p.have, p.gen = true, to, r.Generation
 	return r, nil
+}
+
+// advance returns the next generation, whose label no flow has.
+func (p *Programmer) advance(ctx context.Context) (Generation, error) {
+	next, clear := p.gen.next()
+	if !clear {
+		return next, nil
+	}
+	if err := p.conn.ClearLabels(ctx, int(p.gen)); err != nil {
+		return None, err
+	}
+	return next, nil
 }

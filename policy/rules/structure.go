@@ -92,7 +92,7 @@ func Structure(p Params, g Generation) nft.Table {
 
 func sets() []nft.Set {
 	out := []nft.Set{
-		{Name: rowSet, Fields: []nft.Type{nft.Mark, nft.Mark, nft.Protocol, nft.Ports, nft.Mark}, Data: nft.Decision},
+		{Name: rowSet, Fields: []nft.Type{nft.Mark, nft.Mark, nft.Protocol, nft.Ports, nft.Mark}},
 		{Name: protocolSet, Fields: []nft.Type{nft.Protocol}, Interval: true, Data: nft.Protocol},
 	}
 	for _, proto := range portProtocols() {
@@ -142,26 +142,29 @@ func (p Params) direction(d policy.Direction, f subnet.Family) nft.Chain {
 	proto := nft.LoadFlowProtocol()
 	known, anyone, block := nft.Part{Load: peer, Map: identitySet(f)}, nft.Part{}, nft.Part{Load: peer, Map: blockSet(f)}
 	port := nft.LoadTupleSourcePort(nft.Reply)
-	// The first fields can be constants, the last cannot: see nft.Decide.
-	row := func(identity, protocol, ports nft.Part) nft.Decide {
-		return nft.Decide{Map: rowSet, Parts: []nft.Part{
-			{Value: direction(d)}, identity, protocol, ports, {Load: pod, Map: classSet(d, f)},
-		}}
+	c := nft.Chain{Name: chainOf(d, f)}
+	// The first fields can be constants, the last cannot: see nft.Find.
+	row := func(comment string, identity, protocol, ports nft.Part, match ...nft.Expr) {
+		find := nft.Find{Set: rowSet, Parts: []nft.Part{{Value: direction(d)}, identity, protocol, ports, {Load: pod, Map: classSet(d, f)}}}
+		c.Rules = append(c.Rules, rule(comment, append(match, find, nft.Verdict{Code: nft.Return})...))
 	}
-	exact := func(identity nft.Part) nft.Decide { return row(identity, nft.Part{Load: proto}, nft.Part{Load: port}) }
-	all := func(identity nft.Part) nft.Decide {
-		return row(identity, nft.Part{Load: proto, Map: protocolSet}, nft.Part{})
+	exact := func(comment string, identity nft.Part) {
+		row(comment, identity, nft.Part{Load: proto}, nft.Part{Load: port})
 	}
-	c := nft.Chain{Name: chainOf(d, f), Rules: []nft.Rule{
-		rule("a peer, a port", exact(known)), rule("anyone, a port", exact(anyone)),
-		rule("a peer, all ports", all(known)), rule("anyone, all ports", all(anyone)),
-		rule("a block, a port", exact(block)), rule("a block, all ports", all(block)),
-	}}
+	all := func(comment string, identity nft.Part) {
+		row(comment, identity, nft.Part{Load: proto, Map: protocolSet}, nft.Part{})
+	}
+	exact("a peer, a port", known)
+	exact("anyone, a port", anyone)
+	all("a peer, all ports", known)
+	all("anyone, all ports", anyone)
+	exact("a block, a port", block)
+	all("a block, all ports", block)
 	for _, number := range portProtocols() {
 		is := nft.Match{Load: proto, Value: string([]byte{number})}
 		ranges := nft.Part{Load: port, Map: portSet(number)}
 		for _, identity := range []nft.Part{known, anyone, block} {
-			c.Rules = append(c.Rules, rule("ports", is, row(identity, nft.Part{Load: proto}, ranges)))
+			row("ports", identity, nft.Part{Load: proto}, ranges, is)
 		}
 	}
 	counter := DeniedIngress

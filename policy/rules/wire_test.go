@@ -17,7 +17,8 @@ import (
 
 const (
 	macRouter = "\x02\x00\x00\x00\x00\x01" // of all the router's devices
-	macWire   = "\x02\x00\x00\x00\x00\x02"
+	macWire   = "\x02\x00\x00\x00\x00\x02" // of where packets come out
+	macElse   = "\x02\x00\x00\x00\x00\x09"
 )
 
 // wire is a router between two cables. Who is at their ends plays every address
@@ -28,6 +29,7 @@ type wire struct {
 	conn        *nft.Conn
 	in, out     int // packet sockets
 	tag         uint64
+	hops        byte // hop limit of packets; 0 for 64
 }
 
 func newWire(t testing.TB) *wire {
@@ -126,12 +128,21 @@ func ip(k policy.Packet, payload []byte) []byte {
 // send puts a packet in, and returns its tag: the last 8 bytes of it.
 func (w *wire) send(k policy.Packet, head []byte) uint64 {
 	w.t.Helper()
+	return w.frame(macRouter, k, head)
+}
+
+// frame is send to a device of another address.
+func (w *wire) frame(mac string, k policy.Packet, head []byte) uint64 {
+	w.t.Helper()
 	w.tag++
 	typ := unix.ETH_P_IP
 	if k.Src.Is6() {
 		typ = unix.ETH_P_IPV6
 	}
-	frame := append(be([]byte(macRouter+macWire), typ), ip(k, binary.BigEndian.AppendUint64(head, w.tag))...)
+	frame := append(be([]byte(mac+macElse), typ), ip(k, binary.BigEndian.AppendUint64(head, w.tag))...)
+	if w.hops != 0 && k.Src.Is6() {
+		frame[14+7] = w.hops
+	}
 	if _, err := unix.Write(w.in, frame); err != nil {
 		w.t.Fatalf("send %+v: %v", k, err)
 	}
