@@ -141,6 +141,7 @@ func added(s ledger.Stamp, conf []byte, result types.Result) (ledger.Stamp, erro
 func podOf(cniArgs string) (*ledger.Pod, error) {
 	var k struct {
 		types.CommonArgs
+		//lint:ignore ST1003 LoadArgs finds fields by the names that CNI_ARGS has
 		K8S_POD_NAMESPACE, K8S_POD_NAME, K8S_POD_UID types.UnmarshallableString
 	}
 	k.IgnoreUnknown = true

@@ -3,7 +3,6 @@
 package policy
 
 import (
-	"cmp"
 	"net/netip"
 	"slices"
 )
@@ -64,12 +63,6 @@ type Row struct {
 	Identity  Identity
 	Proto     uint8
 	From, To  uint16
-}
-
-// compare orders rows for people and tests.
-func (r Row) compare(o Row) int {
-	return cmp.Or(cmp.Compare(r.Direction, o.Direction), cmp.Compare(r.Class, o.Class), cmp.Compare(r.Identity, o.Identity),
-		cmp.Compare(r.Proto, o.Proto), cmp.Compare(r.From, o.From), cmp.Compare(r.To, o.To))
 }
 
 // Allows looks k up as the kernel does. In both directions it speaks of the

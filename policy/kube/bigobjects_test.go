@@ -42,7 +42,7 @@ func bigPolicy(namespace string, i int) *networkingv1.NetworkPolicy {
 
 func managed(size int) []metav1.ManagedFieldsEntry {
 	return []metav1.ManagedFieldsEntry{{Manager: "kubelet", Operation: metav1.ManagedFieldsOperationUpdate, APIVersion: "v1", FieldsType: "FieldsV1",
-		FieldsV1: &metav1.FieldsV1{Raw: []byte(`{"f:metadata":"` + strings.Repeat("x", size) + `"}`)}}}
+		FieldsV1: metav1.NewFieldsV1(`{"f:metadata":"` + strings.Repeat("x", size) + `"}`)}}
 }
 
 // bigPod is one of ten of a Deployment, with a sidecar. Of another generation
