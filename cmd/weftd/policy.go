@@ -62,7 +62,7 @@ func removePolicies(ctx context.Context) (removed bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }() // nothing is lost by closing late
 	have, err := conn.Dump(ctx, rules.Table())
 	if errors.Is(err, nft.ErrUnsupported) || err == nil && !have.Present {
 		return false, nil
@@ -150,7 +150,7 @@ func (a *agent) denied(ctx context.Context) map[string]uint64 {
 	if err != nil {
 		return nil
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }() // nothing is lost by closing late
 	counts, err := conn.Counters(ctx, rules.Table())
 	if err != nil {
 		return nil

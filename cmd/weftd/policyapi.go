@@ -165,7 +165,7 @@ func (a *agent) comparePolicies(ctx context.Context, st enforce.Status) (string,
 	if err != nil {
 		return "", err
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }() // nothing is lost by closing late
 	have, err := conn.Dump(ctx, rules.Table())
 	if err != nil {
 		return "", fmt.Errorf("read table inet %s: %w", rules.TableName, err)
