@@ -126,7 +126,7 @@ bench-build: weft-e2e
 
 # The cluster is tested with a static network first: what fails there is not
 # weft's.
-.PHONY: weft-e2e e2e e2e-full e2e-steps e2e-up e2e-down
+.PHONY: weft-e2e e2e e2e-full e2e-policy e2e-steps e2e-up e2e-down
 weft-e2e:
 	$(GO) -C tests/e2e build -trimpath -buildvcs=false -o ../../bin/weft-e2e .
 e2e: need-root ## a real Kubernetes on this machine: our cases and its own network specs (at most 25 minutes cold, 10 warm)
@@ -135,6 +135,10 @@ e2e-full: need-root build image weft-e2e ## the same for IPv4, IPv6 and both, wi
 	@failed=; for family in ipv4 ipv6 dual; do for proxy in nftables iptables; do \
 	  bin/weft-e2e run --family $$family --proxy $$proxy --log-dir bin/e2e-logs/$$family-$$proxy $(E2E) || failed="$$failed $$family-$$proxy"; \
 	done; done; [ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
+e2e-policy: need-root build image weft-e2e ## Kubernetes' own specs of NetworkPolicy, with kube-proxy by nftables and by iptables (about 40 minutes)
+	@failed=; for proxy in nftables iptables; do \
+	  bin/weft-e2e run --cases '^$$' --focus Netpol --proxy $$proxy --log-dir bin/e2e-logs/policy-$$proxy $(E2E) || failed="$$failed $$proxy"; \
+	done; [ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
 e2e-steps: build image weft-e2e
 	bin/weft-e2e parts >/dev/null
 	$(GO) -C tests/e2e test -count=1 -timeout 5m -p 1 ./...

@@ -91,3 +91,15 @@ func TestDamagedConflistIsReplacedAndKept(t *testing.T) {
 		}
 	}
 }
+
+// The plugin is told to ask the agent where that enforces policies, and only
+// there: it would wait for an answer.
+func TestConflistSaysWhetherToAsk(t *testing.T) {
+	for store, want := range map[storeKind]bool{storeKube: true, storeEtcd: false} {
+		o := parse(t, nil)
+		o.Store = store
+		if got := strings.Contains(string(conflist(o)), `"onAgentDown": "deny"`); got != want {
+			t.Errorf("store %s: asks %t, want %t in\n%s", store, got, want, conflist(o))
+		}
+	}
+}

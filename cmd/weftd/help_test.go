@@ -21,7 +21,13 @@ func storeOf(a *agent) (*etcd.Store, error) { return etcd.New(storeOptions(a.o, 
 
 func request(t *testing.T, h http.Handler, path string) (int, string) {
 	t.Helper()
+	return ask(t, h, http.MethodGet, path)
+}
+
+// ask is request with a method.
+func ask(t *testing.T, h http.Handler, method, path string) (int, string) {
+	t.Helper()
 	rec := httptest.NewRecorder()
-	h.ServeHTTP(rec, httptest.NewRequest(http.MethodGet, path, nil))
+	h.ServeHTTP(rec, httptest.NewRequest(method, path, nil))
 	return rec.Code, rec.Body.String()
 }

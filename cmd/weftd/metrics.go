@@ -33,6 +33,7 @@ type collector struct {
 	metrics []metric
 	peers   *prometheus.Desc // counted, not listed
 	refused *prometheus.Desc
+	denied  *prometheus.Desc
 }
 
 func (a *agent) collector() *collector {
@@ -42,6 +43,8 @@ func (a *agent) collector() *collector {
 		refused: prometheus.NewDesc("weft_guard_refused_total",
 			"VXLAN packets that the ingress guard has refused since its table was made.", []string{"reason"}, nil),
 	}
+	c.denied = prometheus.NewDesc("weft_policy_denied_total",
+		"Packets that network policies have denied since their table was made.", []string{"reason"}, nil)
 	add := func(kind prometheus.ValueType, name, help string, read func(api.Status) float64) {
 		c.metrics = append(c.metrics, metric{prometheus.NewDesc(name, help, nil, nil), kind, read})
 	}
@@ -63,6 +66,11 @@ func (a *agent) collector() *collector {
 		return float64(s.Hold.Routes)
 	})
 	add(prometheus.CounterValue, "weft_repairs_total", "Passes that undid what somebody else had changed in the kernel.", func(s api.Status) float64 { return float64(s.Repairs) })
+	if a.o.enforces() {
+		add(gauge, "weft_policy_in_force", "1 when the cluster's network policies, as last seen, are in force on this node.", func(s api.Status) float64 { return flag(s.Policy.InForce) })
+		add(gauge, "weft_policy_policies", "Network policies in the cluster.", func(s api.Status) float64 { return float64(s.Policy.Policies) })
+		add(gauge, "weft_policy_rows", "Rows of the compiled table of this node.", func(s api.Status) float64 { return float64(s.Policy.Rows) })
+	}
 	return c
 }
 
@@ -73,6 +81,7 @@ func (c *collector) Describe(out chan<- *prometheus.Desc) {
 	}
 	out <- c.peers
 	out <- c.refused
+	out <- c.denied
 }
 
 // Collect implements prometheus.Collector.
@@ -85,6 +94,13 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	refused := c.a.refused(context.Background())
 	for _, reason := range slices.Sorted(maps.Keys(refused)) {
 		out <- prometheus.MustNewConstMetric(c.refused, prometheus.CounterValue, float64(refused[reason]), reason)
+	}
+	if !c.a.o.enforces() {
+		return
+	}
+	denied := c.a.denied(context.Background())
+	for _, reason := range slices.Sorted(maps.Keys(denied)) {
+		out <- prometheus.MustNewConstMetric(c.denied, prometheus.CounterValue, float64(denied[reason]), reason)
 	}
 }
 

@@ -146,6 +146,8 @@ func (a *agent) admit(w http.ResponseWriter, r *http.Request) {
 
 // denied reads what policies have refused, nil where that cannot be read.
 func (a *agent) denied(ctx context.Context) map[string]uint64 {
+	ctx, cancel := context.WithTimeout(ctx, countersPatience)
+	defer cancel()
 	conn, err := nft.Dial()
 	if err != nil {
 		return nil

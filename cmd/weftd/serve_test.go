@@ -175,6 +175,26 @@ func TestScrapeMakesOneStatus(t *testing.T) {
 	}
 }
 
+// An agent that enforces policies says how far it is, and one that does not
+// says nothing of them.
+func TestScrapeOfPolicies(t *testing.T) {
+	enforces, _ := bare(t)
+	enforces.o.Store = storeKube
+	without, _ := bare(t)
+	for a, want := range map[*agent]bool{enforces: true, without: false} {
+		_, body := request(t, a.healthRoutes(), "/metrics")
+		for _, metric := range []string{"weft_policy_in_force 0", "weft_policy_policies 0", "weft_policy_rows 0"} {
+			if strings.Contains(body, metric) != want {
+				t.Errorf("%q is there: %t, want %t", metric, !want, want)
+			}
+		}
+		code, body := ask(t, a.socketRoutes(), http.MethodPost, api.AdmitPath+"c1/eth0")
+		if refused := http.StatusNotFound; !want && code != refused || want && (code != http.StatusServiceUnavailable || !strings.Contains(body, "starting")) {
+			t.Errorf("a pod's start is answered %d %s", code, body)
+		}
+	}
+}
+
 func TestStatusShowsGuardAndRefusals(t *testing.T) {
 	a, _ := bare(t, "--ingress-guard=peers")
 	read := counters(func(context.Context) (map[string]uint64, error) { return map[string]uint64{"source": 3}, nil })
