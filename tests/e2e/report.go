@@ -46,7 +46,7 @@ func (o options) test(ctx context.Context, c *cluster.Cluster, before cases.Trac
 	r := Report{
 		Nodes: o.Cluster.Nodes, Family: o.Cluster.Family, Proxy: o.Cluster.Proxy, Network: o.Network, Parts: o.Cluster.Parts.Versions,
 	}
-	r.Results = append([]Result{promised(ready)}, o.runCases(ctx, c, cases.Network())...)
+	r.Results = append([]Result{promised(ready)}, o.runCases(ctx, c, append(cases.Network(), cases.Policies()...))...)
 	if o.Suite {
 		suite, err := o.runSuite(ctx, c)
 		if err != nil {
