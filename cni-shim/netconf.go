@@ -50,13 +50,14 @@ type netConf struct {
 // value and what is allowed. What else is right is there with an error too,
 // for DEL, and a wrong field has its default.
 func parseNetConf(data []byte) (netConf, error) {
-	var raw struct {
+	type configuration struct { // has a name for the error's sake
 		CNIVersion, Name, Type               json.RawMessage
 		SubnetFile, DataDir, AgentSocket     json.RawMessage
 		OnAgentDown                          json.RawMessage
 		Delegate, IPAM                       json.RawMessage
 		RuntimeConfig, DNS, Args, PrevResult json.RawMessage
 	}
+	var raw configuration
 	if err := json.Unmarshal(data, &raw); err != nil {
 		return netConf{}, types.NewError(types.ErrDecodingFailure, fmt.Sprintf("network configuration: %v", err), "")
 	}
