@@ -96,13 +96,13 @@ func window(ctx context.Context, c *cluster.Cluster) (err error) {
 		to = append(to, s.IPs...)
 		cmd := c.Command(ctx, "nft", "-f", "-")
 		cmd.Stdin = strings.NewReader(captureTable)
-		if _, err := s.RunCmd(ctx, cmd); err != nil {
+		if _, err := s.Network().RunCmd(ctx, cmd); err != nil {
 			return err
 		}
 	}
 	defer func() {
 		for _, s := range sites {
-			_, e := s.Run(ctx, "nft", "delete", "table", "inet", "capture")
+			_, e := s.Network().Run(ctx, "nft", "delete", "table", "inet", "capture")
 			err = errors.Join(err, e)
 		}
 		_, e := c.Kubectl(ctx, "delete", "namespace", "shut", "ajar", "--ignore-not-found", "--wait=true")
@@ -141,7 +141,7 @@ func window(ctx context.Context, c *cluster.Cluster) (err error) {
 func startSenders(ctx context.Context, c *cluster.Cluster, sites []site, namespace string, n int) (started, heard int, err error) {
 	for _, s := range sites { // a pod may get the address of one that was heard
 		for _, set := range []string{"seen4", "seen6"} {
-			if _, err := s.Run(ctx, "nft", "flush", "set", "inet", "capture", set); err != nil {
+			if _, err := s.Network().Run(ctx, "nft", "flush", "set", "inet", "capture", set); err != nil {
 				return 0, 0, err
 			}
 		}
@@ -159,7 +159,7 @@ func startSenders(ctx context.Context, c *cluster.Cluster, sites []site, namespa
 	seen := map[netip.Addr]bool{}
 	for _, s := range sites {
 		for _, set := range []string{"seen4", "seen6"} {
-			out, err := s.Run(ctx, "nft", "list", "set", "inet", "capture", set)
+			out, err := s.Network().Run(ctx, "nft", "list", "set", "inet", "capture", set)
 			if err != nil {
 				return 0, 0, err
 			}
