@@ -27,7 +27,7 @@ func zones(blocks map[int]*Block) []zone {
 	var edges []edge
 	mark := func(term int, p netip.Prefix, in, out int) {
 		edges = append(edges, edge{p.Masked().Addr(), term, in, out})
-		if after := last(p).Next(); after.IsValid() && after.BitLen() == p.Addr().BitLen() {
+		if after := Last(p).Next(); after.IsValid() && after.BitLen() == p.Addr().BitLen() {
 			edges = append(edges, edge{after, term, -in, -out})
 		}
 	}
@@ -81,23 +81,27 @@ func zones(blocks map[int]*Block) []zone {
 
 // zoneAt returns the zone of a, nil if it is in no block.
 func zoneAt(list []zone, a netip.Addr) *zone {
-	i, ok := slices.BinarySearchFunc(list, a, func(z zone, a netip.Addr) int {
-		switch {
-		case z.to.Less(a):
-			return -1
-		case a.Less(z.from):
-			return 1
-		}
-		return 0
-	})
+	i, ok := slices.BinarySearchFunc(list, a, func(z zone, a netip.Addr) int { return locate(z.from, z.to, a) })
 	if !ok {
 		return nil
 	}
 	return &list[i]
 }
 
-// last returns the highest address of p.
-func last(p netip.Prefix) netip.Addr {
+// locate says where the range from to to lies, seen from a: before it, around
+// it (0) or after it.
+func locate(from, to, a netip.Addr) int {
+	switch {
+	case to.Less(a):
+		return -1
+	case a.Less(from):
+		return 1
+	}
+	return 0
+}
+
+// Last returns the highest address of p.
+func Last(p netip.Prefix) netip.Addr {
 	b := p.Masked().Addr().AsSlice()
 	for i := p.Bits(); i < 8*len(b); i++ {
 		b[i/8] |= 0x80 >> (i % 8)
@@ -107,4 +111,4 @@ func last(p netip.Prefix) netip.Addr {
 }
 
 // top returns the highest address of a's family.
-func top(a netip.Addr) netip.Addr { return last(netip.PrefixFrom(a, 0)) }
+func top(a netip.Addr) netip.Addr { return Last(netip.PrefixFrom(a, 0)) }

@@ -96,15 +96,7 @@ func (t *Table) exact(a netip.Addr) (Identity, bool) {
 func (t *Table) anyone(netip.Addr) (Identity, bool) { return Anyone, true }
 
 func (t *Table) block(a netip.Addr) (Identity, bool) {
-	i, ok := slices.BinarySearchFunc(t.Blocks, a, func(r AddrRange, a netip.Addr) int {
-		switch {
-		case r.To.Less(a):
-			return -1
-		case a.Less(r.From):
-			return 1
-		}
-		return 0
-	})
+	i, ok := slices.BinarySearchFunc(t.Blocks, a, func(r AddrRange, a netip.Addr) int { return locate(r.From, r.To, a) })
 	if !ok {
 		return 0, false
 	}

@@ -30,6 +30,9 @@ type policies struct {
 	enforcer   *enforce.Enforcer // nil then, too
 }
 
+// policyParams are those of this node's table of policies.
+func policyParams() rules.Params { return rules.Params{LogGroup: rules.DefaultLogGroup} }
+
 // newPolicies connects to the kernel; the caller closes what it returns. Where
 // policies are not enforced the table of an agent that did is removed.
 func (a *agent) newPolicies(ctx context.Context) (*policies, error) {
@@ -37,7 +40,7 @@ func (a *agent) newPolicies(ctx context.Context) (*policies, error) {
 	if err != nil {
 		return nil, fmt.Errorf("network policies: %w", err)
 	}
-	p := &policies{a: a, conn: conn, programmer: rules.NewProgrammer(conn, rules.Params{LogGroup: rules.DefaultLogGroup})}
+	p := &policies{a: a, conn: conn, programmer: rules.NewProgrammer(conn, policyParams())}
 	if !a.o.enforces() {
 		if !a.o.filters() { // the table may be another agent's; see dropTable
 			return p, nil
@@ -112,7 +115,7 @@ func (p *policies) run(ctx context.Context) error {
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		return monitor.Watch(ctx, func() { p.programmer.Touched(); p.enforcer.Touched() })
+		return monitor.Watch(ctx, func() { p.programmer.Touched(); p.enforcer.Poke() })
 	})
 	g.Go(func() error { return p.enforcer.Run(ctx) })
 	return g.Wait()

@@ -83,7 +83,6 @@ type Enforcer struct {
 	o        Options
 	snapshot atomic.Pointer[kube.Snapshot]
 	subnets  atomic.Pointer[[]netip.Prefix]
-	touched  atomic.Bool
 	wake     chan struct{}  // one slot
 	admits   chan admission // to Run
 	status   atomic.Pointer[Status]
@@ -111,13 +110,8 @@ func (e *Enforcer) SetSubnets(list []netip.Prefix) {
 	}
 }
 
-// Touched says that somebody else may have changed the table.
-func (e *Enforcer) Touched() {
-	e.touched.Store(true)
-	e.Poke()
-}
-
-// Poke asks for a pass: the ledger may have changed. It never blocks.
+// Poke asks for a pass: the ledger or the kernel may have changed. It never
+// blocks.
 func (e *Enforcer) Poke() {
 	select {
 	case e.wake <- struct{}{}:
@@ -201,7 +195,7 @@ func (p *pass) collect() {
 
 // make makes one pass and answers who waits for it.
 func (p *pass) make(ctx context.Context, audit bool) {
-	st, err := p.enforce(ctx, audit || p.touched.Swap(false))
+	st, err := p.enforce(ctx, audit)
 	if ctx.Err() != nil {
 		return
 	}

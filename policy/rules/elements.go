@@ -89,7 +89,7 @@ func (b *builder) leases(is, to []netip.Prefix) {
 	for _, f := range subnet.Families() {
 		for s := range missing(members(disjoint(is)), members(disjoint(to))) {
 			if familyOf(s.Addr()) == f {
-				b.addresses(leaseSet(f), s.Addr(), last(s), "")
+				b.addresses(leaseSet(f), s.Addr(), policy.Last(s), "")
 			}
 		}
 	}
@@ -166,14 +166,4 @@ func disjoint(list []netip.Prefix) []netip.Prefix {
 		}
 	}
 	return out
-}
-
-// last returns the highest address of p.
-func last(p netip.Prefix) netip.Addr {
-	b := p.Masked().Addr().AsSlice()
-	for i := p.Bits(); i < 8*len(b); i++ {
-		b[i/8] |= 0x80 >> (i % 8)
-	}
-	a, _ := netip.AddrFromSlice(b) // as long as it was
-	return a
 }
