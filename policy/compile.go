@@ -5,6 +5,7 @@ package policy
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -308,17 +309,37 @@ func (k *compiler) permit() {
 		for _, cl := range k.classes[d] {
 			for _, p := range cl.policies {
 				for _, r := range k.words.rules[p][d] {
-					faces := k.addressees(d, r)
-					for _, f := range faces {
+					for _, f := range k.addressees(d, r) {
 						at(pair{d, cl.number, f}).add(r.ports, cl.names(d, f))
 					}
 				}
 			}
 		}
 	}
-	long := map[uint8]map[span]bool{}
 	for _, s := range sets {
 		s.tidy()
+	}
+	cut := cutRanges(slices.Collect(maps.Values(sets)))
+	for proto, spans := range cut {
+		for _, p := range spans {
+			k.table.Ranges[proto] = append(k.table.Ranges[proto], PortRange{p.from, p.to})
+		}
+	}
+	for p, s := range sets {
+		row := Row{Direction: p.direction, Class: p.class}
+		if p.face != nil {
+			row.Identity = p.face.id
+		}
+		k.write(row, s, cut)
+	}
+	k.prune()
+}
+
+// cutRanges returns the long spans of sets, which are tidy, cut into pieces that
+// do not overlap; by protocol.
+func cutRanges(sets []*portSet) map[uint8][]span {
+	long := map[uint8]map[span]bool{}
+	for _, s := range sets {
 		for i, proto := range portProtocols() {
 			for _, sp := range s.spans[i] {
 				if sp.long() {
@@ -333,18 +354,8 @@ func (k *compiler) permit() {
 	cut := map[uint8][]span{}
 	for proto, spans := range long {
 		cut[proto] = pieces(spans)
-		for _, p := range cut[proto] {
-			k.table.Ranges[proto] = append(k.table.Ranges[proto], PortRange{p.from, p.to})
-		}
 	}
-	for p, s := range sets {
-		row := Row{Direction: p.direction, Class: p.class}
-		if p.face != nil {
-			row.Identity = p.face.id
-		}
-		k.write(row, s, cut)
-	}
-	k.prune()
+	return cut
 }
 
 // addressees returns the faces that rule r is for; nil among them is anyone.
