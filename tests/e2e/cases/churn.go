@@ -58,12 +58,7 @@ func churn(ctx context.Context, c *cluster.Cluster) error {
 	if err := c.Apply(ctx, churnManifest); err != nil {
 		return err
 	}
-	killing, stop := context.WithCancel(ctx)
-	killed := make(chan int)
-	go func() { killed <- killPlugins(killing) }()
-	err := comeAndGo(ctx, c)
-	stop()
-	n := <-killed
+	n, err := comeAndGo(ctx, c)
 	c.Progress("  %d plugins killed", n)
 	if _, e := c.Kubectl(ctx, "delete", "deployment", "churn", "--wait=true"); e != nil {
 		err = errors.Join(err, e)
@@ -83,43 +78,68 @@ func churn(ctx context.Context, c *cluster.Cluster) error {
 	return eventually(ctx, time.Minute, func(ctx context.Context) error { return nothingLeft(ctx, c) })
 }
 
-// comeAndGo scales the deployment up and down.
-func comeAndGo(ctx context.Context, c *cluster.Cluster) error {
+// comeAndGo scales the deployment up and down, and returns how many plugins
+// were killed meanwhile.
+func comeAndGo(ctx context.Context, c *cluster.Cluster) (int, error) {
+	killed := 0
 	for range churnRounds {
-		if _, err := c.Kubectl(ctx, "scale", "deployment/churn", fmt.Sprintf("--replicas=%d", churnPods)); err != nil {
-			return err
-		}
-		if _, err := c.Kubectl(ctx, "rollout", "status", "deployment/churn", "--timeout=240s"); err != nil {
-			return err
-		}
-		if _, err := c.Kubectl(ctx, "scale", "deployment/churn", "--replicas=0"); err != nil {
-			return err
-		}
-		err := eventually(ctx, 2*time.Minute, func(ctx context.Context) error {
-			pods, err := c.Pods(ctx, "default", "app=churn")
-			if err == nil && len(pods) > 0 {
-				err = fmt.Errorf("%d pods are still there", len(pods))
-			}
-			return err
-		})
+		n, err := whilePluginsDie(ctx, func(ctx context.Context) error { return allReady(ctx, c) })
+		killed += n
 		if err != nil {
-			return err
+			return killed, err
+		}
+		n, err = whilePluginsDie(ctx, func(ctx context.Context) error { return allGone(ctx, c) })
+		killed += n
+		if err != nil {
+			return killed, err
 		}
 	}
-	return nil
+	return killed, nil
+}
+
+func allReady(ctx context.Context, c *cluster.Cluster) error {
+	if _, err := c.Kubectl(ctx, "scale", "deployment/churn", fmt.Sprintf("--replicas=%d", churnPods)); err != nil {
+		return err
+	}
+	_, err := c.Kubectl(ctx, "rollout", "status", "deployment/churn", "--timeout=240s")
+	return err
+}
+
+func allGone(ctx context.Context, c *cluster.Cluster) error {
+	if _, err := c.Kubectl(ctx, "scale", "deployment/churn", "--replicas=0"); err != nil {
+		return err
+	}
+	return eventually(ctx, 2*time.Minute, func(ctx context.Context) error {
+		pods, err := c.Pods(ctx, "default", "app=churn")
+		if err == nil && len(pods) > 0 {
+			err = fmt.Errorf("%d pods are still there", len(pods))
+		}
+		return err
+	})
+}
+
+// whilePluginsDie runs step while plugins are killed, and returns how many were.
+func whilePluginsDie(ctx context.Context, step func(context.Context) error) (int, error) {
+	killing, stop := context.WithCancel(ctx)
+	killed := make(chan int)
+	go func() { killed <- killPlugins(killing, churnPods) }()
+	err := step(ctx)
+	stop()
+	return <-killed, err
 }
 
 // killPlugins kills a CNI plugin of the cluster, whichever runs, once or twice
-// a second until ctx ends, and returns how many it was. More would leave
-// kubelets, which ask the plugins for their status, without a network.
-func killPlugins(ctx context.Context) int {
+// a second until ctx ends or most were killed, and returns how many it was.
+// Without an end the last pods of a round would never start: kubelet tries them
+// again one by one, and each would meet the next kill.
+func killPlugins(ctx context.Context, most int) int {
 	n := 0
 	plugin := func(dir string) bool {
 		exe, err := os.Readlink(filepath.Join(dir, "exe"))
 		return err == nil && strings.HasPrefix(exe, "/opt/cni/bin/")
 	}
 	next := time.Now()
-	for netlab.Pause(ctx, time.Duration(rand.IntN(10))*time.Millisecond) == nil {
+	for n < most && netlab.Pause(ctx, time.Duration(rand.IntN(10))*time.Millisecond) == nil {
 		if time.Now().Before(next) {
 			continue
 		}
