@@ -131,19 +131,19 @@ weft-e2e:
 	$(GO) -C tests/e2e build -trimpath -buildvcs=false -o ../../bin/weft-e2e .
 e2e: need-root ## a real Kubernetes on this machine: our cases and its own network specs (at most 25 minutes cold, 10 warm)
 	timeout --kill-after=60 1500 $(MAKE) --no-print-directory e2e-steps
-e2e-full: need-root build image weft-e2e ## the same for IPv4, IPv6 and both, with kube-proxy by nftables and by iptables (about an hour)
+e2e-full: need-root bin/.plugins image weft-e2e ## the same for IPv4, IPv6 and both, with kube-proxy by nftables and by iptables (about an hour)
 	@failed=; for family in ipv4 ipv6 dual; do for proxy in nftables iptables; do \
 	  bin/weft-e2e run --family $$family --proxy $$proxy --log-dir bin/e2e-logs/$$family-$$proxy $(E2E) || failed="$$failed $$family-$$proxy"; \
 	done; done; [ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
-e2e-policy: need-root build image weft-e2e ## Kubernetes' own specs of NetworkPolicy, with kube-proxy by nftables and by iptables (about 40 minutes)
+e2e-policy: need-root bin/.plugins image weft-e2e ## Kubernetes' own specs of NetworkPolicy, with kube-proxy by nftables and by iptables (about 40 minutes)
 	@failed=; for proxy in nftables iptables; do \
 	  bin/weft-e2e run --cases '^$$' --focus Netpol --proxy $$proxy --log-dir bin/e2e-logs/policy-$$proxy $(E2E) || failed="$$failed $$proxy"; \
 	done; [ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
-e2e-steps: build image weft-e2e
+e2e-steps: bin/.plugins image weft-e2e
 	bin/weft-e2e parts >/dev/null
 	$(GO) -C tests/e2e test -count=1 -timeout 5m -p 1 ./...
 	bin/weft-e2e run $(E2E)
-e2e-up: need-root build image weft-e2e ## the same cluster, left standing; with --network none its nodes stay NotReady
+e2e-up: need-root bin/.plugins image weft-e2e ## the same cluster, left standing; with --network none its nodes stay NotReady
 	bin/weft-e2e up $(E2E)
 e2e-down: ## end the cluster that e2e-up left
 	bin/weft-e2e down

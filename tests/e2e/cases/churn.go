@@ -3,6 +3,7 @@
 package cases
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -23,8 +24,9 @@ import (
 )
 
 const (
-	churnRounds = 8
-	churnPods   = 25 // a round
+	churnRounds = 4
+	churnPods   = 50 // a round
+	churnKills  = 25 // while they come, and while they go
 	bridgeName  = "cni0"
 )
 
@@ -122,21 +124,26 @@ func allGone(ctx context.Context, c *cluster.Cluster) error {
 func whilePluginsDie(ctx context.Context, step func(context.Context) error) (int, error) {
 	killing, stop := context.WithCancel(ctx)
 	killed := make(chan int)
-	go func() { killed <- killPlugins(killing, churnPods) }()
+	go func() { killed <- killPlugins(killing, churnKills) }()
 	err := step(ctx)
 	stop()
 	return <-killed, err
 }
 
-// killPlugins kills a CNI plugin of the cluster, whichever runs, once or twice
+// killPlugins kills a CNI plugin of the cluster, whichever runs, several times
 // a second until ctx ends or most were killed, and returns how many it was.
 // Without an end the last pods of a round would never start: kubelet tries them
-// again one by one, and each would meet the next kill.
+// again one by one, and each would meet the next kill. One that only answers
+// whether there is a network is spared, or kubelet would find that there is none.
 func killPlugins(ctx context.Context, most int) int {
 	n := 0
 	plugin := func(dir string) bool {
 		exe, err := os.Readlink(filepath.Join(dir, "exe"))
-		return err == nil && strings.HasPrefix(exe, "/opt/cni/bin/")
+		if err != nil || !strings.HasPrefix(exe, "/opt/cni/bin/") {
+			return false
+		}
+		env, err := os.ReadFile(filepath.Join(dir, "environ"))
+		return err == nil && !bytes.Contains(env, []byte("CNI_COMMAND=STATUS"))
 	}
 	next := time.Now()
 	for n < most && netlab.Pause(ctx, time.Duration(rand.IntN(10))*time.Millisecond) == nil {
@@ -149,7 +156,7 @@ func killPlugins(ctx context.Context, most int) int {
 		}
 		if syscall.Kill(pids[rand.IntN(len(pids))], syscall.SIGKILL) == nil {
 			n++
-			next = time.Now().Add(time.Duration(300+rand.IntN(900)) * time.Millisecond)
+			next = time.Now().Add(time.Duration(100+rand.IntN(400)) * time.Millisecond)
 		}
 	}
 	return n
