@@ -91,19 +91,38 @@ func (e Explanation) explain(b *strings.Builder, d Direction) {
 	case r.Allowed:
 		fmt.Fprintf(b, "allowed: a pod reaches itself\n")
 	default:
-		fmt.Fprintf(b, "denied: %s is isolated by %s, and no rule of theirs lets this pass\n", r.Pod, names(r.Isolating))
+		fmt.Fprintf(b, "denied: %s is isolated by %s, and no rule of theirs lets this pass\n", r.Pod, Names(r.Isolating))
 		for _, m := range e.Misses[d] {
-			what := fmt.Sprintf("lets %s pass, but not from here", portText(e.Packet.Proto, e.Packet.Port))
-			switch {
-			case m.Port:
-				what = "is for this peer, but for other ports: " + portsText(m.Policy.Rules[d][m.Rule].Ports)
-			case d == Egress:
-				what = fmt.Sprintf("lets %s pass, but not to there", portText(e.Packet.Proto, e.Packet.Port))
-			}
-			fmt.Fprintf(b, "  %s, rule %s[%d] %s\n", m.Policy, d, m.Rule, what)
+			fmt.Fprintf(b, "  %s\n", e.miss(d, m))
 		}
 		fmt.Fprintf(b, "  to allow it: %s\n", e.remedy(d))
 	}
+}
+
+// miss says what a rule lets pass, and why not e's packet.
+func (e Explanation) miss(d Direction, m Miss) string {
+	what := fmt.Sprintf("lets %s pass, but not from here", portText(e.Packet.Proto, e.Packet.Port))
+	switch {
+	case m.Port:
+		what = "is for this peer, but for other ports: " + portsText(m.Policy.Rules[d][m.Rule].Ports)
+	case d == Egress:
+		what = fmt.Sprintf("lets %s pass, but not to there", portText(e.Packet.Proto, e.Packet.Port))
+	}
+	return fmt.Sprintf("%s, rule %s[%d] %s", m.Policy, d, m.Rule, what)
+}
+
+// Denial says in one line why e's packet is refused in direction d.
+func (e Explanation) Denial(d Direction) string {
+	head := fmt.Sprintf("%s to %s, %s: ", e.ends[0], e.ends[1], portText(e.Packet.Proto, e.Packet.Port))
+	r := e.Reasons[d]
+	if r.Allowed {
+		return head + "it was denied, and is allowed by now"
+	}
+	line := head + fmt.Sprintf("%s of %s is isolated by %s", d, r.Pod, Names(r.Isolating))
+	for _, m := range e.Misses[d] {
+		line += "; " + e.miss(d, m)
+	}
+	return line
 }
 
 // other is the place in ends of who is at the other end, seen from d's pod.
@@ -131,7 +150,8 @@ func (e Explanation) remedy(d Direction) string {
 	return fmt.Sprintf("a policy in namespace %s that selects %s, with %s: %s, ports: %s", r.Pod.Namespace, r.Pod.Name, word, peer, portText(e.Packet.Proto, e.Packet.Port))
 }
 
-func names(list []*Policy) string {
+// Names lists policies by name, sorted.
+func Names(list []*Policy) string {
 	var out []string
 	for _, p := range list {
 		out = append(out, p.String())

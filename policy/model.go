@@ -92,8 +92,8 @@ type Pod struct {
 	Created              int64 // seconds since 1970
 	Node                 string
 	Labels               *Labels
-	Addrs                []netip.Addr   // at most one of a family
-	Allowed              []netip.Prefix // what it may send from, beside Addrs; policies do not know it by these
+	Addrs                []netip.Addr   // at most one of a family, but see WithAllowed
+	Allowed              []netip.Prefix // what it asks to have beside Addrs
 	Ports                []NamedPort
 	HostNetwork          bool // the addresses are its node's
 	Ended                bool // phase Succeeded or Failed: the addresses are nobody's, or another's

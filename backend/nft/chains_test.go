@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"weft.dev/weft/internal/nshost"
 )
 
 func (c ChainInfo) text() string {
@@ -23,13 +25,13 @@ func lines(script string) string {
 
 // The chains of others, with things in them that weft knows nothing of.
 func TestForeignChains(t *testing.T) {
-	h := newHost(t)
-	c := h.dial()
+	h := nshost.New(t)
+	c := dial(t, h)
 	if all, err := c.ForeignChains(t.Context()); err != nil || len(all) != 0 {
 		t.Fatalf("in an empty namespace: %v, %v", all, err)
 	}
 	install(t, c, Weft(params(), peers()))
-	h.nft(lines(`table ip filter {
+	h.NFT(lines(`table ip filter {
 		map verdicts { type ipv4_addr : verdict; elements = { 192.0.2.1 : accept } }
 		chain FORWARD {
 			type filter hook forward priority 0; policy drop;
@@ -81,9 +83,9 @@ func TestForeignChains(t *testing.T) {
 
 // Tables that come and go meanwhile cost at most what they hold themselves.
 func TestForeignChainsUnderChange(t *testing.T) {
-	h := newHost(t)
-	c, vandal := h.dial(), h.dial()
-	h.nft(lines("table ip stays { chain forward { type filter hook forward priority 0; policy drop; ip saddr 192.0.2.1 drop comment \"mine\"; } }"))
+	h := nshost.New(t)
+	c, vandal := dial(t, h), dial(t, h)
+	h.NFT(lines("table ip stays { chain forward { type filter hook forward priority 0; policy drop; ip saddr 192.0.2.1 drop comment \"mine\"; } }"))
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() {
@@ -140,8 +142,8 @@ func TestCommentsOfIptables(t *testing.T) {
 // A kernel without nf_tables answers as one does that lacks any other part of
 // nfnetlink.
 func TestKernelWithoutNftables(t *testing.T) {
-	h := newHost(t)
-	c := h.dial()
+	h := nshost.New(t)
+	c := dial(t, h)
 	const nobody = 15 // a subsystem number beyond all that there are
 	err := explain(c.ask(t.Context(), nobody<<8^unix.NFNL_SUBSYS_NFTABLES<<8, unix.NLM_F_ACK, body(unix.NFPROTO_UNSPEC, 0), nil))
 	if !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), "CONFIG_NF_TABLES") || !strings.Contains(err.Error(), "modprobe nf_tables") {

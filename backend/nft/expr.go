@@ -77,6 +77,11 @@ func LoadInputName() Load {
 	return Load{From: Meta, Key: unix.NFT_META_IIFNAME, Len: unix.IFNAMSIZ, Type: IfName, Name: "iifname"}
 }
 
+// LoadOutputName is the name of the device that the packet leaves by.
+func LoadOutputName() Load {
+	return Load{From: Meta, Key: unix.NFT_META_OIFNAME, Len: unix.IFNAMSIZ, Type: IfName, Name: "oifname"}
+}
+
 // LoadMark is the packet's mark.
 func LoadMark() Load {
 	return Load{From: Meta, Key: unix.NFT_META_MARK, Len: 4, Type: Mark, Name: "meta mark"}

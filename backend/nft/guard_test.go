@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+
+	"weft.dev/weft/internal/nshost"
 )
 
 // options are things between the outer IP and UDP headers that the kernel
@@ -147,7 +149,7 @@ func TestFragmentsEvadeTheRestOfTheGuard(t *testing.T) {
 	p := params()
 	p.Masquerade = false
 	install(t, l.conn, Weft(p, peers()))
-	l.node.nft("delete rule inet weft early_input handle " + l.node.handle("jump vxlan_fragment"))
+	l.node.NFT("delete rule inet weft early_input handle " + handle(l.node, "jump vxlan_fragment"))
 	evading := attack{outer: "fd00::66", inner: "10.42.2.5", cut: 8}
 	if n, refused := l.deliver(evading, burst); n != burst {
 		t.Errorf("%d of %d delivered, %v", n, burst, refused)
@@ -212,7 +214,7 @@ func TestReplacingLeavesNoGap(t *testing.T) {
 		if i%window != window-1 {
 			continue
 		}
-		eventually(t, "legitimate packets to arrive", func() bool {
+		nshost.Eventually(t, "legitimate packets to arrive", func() bool {
 			for {
 				select {
 				case s := <-l.got:

@@ -14,6 +14,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"weft.dev/weft/internal/nshost"
 )
 
 const (
@@ -28,7 +30,7 @@ const (
 // frames.
 type lab struct {
 	t               testing.TB
-	wire, node, pod *host
+	wire, node, pod *nshost.Host
 	conn            *Conn
 	raw             int            // packet socket on the wire
 	sock            net.PacketConn // of the pod, port 9000
@@ -36,16 +38,16 @@ type lab struct {
 }
 
 func newLab(t testing.TB) *lab {
-	l := &lab{t: t, wire: newHost(t), node: newHost(t), pod: newHost(t), got: make(chan string, 4096)}
-	l.node.link("u0", l.wire, "x0")
-	l.node.link("p0", l.pod, "eth0")
-	l.node.sysctl("1", "ipv4/ip_forward", "ipv6/conf/all/forwarding")
-	l.node.sysctl("0", "ipv4/conf/all/rp_filter", "ipv4/conf/default/rp_filter", "ipv4/conf/u0/rp_filter", "ipv4/conf/p0/rp_filter")
-	l.pod.run(`ip addr add 10.42.1.2/24 dev eth0
+	l := &lab{t: t, wire: nshost.New(t), node: nshost.New(t), pod: nshost.New(t), got: make(chan string, 4096)}
+	l.node.Link("u0", l.wire, "x0")
+	l.node.Link("p0", l.pod, "eth0")
+	l.node.Sysctl("1", "ipv4/ip_forward", "ipv6/conf/all/forwarding")
+	l.node.Sysctl("0", "ipv4/conf/all/rp_filter", "ipv4/conf/default/rp_filter", "ipv4/conf/u0/rp_filter", "ipv4/conf/p0/rp_filter")
+	l.pod.Run(`ip addr add 10.42.1.2/24 dev eth0
 		ip addr add fd42:0:0:1::2/64 dev eth0 nodad
 		ip route add default via 10.42.1.1
 		ip route add default via fd42:0:0:1::1`)
-	l.node.run(`ip link set u0 address 02:00:00:00:00:01
+	l.node.Run(`ip link set u0 address 02:00:00:00:00:01
 		ip addr add 10.0.0.1/24 dev u0
 		ip addr add fd00::1/64 dev u0 nodad
 		ip addr add 10.42.1.1/24 dev p0
@@ -61,23 +63,23 @@ func newLab(t testing.TB) *lab {
 		ip route add 10.42.2.0/24 via 10.42.2.0 dev weft.1 onlink
 		ip route add fd42:0:0:2::/64 via fd42:0:0:2:: dev weft6.1 onlink`)
 	for _, n := range []string{"2", "3", "7", "66", "254"} {
-		l.node.run("ip neigh add 10.0.0." + n + " lladdr 02:00:00:00:00:09 dev u0 nud permanent")
-		l.node.run("ip neigh add fd00::" + n + " lladdr 02:00:00:00:00:09 dev u0 nud permanent")
+		l.node.Run("ip neigh add 10.0.0." + n + " lladdr 02:00:00:00:00:09 dev u0 nud permanent")
+		l.node.Run("ip neigh add fd00::" + n + " lladdr 02:00:00:00:00:09 dev u0 nud permanent")
 	}
-	l.pod.run("ip link set eth0 address 02:00:00:00:00:09")
-	l.node.run("ip link set p0 address 02:00:00:00:00:01")
+	l.pod.Run("ip link set eth0 address 02:00:00:00:00:09")
+	l.node.Run("ip link set p0 address 02:00:00:00:00:01")
 	for _, a := range []string{"10.42.1.", "fd42:0:0:1::"} {
-		l.node.run("ip neigh add " + a + "2 lladdr 02:00:00:00:00:09 dev p0 nud permanent")
-		l.pod.run("ip neigh add " + a + "1 lladdr 02:00:00:00:00:01 dev eth0 nud permanent")
+		l.node.Run("ip neigh add " + a + "2 lladdr 02:00:00:00:00:09 dev p0 nud permanent")
+		l.pod.Run("ip neigh add " + a + "1 lladdr 02:00:00:00:00:01 dev eth0 nud permanent")
 	}
-	l.conn = l.node.dial()
+	l.conn = dial(l.t, l.node)
 	l.open()
 	return l
 }
 
 // open makes the wire's packet socket and the pod's receiver.
 func (l *lab) open() {
-	l.wire.do(func() (err error) {
+	l.wire.Do(func() (err error) {
 		l.raw, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			return err
@@ -94,7 +96,7 @@ func (l *lab) open() {
 			err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20)
 		}), err)
 	}}
-	l.pod.do(func() (err error) { l.sock, err = room.ListenPacket(context.Background(), "udp", ":9000"); return err })
+	l.pod.Do(func() (err error) { l.sock, err = room.ListenPacket(context.Background(), "udp", ":9000"); return err })
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		buf := make([]byte, 2048)
@@ -173,7 +175,7 @@ func (l *lab) deliver(a attack, n int) (delivered int, refused map[string]int) {
 	for i := range n {
 		l.send(a.packets(tag, i)...)
 	}
-	eventually(l.t, fmt.Sprintf("%d packets of %+v: delivered or refused", n, a), func() bool {
+	nshost.Eventually(l.t, fmt.Sprintf("%d packets of %+v: delivered or refused", n, a), func() bool {
 		for {
 			select {
 			case s := <-l.got:
@@ -203,7 +205,7 @@ func (l *lab) deliver(a attack, n int) (delivered int, refused map[string]int) {
 func (l *lab) capture(keep func(seen) bool) (next func(n int) []seen) {
 	l.t.Helper()
 	fd := -1
-	l.wire.do(func() (err error) {
+	l.wire.Do(func() (err error) {
 		const all = unix.ETH_P_ALL<<8&0xff00 | unix.ETH_P_ALL>>8
 		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, all)
 		return err
@@ -214,7 +216,7 @@ func (l *lab) capture(keep func(seen) bool) (next func(n int) []seen) {
 		l.t.Helper()
 		var out []seen
 		buf := make([]byte, 4096)
-		eventually(l.t, fmt.Sprintf("%d packets on the wire", n), func() bool {
+		nshost.Eventually(l.t, fmt.Sprintf("%d packets on the wire", n), func() bool {
 			for {
 				size, from, err := unix.Recvfrom(fd, buf, 0)
 				if err != nil {
@@ -234,9 +236,9 @@ func (l *lab) capture(keep func(seen) bool) (next func(n int) []seen) {
 
 // talk sends n UDP packets from a host with a socket of its own for each, so
 // that each is a flow.
-func (h *host) talk(from, to netip.AddrPort, n int, payload []byte) {
-	h.t.Helper()
-	h.do(func() error {
+func talk(h *nshost.Host, from, to netip.AddrPort, n int, payload []byte) {
+	h.T.Helper()
+	h.Do(func() error {
 		for range n {
 			d := net.Dialer{}
 			if from.IsValid() {

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 
+	"weft.dev/weft/internal/nshost"
 	"weft.dev/weft/subnet"
 )
 
@@ -47,8 +48,8 @@ func mapsTable() Table {
 }
 
 func TestMapsAreDumpedAsTheyWereSent(t *testing.T) {
-	h := newHost(t)
-	c := h.dial()
+	h := nshost.New(t)
+	c := dial(t, h)
 	want := Desired{Table: mapsTable(), Elements: []Element{
 		{Set: "ids", Key: "\x0a\x00\x00\x01", Data: MarkOf(7)}, {Set: "ids", Key: "\xff\xff\xff\xff", Data: MarkOf(0)},
 		{Set: "ids6", Key: string(addr("::").AsSlice()), Data: MarkOf(8)},
@@ -64,11 +65,11 @@ func TestMapsAreDumpedAsTheyWereSent(t *testing.T) {
 		t.Errorf("%v\ngot  %+v\nwant %+v", err, got, want.Content())
 	}
 	for _, cmd := range []string{"nft list ruleset", "nft -j list ruleset", "nft list tables"} {
-		if out := h.run(cmd); strings.Contains(out, "rror") || !strings.Contains(out, "weft_maps") {
+		if out := h.Run(cmd); strings.Contains(out, "rror") || !strings.Contains(out, "weft_maps") {
 			t.Errorf("%s:\n%s", cmd, out)
 		}
 	}
-	golden(t, "maps.golden", Diff(want, Content{}).String())
+	nshost.Golden(t, "maps.golden", Diff(want, Content{}).String())
 	// Another value is another element.
 	want.Elements[0].Data = MarkOf(9)
 	plan := Diff(want, mustDump(t, c, want.Table))
@@ -89,8 +90,8 @@ func TestMapsAreDumpedAsTheyWereSent(t *testing.T) {
 // Any two lists of ranges, which touch or reach to the ends or not: the
 // difference turns the one into the other in the kernel, in one transaction.
 func TestRangesLaw(t *testing.T) {
-	h := newHost(t)
-	c := h.dial()
+	h := nshost.New(t)
+	c := dial(t, h)
 	edges := []int{0, 1, 2, 3, 0x7fff, 0x8000, 0xfffe, 0xffff, 0x10000}
 	key := func(n int) string {
 		if n > 0xffff {
@@ -145,18 +146,18 @@ func TestRangesOfOthers(t *testing.T) {
 	if want := "[[] [0] [5] [] [7] [8] [] [9] [9] []]"; fmt.Sprint(got) != want {
 		t.Errorf("got %v, want %v", got, want)
 	}
-	h := newHost(t)
-	c := h.dial()
+	h := nshost.New(t)
+	c := dial(t, h)
 	want := Desired{Table: mapsTable(), Elements: []Element{{Set: "ports", Key: "\x00\x50", End: "\x00\x51"}}}
 	install(t, c, want)
-	h.nft("add element inet weft_maps ports { 1-79, 443-65535 }\nadd element inet weft_maps marks { 5 : 6 }\nadd element inet weft_maps ids { * : 7 }")
+	h.NFT("add element inet weft_maps ports { 1-79, 443-65535 }\nadd element inet weft_maps marks { 5 : 6 }\nadd element inet weft_maps ids { * : 7 }")
 	install(t, c, want)
 }
 
 // A plan that is for a generation gone by changes nothing.
 func TestPlanOfAnotherGeneration(t *testing.T) {
-	h := newHost(t)
-	c := h.dial()
+	h := nshost.New(t)
+	c := dial(t, h)
 	want := Desired{Table: mapsTable()}
 	install(t, c, want)
 	gen, err := c.Generation(t.Context())
@@ -166,7 +167,7 @@ func TestPlanOfAnotherGeneration(t *testing.T) {
 	want.Elements = []Element{{Set: "ids", Key: "\x0a\x00\x00\x01", Data: MarkOf(7)}}
 	plan := Diff(want, mustDump(t, c, want.Table))
 	plan.Since = gen
-	h.nft("add table ip foreign")
+	h.NFT("add table ip foreign")
 	if err := c.Apply(t.Context(), plan); !errors.Is(err, unix.ERESTART) {
 		t.Errorf("after another's transaction: %v", err)
 	}
@@ -183,8 +184,8 @@ func TestPlanOfAnotherGeneration(t *testing.T) {
 
 // Chains get other rules together with the change of elements, or neither.
 func TestRewriteIsPartOfTheTransaction(t *testing.T) {
-	h := newHost(t)
-	c := h.dial()
+	h := nshost.New(t)
+	c := dial(t, h)
 	was := Desired{Table: mapsTable(), Elements: []Element{{Set: "ids", Key: "\x0a\x00\x00\x01", Data: MarkOf(7)}}}
 	install(t, c, was)
 	now := Desired{Table: mapsTable()}

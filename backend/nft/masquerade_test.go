@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net/netip"
 	"testing"
+
+	"weft.dev/weft/internal/nshost"
 )
 
 // S3: a masqueraded flow never comes from the VXLAN port, whatever port the
@@ -30,7 +32,7 @@ func TestMasqueradeLeavesTheVXLANPortAlone(t *testing.T) {
 					if i%4 == 0 {
 						from = port(c.pod, int(vxlanPort))
 					}
-					l.pod.talk(from, port(c.to, 2000+i), 1, []byte("x"))
+					talk(l.pod, from, port(c.to, 2000+i), 1, []byte("x"))
 				}
 				ports := map[int]bool{}
 				for _, s := range wire(flows) {
@@ -68,16 +70,16 @@ func TestMasqueradedFlowsAreAnswered(t *testing.T) {
 func TestMasqueradeInAnOpenNetwork(t *testing.T) {
 	l := newLab(t)
 	// So that the wire shows what stays among pods, too.
-	l.node.run("ip route add 10.42.9.0/24 via 10.0.0.254\nip route add fd42:0:0:9::/64 via fd00::254")
+	l.node.Run("ip route add 10.42.9.0/24 via 10.0.0.254\nip route add fd42:0:0:9::/64 via fd00::254")
 	p, late := params(), Peer{Outer: addrs("10.0.0.9", "fd00::9"), Inner: prefixes("10.42.9.0/24", "fd42:0:0:9::/64")}
 	p.opens()
 	install(t, l.conn, Weft(p, peers()))
 	dport := 6000
-	expect := func(when string, from *host, source, to, want string) {
+	expect := func(when string, from *nshost.Host, source, to, want string) {
 		t.Helper()
 		dport++
 		wire := l.capture(func(s seen) bool { return s.dst == addr(to) && s.dport == dport })
-		from.talk(netip.AddrPortFrom(addr(source), 7000), port(to, dport), 1, []byte("x"))
+		talk(from, netip.AddrPortFrom(addr(source), 7000), port(to, dport), 1, []byte("x"))
 		if got := wire(1)[0].src; got != addr(want) {
 			t.Errorf("%s: %s to %s comes from %v, want %s", when, source, to, got, want)
 		}

@@ -11,21 +11,23 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"weft.dev/weft/internal/nshost"
 )
 
 // listen starts a monitor and returns how often it poked.
-func (h *host) listen(c *Conn, table Table) (m *Monitor, pokes *atomic.Int64) {
-	h.t.Helper()
-	h.do(func() (err error) { m, err = Listen(c, table); return err })
+func listen(h *nshost.Host, c *Conn, table Table) (m *Monitor, pokes *atomic.Int64) {
+	h.T.Helper()
+	h.Do(func() (err error) { m, err = Listen(c, table); return err })
 	pokes = new(atomic.Int64)
 	return m, pokes
 }
 
 func TestMonitor(t *testing.T) {
-	h := newHost(t)
-	c := h.dial()
+	h := nshost.New(t)
+	c := dial(t, h)
 	want := Weft(params(), peers())
-	m, pokes := h.listen(c, want.Table)
+	m, pokes := listen(h, c, want.Table)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- m.Watch(ctx, func() { pokes.Add(1) }) }()
@@ -33,7 +35,7 @@ func TestMonitor(t *testing.T) {
 	// Our own changes and other tables are no news; the change that follows
 	// them on the same socket is.
 	install(t, c, want)
-	h.nft("add table ip weft\nadd table inet weft2\nadd chain inet weft2 c")
+	h.NFT("add table ip weft\nadd table inet weft2\nadd chain inet weft2 c")
 	if n := pokes.Load(); n != 0 {
 		t.Errorf("%d pokes for what is no news", n)
 	}
@@ -46,8 +48,8 @@ func TestMonitor(t *testing.T) {
 		"flush ruleset",
 	} {
 		before := pokes.Load()
-		h.nft(script)
-		eventually(t, "a poke for "+script, func() bool { return pokes.Load() > before })
+		h.NFT(script)
+		nshost.Eventually(t, "a poke for "+script, func() bool { return pokes.Load() > before })
 	}
 	cancel()
 	if err := <-done; !errors.Is(err, context.Canceled) {
@@ -56,13 +58,13 @@ func TestMonitor(t *testing.T) {
 }
 
 func TestMonitorSurvivesOverflow(t *testing.T) {
-	h := newHost(t)
-	c := h.dial()
+	h := nshost.New(t)
+	c := dial(t, h)
 	table := Table{Family: Inet, Name: TableName}
 	install(t, c, Weft(params(), nil))
 	// The monitor looks at a table that is not there, so that only lost
 	// events poke.
-	m, pokes := h.listen(nil, Table{Family: Inet, Name: "nosuch"})
+	m, pokes := listen(h, nil, Table{Family: Inet, Name: "nosuch"})
 	raw, err := m.sock.SyscallConn()
 	if err != nil {
 		t.Fatal(err)
@@ -83,10 +85,10 @@ func TestMonitorSurvivesOverflow(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- m.Watch(ctx, func() { pokes.Add(1) }) }()
-	eventually(t, "a poke for lost events", func() bool { return pokes.Load() > 0 })
+	nshost.Eventually(t, "a poke for lost events", func() bool { return pokes.Load() > 0 })
 	lost := pokes.Load()
-	h.nft("add table inet nosuch")
-	eventually(t, "a poke after the overflow", func() bool { return pokes.Load() > lost })
+	h.NFT("add table inet nosuch")
+	nshost.Eventually(t, "a poke after the overflow", func() bool { return pokes.Load() > lost })
 	cancel()
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Errorf("Watch: %v", err)
@@ -96,11 +98,11 @@ func TestMonitorSurvivesOverflow(t *testing.T) {
 // A vandal and a repairer at once: whatever is hit, the last repair wins, and
 // no dump fails because of what the vandal does meanwhile.
 func TestRepairAgainstAVandal(t *testing.T) {
-	h := newHost(t)
-	c := h.dial()
+	h := nshost.New(t)
+	c := dial(t, h)
 	want := Weft(params(), peers())
 	install(t, c, want)
-	vandal := h.dial()
+	vandal := dial(t, h)
 	stop, done := make(chan struct{}), make(chan error)
 	go func() {
 		for i := 0; ; i++ {
@@ -145,7 +147,7 @@ func TestRepairAgainstAVandal(t *testing.T) {
 	if repaired == 0 {
 		t.Error("no dump in between came through")
 	}
-	if out := h.run("nft list table inet weft"); !strings.Contains(out, "10.0.0.7") {
+	if out := h.Run("nft list table inet weft"); !strings.Contains(out, "10.0.0.7") {
 		t.Errorf("after the repair:\n%s", out)
 	}
 }

@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"weft.dev/weft/internal/nshost"
 )
 
 func port(a string, p int) netip.AddrPort { return netip.AddrPortFrom(addr(a), uint16(p)) }
@@ -30,16 +32,16 @@ func TestPodsSendNoVXLANToNodes(t *testing.T) {
 			p.Subnets = [2]netip.Prefix{} // no rules about pods
 			install(t, l.conn, Weft(p, peers()))
 			wire := l.capture(toPort(8472))
-			l.pod.talk(netip.AddrPort{}, port(c.peer, 8472), burst, []byte("x"))
+			talk(l.pod, netip.AddrPort{}, port(c.peer, 8472), burst, []byte("x"))
 			for _, s := range wire(burst) {
 				if s.src != addr(c.own) {
 					t.Fatalf("without the rules, peers see %v; want the node's address", s.src)
 				}
 			}
 			install(t, l.conn, Weft(params(), peers()))
-			l.pod.talk(netip.AddrPort{}, port(c.peer, 8472), burst, []byte("x"))
-			l.pod.talk(netip.AddrPort{}, port(c.own, 8472), burst, []byte("x"))
-			l.pod.talk(netip.AddrPort{}, port(c.other, 8472), 1, []byte("x")) // no node of ours: allowed
+			talk(l.pod, netip.AddrPort{}, port(c.peer, 8472), burst, []byte("x"))
+			talk(l.pod, netip.AddrPort{}, port(c.own, 8472), burst, []byte("x"))
+			talk(l.pod, netip.AddrPort{}, port(c.other, 8472), 1, []byte("x")) // no node of ours: allowed
 			if got := wire(1); len(got) != 1 || got[0].dst != addr(c.other) {
 				t.Errorf("with the rules the wire carries %v", got)
 			}
@@ -53,16 +55,16 @@ func TestPodsSendNoVXLANToNodes(t *testing.T) {
 // A service address that is translated to a node's is no way around.
 func TestPodsSendNoVXLANThroughAService(t *testing.T) {
 	l := newLab(t)
-	l.node.nft("table ip foreign {\nchain c {\ntype nat hook prerouting priority dstnat\nip daddr 10.96.0.1 udp dport 53 dnat to 10.0.0.2:8472\n}\n}")
+	l.node.NFT("table ip foreign {\nchain c {\ntype nat hook prerouting priority dstnat\nip daddr 10.96.0.1 udp dport 53 dnat to 10.0.0.2:8472\n}\n}")
 	p := params()
 	p.Subnets = [2]netip.Prefix{}
 	install(t, l.conn, Weft(p, peers()))
 	wire := l.capture(toPort(8472))
-	l.pod.talk(netip.AddrPort{}, port("10.96.0.1", 53), burst, []byte("x"))
+	talk(l.pod, netip.AddrPort{}, port("10.96.0.1", 53), burst, []byte("x"))
 	wire(burst)
 	install(t, l.conn, Weft(params(), peers()))
-	l.pod.talk(netip.AddrPort{}, port("10.96.0.1", 53), burst, []byte("x"))
-	l.pod.talk(netip.AddrPort{}, port("10.0.0.66", 8472), 1, []byte("x"))
+	talk(l.pod, netip.AddrPort{}, port("10.96.0.1", 53), burst, []byte("x"))
+	talk(l.pod, netip.AddrPort{}, port("10.0.0.66", 8472), 1, []byte("x"))
 	if got := wire(1); len(got) != 1 {
 		t.Errorf("%d packets came through", len(got)-1)
 	}
@@ -79,7 +81,7 @@ func (l *lab) counter(name string) int {
 // of words.
 func (l *lab) tracked(dport int, words ...string) int {
 	n := 0
-	l.node.do(func() error {
+	l.node.Do(func() error {
 		all, err := os.ReadFile("/proc/thread-self/net/nf_conntrack")
 		for line := range strings.Lines(string(all)) {
 			ok := strings.Contains(line, " udp ") && strings.Contains(line, fmt.Sprintf(" dport=%d ", dport))
@@ -106,16 +108,16 @@ func TestOuterPacketsAreNotTracked(t *testing.T) {
 		}
 		// What the node itself sends from the VXLAN port's point of view.
 		for i := range 50 { // ports of their own: each is a flow
-			l.node.talk(port("10.0.0.1", 20000+i), port("10.0.0.2", 8472), 1, []byte("x"))
-			l.node.talk(port("fd00::1", 20000+i), port("fd00::2", 8472), 1, []byte("x"))
+			talk(l.node, port("10.0.0.1", 20000+i), port("10.0.0.2", 8472), 1, []byte("x"))
+			talk(l.node, port("fd00::1", 20000+i), port("fd00::2", 8472), 1, []byte("x"))
 		}
 		wire(100)
 		// Other uses of the port: a stranger's, the peers' own for another
 		// address of ours, and from here to a stranger.
 		l.send(udp(addr("10.0.0.66"), addr("10.0.0.1"), 1000, 8472, []byte("x")))
 		l.send(udp(addr("10.0.0.2"), addr("10.42.1.1"), 1001, 8472, []byte("x")))
-		l.node.talk(netip.AddrPort{}, port("10.0.0.66", 8472), 1, []byte("x"))
-		eventually(t, "other uses of the port to be tracked", func() bool {
+		talk(l.node, netip.AddrPort{}, port("10.0.0.66", 8472), 1, []byte("x"))
+		nshost.Eventually(t, "other uses of the port to be tracked", func() bool {
 			return l.tracked(8472, " sport=1000 ") == 1 && l.tracked(8472, " sport=1001 ") == 1 &&
 				l.tracked(8472, "] src=10.0.0.66 ") == 1
 		})
@@ -149,9 +151,9 @@ func routerAdvertisement() packet {
 
 func TestRouterAdvertisementsAreDropped(t *testing.T) {
 	l := newLab(t)
-	l.node.sysctl("0", "ipv6/conf/all/forwarding") // a router ignores them anyhow
-	l.node.run("sysctl -qw net/ipv6/conf/weft6.1/accept_ra=2 net/ipv6/conf/weft6.1/accept_ra_defrtr=1 net/ipv6/conf/weft6.1/accept_ra_min_hop_limit=0")
-	l.node.run("ip addr add fe80::1/64 dev weft6.1 nodad")
+	l.node.Sysctl("0", "ipv6/conf/all/forwarding") // a router ignores them anyhow
+	l.node.Run("sysctl -qw net/ipv6/conf/weft6.1/accept_ra=2 net/ipv6/conf/weft6.1/accept_ra_defrtr=1 net/ipv6/conf/weft6.1/accept_ra_min_hop_limit=0")
+	l.node.Run("ip addr add fe80::1/64 dev weft6.1 nodad")
 	ra := routerAdvertisement().bytes()
 	ra[7] = 255
 	frame := udp(addr("fd00::2"), addr("fd00::1"), 50000, 8472,
@@ -160,17 +162,17 @@ func TestRouterAdvertisementsAreDropped(t *testing.T) {
 	off.Guard, off.Devices = GuardOff, [2]string{}
 	install(t, l.conn, Weft(off, peers()))
 	l.send(frame)
-	eventually(t, "a default route from a router advertisement", func() bool {
-		return strings.Contains(l.node.run("ip -6 route show default dev weft6.1"), "fe80::bad")
+	nshost.Eventually(t, "a default route from a router advertisement", func() bool {
+		return strings.Contains(l.node.Run("ip -6 route show default dev weft6.1"), "fe80::bad")
 	})
-	l.node.run("ip -6 route del default via fe80::bad dev weft6.1")
+	l.node.Run("ip -6 route del default via fe80::bad dev weft6.1")
 	off.Devices = params().Devices
 	install(t, l.conn, Weft(off, peers()))
 	for range burst {
 		l.send(frame)
 	}
-	eventually(t, "router advertisements to be counted", func() bool { return l.counter(RefusedRouterAdv) == burst })
-	if out := l.node.run("ip -6 route show default dev weft6.1"); out != "" {
+	nshost.Eventually(t, "router advertisements to be counted", func() bool { return l.counter(RefusedRouterAdv) == burst })
+	if out := l.node.Run("ip -6 route show default dev weft6.1"); out != "" {
 		t.Errorf("a route came through: %s", out)
 	}
 }
@@ -179,12 +181,12 @@ func TestMasquerade(t *testing.T) {
 	l := newLab(t)
 	// 10.42.9.0/24 goes out by the underlay, so that the wire shows what
 	// stays inside the network too.
-	l.node.run("ip route add 10.42.9.0/24 via 10.0.0.254\nip route add fd42:0:0:9::/64 via fd00::254\nip route add 224.1.0.0/16 via 10.0.0.254")
+	l.node.Run("ip route add 10.42.9.0/24 via 10.0.0.254\nip route add fd42:0:0:9::/64 via fd00::254\nip route add 224.1.0.0/16 via 10.0.0.254")
 	install(t, l.conn, Weft(params(), peers()))
 	const n = 50
 	for _, c := range []struct {
 		name, to string
-		from     *host
+		from     *nshost.Host
 		source   netip.AddrPort // with port: must stay
 		want     string
 		mark     bool
@@ -200,11 +202,11 @@ func TestMasquerade(t *testing.T) {
 	} {
 		t.Run(c.name+" "+c.to, func(t *testing.T) {
 			if c.mark {
-				l.node.nft("table ip foreign {\nchain c {\ntype filter hook prerouting priority 0\nmeta mark set meta mark or 0x4000\n}\n}")
+				l.node.NFT("table ip foreign {\nchain c {\ntype filter hook prerouting priority 0\nmeta mark set meta mark or 0x4000\n}\n}")
 			}
 			wire := l.capture(func(s seen) bool { return s.dst == addr(c.to) && s.dport >= 6000 && s.dport < 6000+n })
 			for i := range n {
-				c.from.talk(c.source, port(c.to, 6000+i), 1, []byte("x"))
+				talk(c.from, c.source, port(c.to, 6000+i), 1, []byte("x"))
 			}
 			kept := 0
 			for _, s := range wire(n) {
@@ -222,7 +224,7 @@ func TestMasquerade(t *testing.T) {
 			}
 		})
 	}
-	l.node.run("nft delete table ip foreign")
+	l.node.Run("nft delete table ip foreign")
 	t.Run("answers", func(t *testing.T) {
 		wire := l.capture(func(s seen) bool { return s.sport == 9000 })
 		l.send(udp(addr("203.0.113.9"), addr("10.42.1.2"), 4000, 9000, []byte("q")))

@@ -12,6 +12,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
+
+	"weft.dev/weft/internal/nshost"
 )
 
 func TestGolden(t *testing.T) {
@@ -29,21 +31,21 @@ func TestGolden(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			p := params()
 			change(&p)
-			golden(t, name+".golden", Diff(Desired{Table: Ruleset(p.Params), Elements: Elements(p, peers()[:1])}, Content{}).String())
+			nshost.Golden(t, name+".golden", Diff(Desired{Table: Ruleset(p.Params), Elements: Elements(p, peers()[:1])}, Content{}).String())
 		})
 	}
 	t.Run("delta", func(t *testing.T) {
 		p := params().WithLengths(peers())
 		have := Desired{Ruleset(p.Params), Elements(p, peers()[:3])}.Content()
 		want := Desired{Ruleset(p.Params), Elements(p, peers()[1:])}
-		golden(t, "delta.golden", Diff(want, have).String())
+		nshost.Golden(t, "delta.golden", Diff(want, have).String())
 	})
 	t.Run("open-delta", func(t *testing.T) {
 		p := params().WithLengths(peers())
 		p.opens()
 		have := Desired{Ruleset(p.Params), Elements(p, peers()[:3])}.Content()
 		want := Desired{Ruleset(p.Params), Elements(p, peers()[1:])}
-		golden(t, "open-delta.golden", Diff(want, have).String())
+		nshost.Golden(t, "open-delta.golden", Diff(want, have).String())
 	})
 }
 

@@ -23,6 +23,7 @@ const (
 	RefusedNeighbour  = "refused_neighbour" // neighbour or router solicitation, neighbour advertisement
 	RefusedRedirect   = "refused_redirect"
 	RefusedDHCPServer = "refused_dhcp_server"
+	RefusedUnjudged   = "refused_unjudged" // between pods of one bridge, where policies do not see it
 )
 
 // Sets of SpoofTable's table. All but the first have the port in their keys, so
@@ -33,6 +34,10 @@ const (
 	spoofTargets = "targets6" // what a port may speak for in neighbour discovery
 	spoofOptions = "options6" // a port's MAC in a link-layer address option
 )
+
+// closedPorts is the set of ports that neither get nor give what the bridge
+// itself forwards.
+const closedPorts = "closed"
 
 // spoofSource is the set of a port's addresses with its MAC.
 func spoofSource(f subnet.Family) string {
@@ -91,6 +96,10 @@ const (
 // pods until the agent adds them. The rules are the same on every node and for
 // any number of pods; a pod is a few elements of hash sets.
 //
+// The bridge forwards nothing from or to a port of ClosedPort. It is for pods
+// whose policies the bridge's own frames would pass by; what the node routes to
+// them and for them is not concerned.
+//
 // What the bridge learns, it learns behind the hook, except from frames to
 // 01:80:c2:00:00:0X, such as LLDP, which pass no prerouting hook: a pod can still
 // draw another pod's frames to its port with these unless the bridge has
@@ -102,16 +111,22 @@ func SpoofTable() Table {
 		Counters: []string{
 			RefusedIPv4, RefusedIPv6, RefusedMAC, RefusedARP, RefusedNeighbour,
 			RefusedRouterAdv, RefusedRedirect, RefusedDHCPServer, RefusedEtherType,
+			RefusedUnjudged,
 		},
 		Sets: []Set{
 			{Name: spoofPorts, Fields: ported()},
 			{Name: spoofMACs, Fields: ported(EtherAddr)},
 			{Name: spoofTargets, Fields: ported(IPv6Addr, EtherAddr), Of: ofTarget()},
 			{Name: spoofOptions, Fields: ported(EtherAddr), Of: ofOption(afterTarget)},
+			{Name: closedPorts, Fields: ported()},
 		},
 		Chains: []Chain{
 			{Name: "bridge_prerouting", Hook: Prerouting, Priority: PriorityRaw, Rules: []Rule{
 				rule("", In{Fields: []Load{LoadInputName()}, Set: spoofPorts}, Verdict{Goto, podFrame}),
+			}},
+			{Name: "bridge_forward", Hook: Forward, Priority: PriorityRaw, Rules: []Rule{
+				rule("policies would not see it", append([]Expr{In{Fields: []Load{LoadInputName()}, Set: closedPorts}}, verdict(Drop, RefusedUnjudged)...)...),
+				rule("policies would not see it", append([]Expr{In{Fields: []Load{LoadOutputName()}, Set: closedPorts}}, verdict(Drop, RefusedUnjudged)...)...),
 			}},
 			podFrames(),
 			podARPs(),

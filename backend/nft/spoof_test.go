@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"weft.dev/weft/internal/nshost"
 )
 
 // Every lie is delivered without the elements, so that the test can fail, and
@@ -101,12 +103,12 @@ func TestPodStarts(t *testing.T) {
 
 func (y *yard) start(t *testing.T, from, to int) {
 	type pod struct {
-		*host
+		*nshost.Host
 		SpoofPod
 	}
 	pods, want := []pod{}, yardPods()
 	for i := from; i < to; i++ {
-		p := pod{newHost(t), SpoofPod{
+		p := pod{nshost.New(t), SpoofPod{
 			Port:  fmt.Sprintf("veth%d", i),
 			MAC:   net.HardwareAddr{2, 0, 0, 1, byte(i >> 8), byte(i)},
 			Addrs: addrs(fmt.Sprintf("10.42.1.%d", 100+i%100), fmt.Sprintf("fd42:0:0:1::1:%x", i)),
@@ -115,20 +117,20 @@ func (y *yard) start(t *testing.T, from, to int) {
 	}
 	install(t, y.conn, Spoof(t, want...))
 	for _, p := range pods {
-		y.attach(p.host, p.Port, p.MAC.String())
-		p.sysctl("1", "ipv4/conf/eth0/arp_notify", "ipv6/conf/eth0/ndisc_notify") // as the bridge plugin does
-		y.address(p.host, p.Addrs[0].String(), p.Addrs[1].String())
+		y.attach(p.Host, p.Port, p.MAC.String())
+		p.Sysctl("1", "ipv4/conf/eth0/arp_notify", "ipv6/conf/eth0/ndisc_notify") // as the bridge plugin does
+		y.address(p.Host, p.Addrs[0].String(), p.Addrs[1].String())
 	}
 	for _, p := range pods {
-		y.settled(p.host)
+		y.settled(p.Host)
 		for _, to := range []string{gw6, b6, gw4, b4} {
-			if out, err := p.try("", "ping", "-c1", "-W5", to); err != nil {
+			if out, err := p.Try("", "ping", "-c1", "-W5", to); err != nil {
 				t.Errorf("%v: the first ping to %s: %v\n%s%v", p.Addrs, to, err, out, y.refused())
 			}
 		}
 	}
 	for _, p := range pods {
-		y.node.run("ip link del " + p.Port)
+		y.node.Run("ip link del " + p.Port)
 	}
 }
 
@@ -144,18 +146,18 @@ func TestColdPings(t *testing.T) {
 	for _, from := range names {
 		for _, to := range append([]string{gw4, gw6, linkGateway + "%eth0"}, v4["a"], v6["a"], v4["b"], v6["b"], v4["c"], v6["c"]) {
 			for n, h := range y.pods {
-				h.run("ip neigh flush all")
-				y.node.run("ip link set port-" + n + " type bridge_slave fdb_flush")
+				h.Run("ip neigh flush all")
+				y.node.Run("ip link set port-" + n + " type bridge_slave fdb_flush")
 			}
-			y.node.run("ip neigh flush all")
+			y.node.Run("ip neigh flush all")
 			size := "-s4000" // which comes in fragments
-			if out, err := y.pods[from].try("", "ping", size, "-c1", "-W5", to); err != nil {
+			if out, err := y.pods[from].Try("", "ping", size, "-c1", "-W5", to); err != nil {
 				t.Errorf("%s to %s: %v\n%s", from, to, err, out)
 			}
 		}
 	}
 	for _, to := range []string{a4, a6} {
-		if out, err := y.node.try("", "ping", "-c1", "-W5", to); err != nil {
+		if out, err := y.node.Try("", "ping", "-c1", "-W5", to); err != nil {
 			t.Errorf("node to %s: %v\n%s", to, err, out)
 		}
 	}
@@ -173,14 +175,14 @@ func TestBridgeLearnsFromLinkLocalFrames(t *testing.T) {
 	y.settled(y.pods["a"], y.pods["b"], y.pods["c"])
 	lldp := frame{bytes: ethernet("\x01\x80\xc2\x00\x00\x0e", macB, 0x88cc, []byte("in the name of pod b, to draw its frames"))}
 	where := func() string {
-		for line := range strings.Lines(y.node.run("bridge fdb show br br0")) {
+		for line := range strings.Lines(y.node.Run("bridge fdb show br br0")) {
 			if strings.HasPrefix(line, "02:00:00:00:01:0b dev") && !strings.Contains(line, "permanent") {
 				return strings.Fields(line)[2]
 			}
 		}
 		return ""
 	}
-	ping := func() { y.pods["b"].run("ping -c1 -W5 " + gw4) }
+	ping := func() { y.pods["b"].Run("ping -c1 -W5 " + gw4) }
 	tell := func() {
 		for range 10 {
 			y.send("a", lldp)
@@ -191,8 +193,8 @@ func TestBridgeLearnsFromLinkLocalFrames(t *testing.T) {
 		t.Fatalf("the bridge knows pod b at %q", at)
 	}
 	tell()
-	eventually(t, "the bridge to be misled", func() bool { return where() == "port-a" })
-	y.node.run("ip link set br0 type bridge no_linklocal_learn 1")
+	nshost.Eventually(t, "the bridge to be misled", func() bool { return where() == "port-a" })
+	y.node.Run("ip link set br0 type bridge no_linklocal_learn 1")
 	ping()
 	tell()
 	f := ownFrames()[0]
@@ -210,14 +212,14 @@ func TestSpoofTableListsAndLoads(t *testing.T) {
 	want := Spoof(t, yardPods()...)
 	install(t, y.conn, want)
 	for _, cmd := range []string{"nft list ruleset", "nft -j list ruleset", "nft list tables", "nft -a list table bridge weft_guard"} {
-		out := y.node.run(cmd)
+		out := y.node.Run(cmd)
 		if strings.Contains(out, "rror") || !strings.Contains(out, "weft_guard") || !strings.Contains(out, "port-a") && !strings.Contains(cmd, "tables") {
 			t.Errorf("%s:\n%s", cmd, out)
 		}
 	}
-	listing := y.node.run("nft list ruleset")
-	y.node.nft("flush ruleset\n" + listing)
-	if again := y.node.run("nft list ruleset"); again != listing {
+	listing := y.node.Run("nft list ruleset")
+	y.node.NFT("flush ruleset\n" + listing)
+	if again := y.node.Run("nft list ruleset"); again != listing {
 		t.Errorf("loaded again:\n%s\nwas\n%s", again, listing)
 	}
 	have := mustDump(t, y.conn, want.Table)

@@ -38,18 +38,34 @@ type SpoofPod struct {
 	Extra []netip.Prefix
 }
 
+// portKey is a port's name as elements have it.
+func portKey(name string) ([]byte, error) {
+	if name == "" || len(name) > maxDevice || strings.Contains(name, "\x00") {
+		return nil, fmt.Errorf("port %q: want 1 to %d bytes", name, maxDevice)
+	}
+	port := make([]byte, unix.IFNAMSIZ)
+	copy(port, name)
+	return port, nil
+}
+
+// ClosedPort returns the element that keeps what the bridge forwards from port,
+// and port from what it forwards.
+func ClosedPort(port string) (Element, error) {
+	key, err := portKey(port)
+	return Element{Set: closedPorts, Key: Key(key)}, err
+}
+
 // SpoofElements returns the elements of SpoofTable's sets for one pod. It fails,
 // and returns none, where one of the pod's properties is none that a frame can
 // show.
 func SpoofElements(p SpoofPod) ([]Element, error) {
-	if p.Port == "" || len(p.Port) > maxDevice || strings.Contains(p.Port, "\x00") {
-		return nil, fmt.Errorf("port %q: want 1 to %d bytes", p.Port, maxDevice)
+	port, err := portKey(p.Port)
+	if err != nil {
+		return nil, err
 	}
 	if len(p.MAC) != 6 || p.MAC[0]&1 != 0 || string(p.MAC) == string(make([]byte, 6)) {
 		return nil, fmt.Errorf("MAC %q of port %s: want 6 bytes of a single station", p.MAC, p.Port)
 	}
-	port := make([]byte, unix.IFNAMSIZ)
-	copy(port, p.Port)
 	mac := []byte(p.MAC)
 	out := []Element{
 		{Set: spoofPorts, Key: Key(port)},

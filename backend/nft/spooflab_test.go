@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"weft.dev/weft/internal/nshost"
 )
 
 // MACs of the yard.
@@ -32,8 +34,8 @@ const (
 // yard is a node with a bridge, pods a, b and c on it, and an uplink.
 type yard struct {
 	t        testing.TB
-	node     *host
-	pods     map[string]*host
+	node     *nshost.Host
+	pods     map[string]*nshost.Host
 	conn     *Conn
 	raw      map[string]int // packet sockets to send from
 	received map[string]int // and to capture with
@@ -66,12 +68,12 @@ func Spoof(t testing.TB, pods ...SpoofPod) Desired {
 }
 
 func newYard(t testing.TB) *yard {
-	y := &yard{t: t, node: newHost(t), pods: map[string]*host{}, raw: map[string]int{}, received: map[string]int{}}
-	y.node.run("ip link add br0 address 02:00:00:00:01:01 type bridge\nip link set br0 up")
-	y.node.run("ip addr add 10.42.1.1/24 dev br0\nip addr add fd42:0:0:1::1/64 dev br0 nodad")
-	y.node.sysctl("1", "ipv4/ip_forward", "ipv6/conf/all/forwarding")
+	y := &yard{t: t, node: nshost.New(t), pods: map[string]*nshost.Host{}, raw: map[string]int{}, received: map[string]int{}}
+	y.node.Run("ip link add br0 address 02:00:00:00:01:01 type bridge\nip link set br0 up")
+	y.node.Run("ip addr add 10.42.1.1/24 dev br0\nip addr add fd42:0:0:1::1/64 dev br0 nodad")
+	y.node.Sysctl("1", "ipv4/ip_forward", "ipv6/conf/all/forwarding")
 	for _, n := range []string{"a", "b", "c", "d"} {
-		y.pods[n] = newHost(t)
+		y.pods[n] = nshost.New(t)
 		y.attach(y.pods[n], "port-"+n, "02:00:00:00:01:0"+n)
 		if n != "d" {
 			y.address(y.pods[n], "10.42.1.1"+fmt.Sprint(int(n[0]-'a')), "fd42:0:0:1::"+n)
@@ -80,28 +82,28 @@ func newYard(t testing.TB) *yard {
 		y.received[n] = y.socket(y.pods[n], "eth0")
 	}
 	y.received["node"] = y.socket(y.node, "br0")
-	y.conn = y.node.dial()
+	y.conn = dial(y.t, y.node)
 	return y
 }
 
 // attach gives a pod a link to the bridge, as a CNI plugin does.
-func (y *yard) attach(pod *host, port, mac string) {
-	y.node.run("ip link add " + port + " type veth peer name eth0 address " + mac + " netns " + pod.path)
-	y.node.run("ip link set " + port + " master br0\nip link set " + port + " up")
+func (y *yard) attach(pod *nshost.Host, port, mac string) {
+	y.node.Run("ip link add " + port + " type veth peer name eth0 address " + mac + " netns " + pod.Path)
+	y.node.Run("ip link set " + port + " master br0\nip link set " + port + " up")
 }
 
 // address brings a pod's link up and gives it addresses; the IPv6 ones are
 // tentative afterwards.
-func (y *yard) address(pod *host, v4, v6 string) {
-	pod.run("ip link set eth0 up\nip addr add " + v4 + "/24 dev eth0\nip addr add " + v6 + "/64 dev eth0")
-	pod.run("ip route add default via 10.42.1.1\nip route add default via fd42:0:0:1::1")
+func (y *yard) address(pod *nshost.Host, v4, v6 string) {
+	pod.Run("ip link set eth0 up\nip addr add " + v4 + "/24 dev eth0\nip addr add " + v6 + "/64 dev eth0")
+	pod.Run("ip route add default via 10.42.1.1\nip route add default via fd42:0:0:1::1")
 }
 
 // socket is a packet socket on a device that nobody has to read in time.
-func (y *yard) socket(h *host, dev string) int {
+func (y *yard) socket(h *nshost.Host, dev string) int {
 	fd := -1
-	h.run("ip link set " + dev + " up")
-	h.do(func() error {
+	h.Run("ip link set " + dev + " up")
+	h.Do(func() error {
 		i, err := net.InterfaceByName(dev)
 		if err != nil {
 			return err
@@ -118,12 +120,12 @@ func (y *yard) socket(h *host, dev string) int {
 }
 
 // settled waits until no pod has a tentative address.
-func (y *yard) settled(pods ...*host) {
+func (y *yard) settled(pods ...*nshost.Host) {
 	for _, p := range pods {
-		eventually(y.t, "duplicate address detection", func() bool {
-			return !bytes.Contains([]byte(p.run("ip -6 addr show dev eth0")), []byte("tentative"))
+		nshost.Eventually(y.t, "duplicate address detection", func() bool {
+			return !bytes.Contains([]byte(p.Run("ip -6 addr show dev eth0")), []byte("tentative"))
 		})
-		if out := p.run("ip -6 addr show dev eth0 dadfailed"); out != "" {
+		if out := p.Run("ip -6 addr show dev eth0 dadfailed"); out != "" {
 			y.t.Fatalf("duplicate address detection failed: %s", out)
 		}
 	}
@@ -178,7 +180,7 @@ func (y *yard) deliver(from string, f frame, n int) (at, refused map[string]int)
 	for range n {
 		y.send(from, f)
 	}
-	eventually(y.t, fmt.Sprintf("%d of %s from %s: delivered or refused", n, f.name, from), func() bool {
+	nshost.Eventually(y.t, fmt.Sprintf("%d of %s from %s: delivered or refused", n, f.name, from), func() bool {
 		y.arrived(f.bytes, at)
 		total := 0
 		for _, c := range at {

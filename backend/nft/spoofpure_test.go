@@ -8,16 +8,18 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"weft.dev/weft/internal/nshost"
 )
 
 func TestSpoofGolden(t *testing.T) {
-	golden(t, "spoof.golden", Diff(Spoof(t, yardPods()[0]), Content{}).String())
+	nshost.Golden(t, "spoof.golden", Diff(Spoof(t, yardPods()[0]), Content{}).String())
 	// A pod that goes and one that comes are elements, and nothing else.
 	plan := Diff(Spoof(t, yardPods()[1:]...), Spoof(t, yardPods()[:2]...).Content())
 	if plan.Replace {
 		t.Errorf("pods changed the rules: %q", plan.Why)
 	}
-	golden(t, "spoof-delta.golden", plan.String())
+	nshost.Golden(t, "spoof-delta.golden", plan.String())
 }
 
 func TestSpoofDecodingInvertsEncoding(t *testing.T) {

@@ -149,19 +149,11 @@ func guardLine(g api.Guard) string {
 	if g.Masquerade {
 		line += ", masquerading"
 	}
-	var refused []string
-	for _, reason := range slices.Sorted(maps.Keys(g.Refused)) {
-		if n := g.Refused[reason]; n > 0 {
-			refused = append(refused, fmt.Sprintf("%d %s", n, reason))
-		}
+	refused := listed("; refused: ", g.Refused)
+	if refused == "" && g.Refused != nil {
+		refused = "; nothing refused"
 	}
-	switch {
-	case len(refused) > 0:
-		line += "; refused: " + strings.Join(refused, ", ")
-	case g.Refused != nil:
-		line += "; nothing refused"
-	}
-	return line
+	return line + refused
 }
 
 // policyLine says how far NetworkPolicies are in force, and what they denied.
@@ -171,16 +163,23 @@ func policyLine(p api.Policy) string {
 		line = "NOT UP TO DATE: " + p.Reason
 	}
 	line += fmt.Sprintf("; %d policies, %d pod addresses, %d isolated for ingress, %d for egress", p.Policies, p.Pods, p.Isolated["ingress"], p.Isolated["egress"])
-	var denied []string
-	for _, reason := range slices.Sorted(maps.Keys(p.Denied)) {
-		if n := p.Denied[reason]; n > 0 {
-			denied = append(denied, fmt.Sprintf("%d %s", n, reason))
+	line += fmt.Sprintf("; %d links guarded", p.Guarded)
+	line += listed("; denied: ", p.Denied) + listed("; spoofed: ", p.Spoofed)
+	return line
+}
+
+// listed lists what is not zero after a head, "" if nothing is.
+func listed(head string, counts map[string]uint64) string {
+	var out []string
+	for _, reason := range slices.Sorted(maps.Keys(counts)) {
+		if n := counts[reason]; n > 0 {
+			out = append(out, fmt.Sprintf("%d %s", n, reason))
 		}
 	}
-	if len(denied) > 0 {
-		line += "; denied: " + strings.Join(denied, ", ")
+	if len(out) == 0 {
+		return ""
 	}
-	return line
+	return head + strings.Join(out, ", ")
 }
 
 func holdLine(h api.Hold, now time.Time) string {

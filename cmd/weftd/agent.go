@@ -35,6 +35,7 @@ type agent struct {
 	reconciler atomic.Pointer[overlay.Reconciler]
 	counters   atomic.Pointer[counters]
 	enforcer   atomic.Pointer[enforce.Enforcer] // nil where there is none, or not yet
+	noCopies   atomic.Bool                      // the kernel copies no refused packets
 	published  atomic.Bool                      // subnet.env and the CNI configuration are in place
 	unwritten  atomic.Pointer[string]           // why they are not
 }
@@ -132,7 +133,7 @@ func (a *agent) keep(ctx context.Context, cfg subnet.Config, instance string, un
 	defer policies.close()
 	set := func(s overlay.Self) {
 		r.SetSelf(s)
-		policies.setSubnets(subnets(s.Lease))
+		policies.setPlace(s, a.network.Load().Networks)
 		poke(told)
 	}
 	n := &node{a: a, instance: instance, set: set, retry: fenceRetry, settle: fenceSettle, pods: havePods}

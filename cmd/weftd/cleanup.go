@@ -16,7 +16,6 @@ import (
 	"weft.dev/weft/backend"
 	"weft.dev/weft/cni-shim/ledger"
 	"weft.dev/weft/overlay"
-	"weft.dev/weft/policy/rules"
 	"weft.dev/weft/subnet"
 )
 
@@ -115,11 +114,11 @@ func (c *cleaner) kernel(ctx context.Context) error {
 	return errors.Join(err, c.clear(ctx, backend.Options{Filter: true}), c.policies(ctx))
 }
 
-// policies removes the table of policies: nobody would keep it any more.
+// policies removes the tables of policies: nobody would keep them any more.
 func (c *cleaner) policies(ctx context.Context) error {
 	removed, err := removePolicies(ctx)
-	if removed {
-		c.say("removed nftables table inet %s", rules.TableName)
+	for _, name := range removed {
+		c.say("removed nftables table %s", name)
 	}
 	return err
 }

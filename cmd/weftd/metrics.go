@@ -34,6 +34,7 @@ type collector struct {
 	peers   *prometheus.Desc // counted, not listed
 	refused *prometheus.Desc
 	denied  *prometheus.Desc
+	spoofed *prometheus.Desc
 }
 
 func (a *agent) collector() *collector {
@@ -45,6 +46,8 @@ func (a *agent) collector() *collector {
 	}
 	c.denied = prometheus.NewDesc("weft_policy_denied_total",
 		"Packets that network policies have denied since their table was made.", []string{"reason"}, nil)
+	c.spoofed = prometheus.NewDesc("weft_spoofed_total",
+		"Frames that pods may not send, which were dropped since the guard's table was made.", []string{"reason"}, nil)
 	add := func(kind prometheus.ValueType, name, help string, read func(api.Status) float64) {
 		c.metrics = append(c.metrics, metric{prometheus.NewDesc(name, help, nil, nil), kind, read})
 	}
@@ -69,6 +72,7 @@ func (a *agent) collector() *collector {
 	if a.o.enforces() {
 		add(gauge, "weft_policy_in_force", "1 when the cluster's network policies, as last seen, are in force on this node.", func(s api.Status) float64 { return flag(s.Policy.InForce) })
 		add(gauge, "weft_policy_policies", "Network policies in the cluster.", func(s api.Status) float64 { return float64(s.Policy.Policies) })
+		add(gauge, "weft_spoof_guarded", "Links of this node's pods by which only their own addresses may send.", func(s api.Status) float64 { return float64(s.Policy.Guarded) })
 		add(gauge, "weft_policy_rows", "Rows of the compiled table of this node.", func(s api.Status) float64 { return float64(s.Policy.Rows) })
 	}
 	return c
@@ -82,6 +86,7 @@ func (c *collector) Describe(out chan<- *prometheus.Desc) {
 	out <- c.peers
 	out <- c.refused
 	out <- c.denied
+	out <- c.spoofed
 }
 
 // Collect implements prometheus.Collector.
@@ -91,16 +96,17 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	for _, m := range c.metrics {
 		out <- prometheus.MustNewConstMetric(m.desc, m.kind, m.read(s))
 	}
-	refused := c.a.refused(context.Background())
-	for _, reason := range slices.Sorted(maps.Keys(refused)) {
-		out <- prometheus.MustNewConstMetric(c.refused, prometheus.CounterValue, float64(refused[reason]), reason)
+	c.count(out, c.refused, c.a.refused(context.Background()))
+	if c.a.o.enforces() {
+		c.count(out, c.denied, c.a.denied(context.Background()))
+		c.count(out, c.spoofed, c.a.spoofed(context.Background()))
 	}
-	if !c.a.o.enforces() {
-		return
-	}
-	denied := c.a.denied(context.Background())
-	for _, reason := range slices.Sorted(maps.Keys(denied)) {
-		out <- prometheus.MustNewConstMetric(c.denied, prometheus.CounterValue, float64(denied[reason]), reason)
+}
+
+// count collects what was dropped, by reason.
+func (*collector) count(out chan<- prometheus.Metric, desc *prometheus.Desc, by map[string]uint64) {
+	for _, reason := range slices.Sorted(maps.Keys(by)) {
+		out <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(by[reason]), reason)
 	}
 }
 

@@ -62,6 +62,7 @@ type options struct {
 	MassRemovalHold time.Duration // 0 is none
 
 	NetworkPolicy bool
+	SpoofGuard    bool
 	OnAgentDown   string // what becomes of a pod that starts then: "deny" or "open"
 
 	SubnetFile string
@@ -188,6 +189,7 @@ func (o *options) define(p preset, r *raw) *pflag.FlagSet {
 	f.BoolVar(&o.DeviceGRO, "device-gro", true, "merge packets once more after they come out of the tunnel; off suits nodes whose network card merges VXLAN itself")
 	f.DurationVar(&o.MassRemovalHold, "mass-removal-hold", 5*time.Minute, "keep the peers for so long when the store loses more than half of them at once; 0 is off")
 	f.BoolVar(&o.NetworkPolicy, "network-policy", p.networkPolicy, "enforce NetworkPolicies on this node's pods, with --store=kube; off removes what is in force")
+	f.BoolVar(&o.SpoofGuard, "spoof-guard", true, "with network policies, keep pods from sending from addresses that are not theirs")
 	f.StringVar(&o.OnAgentDown, "policy-agent-down", "deny", "what becomes of a pod that starts while the agent is down: deny (it waits) or open (it starts, and policies reach it later)")
 	f.StringVar(&o.SubnetFile, "subnet-file", p.subnetFile, "where the CNI plugin reads this node's subnets and MTU")
 	f.StringVar(&o.StateDir, "state-dir", "/var/lib/weft", "directory for what must survive a reboot (the instance id)")
@@ -357,6 +359,9 @@ func (o *options) filters() bool { return o.Guard != overlay.GuardOff || o.IPMas
 // enforces reports whether this agent keeps policies in force: they are in the
 // Kubernetes API alone.
 func (o *options) enforces() bool { return o.NetworkPolicy && o.Store == storeKube }
+
+// guards reports whether this agent keeps pods to their own addresses.
+func (o *options) guards() bool { return o.enforces() && o.SpoofGuard }
 
 // selfGuard is the guard as the reconciler wants it.
 func (o *options) selfGuard() overlay.Guard {

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"strings"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -15,23 +17,35 @@ import (
 	"weft.dev/weft/backend/nft"
 	"weft.dev/weft/cmd/internal/api"
 	"weft.dev/weft/cni-shim/ledger"
+	"weft.dev/weft/overlay"
 	"weft.dev/weft/policy"
+	"weft.dev/weft/policy/denials"
 	"weft.dev/weft/policy/enforce"
+	"weft.dev/weft/policy/guard"
 	"weft.dev/weft/policy/kube"
 	"weft.dev/weft/policy/rules"
+	"weft.dev/weft/subnet"
 )
 
-// policies is what keeps NetworkPolicies in force, or sees that none are.
+// policies is what keeps NetworkPolicies in force and pods to their own
+// addresses, or sees that nothing does.
 type policies struct {
 	a          *agent
 	conn       *nft.Conn
 	programmer *rules.Programmer
+	guard      *guard.Guard
+	copies     *nft.Copies       // of what is refused; nil where nobody can read them
 	source     *kube.Source      // nil where none are enforced
 	enforcer   *enforce.Enforcer // nil then, too
 }
 
 // policyParams are those of this node's table of policies.
-func policyParams() rules.Params { return rules.Params{LogGroup: rules.DefaultLogGroup} }
+func (a *agent) policyParams() rules.Params {
+	if a.noCopies.Load() {
+		return rules.Params{}
+	}
+	return rules.Params{LogGroup: rules.DefaultLogGroup}
+}
 
 // newPolicies connects to the kernel; the caller closes what it returns. Where
 // policies are not enforced the table of an agent that did is removed.
@@ -40,14 +54,15 @@ func (a *agent) newPolicies(ctx context.Context) (*policies, error) {
 	if err != nil {
 		return nil, fmt.Errorf("network policies: %w", err)
 	}
-	p := &policies{a: a, conn: conn, programmer: rules.NewProgrammer(conn, policyParams())}
+	p := &policies{a: a, conn: conn, guard: guard.New(conn)}
+	if a.o.enforces() {
+		p.listen(ctx)
+	}
+	p.programmer = rules.NewProgrammer(conn, a.policyParams())
+	if a.o.filters() || a.o.enforces() { // else tables may be another agent's; see dropTable
+		p.dropFormer(ctx)
+	}
 	if !a.o.enforces() {
-		if !a.o.filters() { // the table may be another agent's; see dropTable
-			return p, nil
-		}
-		if err := p.programmer.Remove(ctx); err != nil && !errors.Is(err, nft.ErrUnsupported) {
-			a.log.WithField("err", err).Warn("a table inet weft_policy of former settings may be left")
-		}
 		return p, nil
 	}
 	if err := p.connect(); err != nil {
@@ -58,22 +73,56 @@ func (a *agent) newPolicies(ctx context.Context) (*policies, error) {
 	return p, nil
 }
 
-// removePolicies removes the table of policies, from when on all passes, and
-// reports whether there was one.
-func removePolicies(ctx context.Context) (removed bool, err error) {
+// listen takes the group of copies of refused packets. Without it they are
+// counted all the same.
+func (p *policies) listen(ctx context.Context) {
+	copies, err := nft.ListenCopies(ctx, rules.DefaultLogGroup)
+	if err != nil {
+		p.a.noCopies.Store(errors.Is(err, nft.ErrNoLog))
+		p.a.log.WithField("err", err).Warn("what network policies deny is counted and not logged")
+		return
+	}
+	p.copies = copies
+}
+
+// dropFormer removes tables of settings that are no more.
+func (p *policies) dropFormer(ctx context.Context) {
+	warn := func(err error, table string) {
+		if err != nil && !errors.Is(err, nft.ErrUnsupported) {
+			p.a.log.WithField("err", err).Warnf("a table %s of former settings may be left", table)
+		}
+	}
+	if !p.a.o.enforces() {
+		warn(p.programmer.Remove(ctx), "inet "+rules.TableName)
+	}
+	if !p.a.o.guards() {
+		_, err := p.guard.Remove(ctx)
+		warn(err, "bridge "+nft.SpoofTableName)
+	}
+}
+
+// removePolicies removes the tables of policies and of what pods may send, from
+// when on all passes, and returns the names of those that were there.
+func removePolicies(ctx context.Context) (removed []string, err error) {
 	conn, err := nft.Dial()
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	defer func() { _ = conn.Close() }() // nothing is lost by closing late
-	have, err := conn.Dump(ctx, rules.Table())
-	if errors.Is(err, nft.ErrUnsupported) || err == nil && !have.Present {
-		return false, nil
+	for _, t := range []nft.Table{rules.Table(), guard.Table()} {
+		have, err := conn.Dump(ctx, t)
+		if errors.Is(err, nft.ErrUnsupported) || err == nil && !have.Present {
+			continue
+		}
+		if err == nil {
+			err = conn.Apply(ctx, nft.Removal(t, have))
+		}
+		if err != nil {
+			return removed, err
+		}
+		removed = append(removed, t.Family.String()+" "+t.Name)
 	}
-	if err != nil {
-		return false, err
-	}
-	return true, rules.NewProgrammer(conn, rules.Params{}).Remove(ctx)
+	return removed, nil
 }
 
 // connect makes source and enforcer.
@@ -88,19 +137,35 @@ func (p *policies) connect() (err error) {
 	if err != nil {
 		return err
 	}
-	p.enforcer = enforce.New(enforce.Options{Node: o.NodeName, Source: p.source, Kernel: p.programmer, Pods: enforce.FromLedger(l), Log: log,
+	eo := enforce.Options{Node: o.NodeName, Source: p.source, Kernel: p.programmer, Pods: enforce.FromLedger(l), Log: log,
 		Bridge: func(ctx context.Context) error {
-			_, err := backend.FilterBridge(ctx, bridge)
+			_, err := backend.GuardBridge(ctx, bridge)
 			return err
-		}})
+		}}
+	if o.guards() {
+		eo.Guard = p.guard
+	}
+	p.enforcer = enforce.New(eo)
 	return nil
 }
 
-// setSubnets tells this node's subnets of pods.
-func (p *policies) setSubnets(list []netip.Prefix) {
-	if p.enforcer != nil && len(list) > 0 {
-		p.enforcer.SetSubnets(list)
+// setPlace tells where this node is: its subnets of pods, the pod networks and
+// the addresses that are the node's own.
+func (p *policies) setPlace(self overlay.Self, networks []subnet.Network) {
+	list := subnets(self.Lease)
+	if p.enforcer == nil || len(list) == 0 {
+		return
 	}
+	var reserved []netip.Prefix
+	for _, n := range networks {
+		if !n.Open() {
+			reserved = append(reserved, n.Prefix)
+		}
+	}
+	for _, a := range self.Addresses {
+		reserved = append(reserved, netip.PrefixFrom(a, a.BitLen()))
+	}
+	p.enforcer.SetSubnets(list, reserved)
 }
 
 // run enforces until ctx ends; without anything to enforce it only waits.
@@ -109,22 +174,46 @@ func (p *policies) run(ctx context.Context) error {
 		<-ctx.Done()
 		return ctx.Err()
 	}
-	monitor, err := nft.Listen(p.conn, rules.Table())
+	monitor, err := nft.Listen(p.conn, rules.Table(), guard.Table())
 	if err != nil {
 		return fmt.Errorf("network policies: %w", err)
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		return monitor.Watch(ctx, func() { p.programmer.Touched(); p.enforcer.Poke() })
+		return monitor.Watch(ctx, func() { p.programmer.Touched(); p.guard.Touched(); p.enforcer.Poke() })
 	})
 	g.Go(func() error { return p.enforcer.Run(ctx) })
+	g.Go(func() error { return p.tellDenials(ctx) })
 	return g.Wait()
+}
+
+// tellDenials logs what policies refuse until ctx ends.
+func (p *policies) tellDenials(ctx context.Context) error {
+	if p.copies == nil {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	log := denials.New(p.a.log.WithField("node", p.a.o.NodeName), func(k policy.Packet) (policy.Explanation, bool) {
+		st := p.enforcer.Status()
+		if st.Cluster == nil {
+			return policy.Explanation{}, false
+		}
+		return st.Cluster.Explain(k), true
+	})
+	return p.copies.Watch(ctx, func(c nft.Copy) {
+		if d, ok := rules.Denied(c.Prefix); ok {
+			log.Tell(d, c.Packet, time.Now())
+		}
+	})
 }
 
 // close gives up the connections. What is in force stays.
 func (p *policies) close() {
 	if p.source != nil {
 		_ = p.source.Close() // nothing is lost by closing late
+	}
+	if p.copies != nil {
+		_ = p.copies.Close()
 	}
 	_ = p.conn.Close()
 }
@@ -147,8 +236,9 @@ func (a *agent) admit(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNoContent)
 }
 
-// denied reads what policies have refused, nil where that cannot be read.
-func (a *agent) denied(ctx context.Context) map[string]uint64 {
+// counted reads the counters of one of the tables of policies, nil where they
+// cannot be read.
+func (a *agent) counted(ctx context.Context, t nft.Table) map[string]uint64 {
 	ctx, cancel := context.WithTimeout(ctx, countersPatience)
 	defer cancel()
 	conn, err := nft.Dial()
@@ -156,15 +246,25 @@ func (a *agent) denied(ctx context.Context) map[string]uint64 {
 		return nil
 	}
 	defer func() { _ = conn.Close() }() // nothing is lost by closing late
-	counts, err := conn.Counters(ctx, rules.Table())
+	counts, err := conn.Counters(ctx, t)
 	if err != nil {
 		return nil
 	}
 	out := make(map[string]uint64, len(counts))
 	for name, c := range counts {
-		out[name] = c.Packets
+		out[strings.TrimPrefix(name, "refused_")] = c.Packets
 	}
 	return out
+}
+
+// denied is what policies have refused, spoofed what pods may not send.
+func (a *agent) denied(ctx context.Context) map[string]uint64 { return a.counted(ctx, rules.Table()) }
+
+func (a *agent) spoofed(ctx context.Context) map[string]uint64 {
+	if !a.o.guards() {
+		return nil
+	}
+	return a.counted(ctx, guard.Table())
 }
 
 // policyStatus is what status says of policies, nil where none are enforced.
@@ -178,7 +278,7 @@ func (a *agent) policyStatus() *api.Policy {
 	}
 	st := e.Status()
 	return &api.Policy{
-		InForce: st.InForce, Reason: st.Reason, Policies: st.Policies, Pods: st.Pods, Rows: st.Rows,
+		InForce: st.InForce, Reason: st.Reason, Policies: st.Policies, Pods: st.Pods, Rows: st.Rows, Guarded: st.Guarded,
 		Isolated: map[string]int{policy.Ingress.String(): st.Isolated[policy.Ingress], policy.Egress.String(): st.Isolated[policy.Egress]},
 	}
 }

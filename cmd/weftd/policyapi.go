@@ -156,7 +156,7 @@ func protocol(s string) (uint8, error) {
 
 // desiredPolicies is the whole table that is in force by st.
 func (a *agent) desiredPolicies(st enforce.Status) nft.Desired {
-	return rules.Desired(policyParams(), st.Generation, st.Table, st.Subnets)
+	return rules.Desired(a.policyParams(), st.Generation, st.Table, st.Subnets)
 }
 
 // comparePolicies says whether the kernel holds what st says it does.

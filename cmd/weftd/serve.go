@@ -60,7 +60,7 @@ func (a *agent) socketRoutes() http.Handler {
 		s := a.status()
 		s.Guard.Refused = a.refused(r.Context())
 		if s.Policy != nil {
-			s.Policy.Denied = a.denied(r.Context())
+			s.Policy.Denied, s.Policy.Spoofed = a.denied(r.Context()), a.spoofed(r.Context())
 		}
 		writeJSON(w, s)
 	})

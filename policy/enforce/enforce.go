@@ -16,6 +16,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sync/errgroup"
 
+	"weft.dev/weft/backend/nft"
 	"weft.dev/weft/policy"
 	"weft.dev/weft/policy/kube"
 	"weft.dev/weft/policy/rules"
@@ -35,6 +36,12 @@ type Kernel interface {
 	Update(context.Context, *policy.Table, []netip.Prefix) (rules.Report, error)
 }
 
+// A Guard keeps pods from sending what is not theirs, and apart where policies
+// do not reach: guard.Guard.
+type Guard interface {
+	Update(ctx context.Context, pods []nft.SpoofPod, closed []string, look bool) ([]error, error)
+}
+
 // Pods lists this node's own pods, in the order in which they were set up.
 type Pods func(context.Context) ([]policy.Registered, error)
 
@@ -44,6 +51,7 @@ type Options struct {
 	Source Source
 	Kernel Kernel
 	Pods   Pods
+	Guard  Guard // nil for none
 	// Bridge makes what pods of this node send each other pass the table; nil
 	// where it does.
 	Bridge func(context.Context) error
@@ -60,6 +68,7 @@ type Status struct {
 	Policies int    // in the cluster
 	Isolated [2]int // addresses of this node's pods, by policy.Direction
 	Pods     int    // addresses of this node's pods
+	Guarded  int    // of the pods' links to the node
 	Rows     int
 	// Compiled and Applied are how long the last change took.
 	Compiled, Applied time.Duration
@@ -82,7 +91,7 @@ func (s Status) Has(pod *policy.Pod) bool {
 type Enforcer struct {
 	o        Options
 	snapshot atomic.Pointer[kube.Snapshot]
-	subnets  atomic.Pointer[[]netip.Prefix]
+	place    atomic.Pointer[place]
 	wake     chan struct{}  // one slot
 	admits   chan admission // to Run
 	status   atomic.Pointer[Status]
@@ -101,11 +110,16 @@ func New(o Options) *Enforcer {
 	return e
 }
 
-// SetSubnets tells the node's subnets of pods. list must not be modified
-// afterwards.
-func (e *Enforcer) SetSubnets(list []netip.Prefix) {
-	if was := e.subnets.Load(); was == nil || !slices.Equal(*was, list) {
-		e.subnets.Store(&list)
+// A place is where a node is in the network.
+type place struct{ subnets, reserved []netip.Prefix }
+
+// SetSubnets tells the node's subnets of pods, and what else no pod may have
+// addresses of beside its own: the pod networks, the node's addresses. The lists
+// must not be modified afterwards.
+func (e *Enforcer) SetSubnets(subnets, reserved []netip.Prefix) {
+	now := place{subnets, reserved}
+	if was := e.place.Load(); was == nil || !slices.Equal(was.subnets, now.subnets) || !slices.Equal(was.reserved, now.reserved) {
+		e.place.Store(&now)
 		e.Poke()
 	}
 }
@@ -226,13 +240,13 @@ func (p *pass) say(st Status) {
 }
 
 // enforce compiles what there is and brings it into force. With look the
-// kernel's table is read even if nothing has changed.
+// kernel's tables are read even if nothing has changed.
 func (p *pass) enforce(ctx context.Context, look bool) (Status, error) {
-	snap, subnets := p.snapshot.Load(), p.subnets.Load()
+	snap, at := p.snapshot.Load(), p.place.Load()
 	if snap == nil {
 		return Status{}, errors.New(cmp.Or(p.o.Source.Reason(), "waiting for the first list of pods, namespaces and policies"))
 	}
-	if subnets == nil {
+	if at == nil {
 		return Status{}, errors.New("waiting for a subnet lease")
 	}
 	local, err := p.o.Pods(ctx)
@@ -240,36 +254,28 @@ func (p *pass) enforce(ctx context.Context, look bool) (Status, error) {
 		return Status{}, fmt.Errorf("this node's pods: %w", err)
 	}
 	start := time.Now()
-	cluster := snap.Cluster.With(p.o.Node, p.known(snap.Cluster, local))
+	cluster, extras := snap.Cluster.With(p.o.Node, p.known(snap.Cluster, local)).WithAllowed(p.o.Node, slices.Concat(at.subnets, at.reserved))
 	table := p.compiler.Compile(&cluster)
 	compiled := time.Now()
 	put := p.o.Kernel.Update
 	if look {
 		put = p.o.Kernel.Sync
 	}
-	report, err := put(ctx, table, *subnets)
+	report, err := put(ctx, table, at.subnets)
 	if err != nil {
 		return Status{}, err
-	}
-	var bridged error
-	if p.o.Bridge != nil {
-		bridged = p.o.Bridge(ctx)
 	}
 	st := Status{
 		InForce: true, Policies: len(cluster.Policies), Pods: len(table.Known), Rows: len(table.Rows),
 		Compiled: compiled.Sub(start), Applied: time.Since(compiled), Generation: report.Generation,
-		Problems: slices.Clone(snap.Problems), Cluster: &cluster, Table: table, Subnets: *subnets,
+		Problems: slices.Clone(snap.Problems), Cluster: &cluster, Table: table, Subnets: at.subnets,
 	}
 	for _, d := range policy.Directions() {
 		st.Isolated[d] = len(table.Classes[d])
-	}
-	if bridged != nil {
-		st.Problems = append(st.Problems, subnet.Problem{Kind: "PolicyNotOnBridge", Object: p.o.Node,
-			Detail: fmt.Sprintf("policies do not reach what pods of this node send each other: %v", bridged)})
 	}
 	if report.Unlabelled != nil {
 		st.Problems = append(st.Problems, subnet.Problem{Kind: "PolicySlowPath", Object: rules.TableName,
 			Detail: fmt.Sprintf("every packet is judged, which costs CPU but lets nothing else pass: %v", report.Unlabelled)})
 	}
-	return st, nil
+	return st, p.guard(ctx, &st, local, extras, look)
 }

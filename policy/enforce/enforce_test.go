@@ -5,6 +5,7 @@ package enforce
 import (
 	"context"
 	"errors"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -15,8 +16,10 @@ import (
 
 	"k8s.io/apimachinery/pkg/labels"
 
+	"weft.dev/weft/backend/nft"
 	"weft.dev/weft/cni-shim/ledger"
 	"weft.dev/weft/policy"
+	"weft.dev/weft/policy/guard"
 	"weft.dev/weft/policy/kube"
 	"weft.dev/weft/policy/rules"
 )
@@ -35,11 +38,21 @@ type bench struct {
 	failed error // what the kernel says
 	table  *policy.Table
 	passes int
+
+	unbridged error // what Bridge says
+	unguarded error // what the guard says
+	guarded   []nft.SpoofPod
+	closed    []string
 }
 
 func start(t *testing.T) *bench {
 	b := &bench{t: t}
-	b.Enforcer = New(Options{Node: "here", Source: b, Kernel: b, Pods: func(context.Context) ([]policy.Registered, error) {
+	bridge := func(context.Context) error {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return b.unbridged
+	}
+	b.Enforcer = New(Options{Node: "here", Source: b, Kernel: b, Guard: (*guardBench)(b), Bridge: bridge, Pods: func(context.Context) ([]policy.Registered, error) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		return slices.Clone(b.ledger), nil
@@ -91,6 +104,19 @@ func (b *bench) Update(_ context.Context, t *policy.Table, _ []netip.Prefix) (ru
 	b.passes++
 	b.table = t
 	return rules.Report{}, nil
+}
+
+// guardBench is the bench as a Guard.
+type guardBench bench
+
+func (b *guardBench) Update(_ context.Context, pods []nft.SpoofPod, closed []string, _ bool) ([]error, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.unguarded != nil {
+		return nil, b.unguarded
+	}
+	b.guarded, b.closed = pods, closed
+	return nil, nil
 }
 
 // do changes the bench's world while nothing looks at it.
@@ -159,7 +185,7 @@ func TestNothingBeforeAllIsKnown(t *testing.T) {
 		if b.passes != 0 || b.Status().InForce {
 			t.Errorf("%d writes, status %+v", b.passes, b.Status())
 		}
-		b.SetSubnets(node())
+		b.SetSubnets(node(), nil)
 		b.sleep(time.Second)
 		if err := b.admit("sandbox-web"); err != nil || !b.Status().InForce {
 			t.Errorf("%v, status %+v", err, b.Status())
@@ -173,7 +199,7 @@ func TestNothingBeforeAllIsKnown(t *testing.T) {
 func TestAdmittedPodsAreIsolated(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := start(t)
-		b.SetSubnets(node())
+		b.SetSubnets(node(), nil)
 		b.deliver(policy.Cluster{Policies: []*policy.Policy{denyAll()}})
 		b.do(func() {
 			b.ledger = []policy.Registered{registered4("web", 2), registered4("", 3)}
@@ -210,7 +236,7 @@ func TestAdmittedPodsAreIsolated(t *testing.T) {
 func TestWhoIsNotAdmitted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := start(t)
-		b.SetSubnets(node())
+		b.SetSubnets(node(), nil)
 		b.deliver(policy.Cluster{})
 		b.do(func() { b.ledger = []policy.Registered{registered4("gone", 2), registered4("", 3)} })
 		for container, want := range map[string]string{"sandbox-gone": "there is no such pod", "other": "not in the ledger"} {
@@ -239,7 +265,7 @@ func TestWhoIsNotAdmitted(t *testing.T) {
 func TestPodsOfAnOlderPlugin(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := start(t)
-		b.SetSubnets(node())
+		b.SetSubnets(node(), nil)
 		b.do(func() { b.ledger = []policy.Registered{registered4("", 2)} })
 		b.deliver(policy.Cluster{Policies: []*policy.Policy{denyAll()}, Pods: []*policy.Pod{apiPod("web", addr(2))}})
 		if b.allows(addr(3), addr(2)) {
@@ -253,7 +279,7 @@ func TestPodsOfAnOlderPlugin(t *testing.T) {
 func TestStorm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := start(t)
-		b.SetSubnets(node())
+		b.SetSubnets(node(), nil)
 		b.deliver(policy.Cluster{})
 		b.do(func() { b.ledger = []policy.Registered{registered4("", 3)} })
 		before := b.passes
@@ -268,10 +294,98 @@ func TestStorm(t *testing.T) {
 	})
 }
 
+// linked is a pod with its link to the node.
+func linked(name string, n byte) policy.Registered {
+	r := registered4(name, n)
+	r.Links = []policy.Link{{Port: "veth-" + name, MAC: net.HardwareAddr{2, 0, 0, 0, 0, n}, Addrs: []netip.Addr{addr(n)}}}
+	return r
+}
+
+// A pod that is admitted is bound to its addresses, and to what its annotation
+// allows it but for what is others'.
+func TestAdmittedPodsAreGuarded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := start(t)
+		b.SetSubnets(node(), []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")})
+		web := apiPod("web")
+		web.Allowed = []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32"), netip.MustParsePrefix("10.42.3.3/32")}
+		b.deliver(policy.Cluster{})
+		b.do(func() {
+			b.ledger, b.api = []policy.Registered{linked("web", 2), registered4("", 3)}, []*policy.Pod{web}
+		})
+		if err := b.admit("sandbox-web"); err != nil {
+			t.Fatal(err)
+		}
+		if len(b.guarded) != 1 || b.guarded[0].Port != "veth-web" || !slices.Equal(b.guarded[0].Addrs, []netip.Addr{addr(2)}) ||
+			!slices.Equal(b.guarded[0].Extra, web.Allowed[:1]) || len(b.closed) > 0 {
+			t.Errorf("guarded %+v, closed %v", b.guarded, b.closed)
+		}
+		st := b.Status()
+		if st.Guarded != 1 || len(st.Problems) != 1 || st.Problems[0].Kind != "AddressNotAllowed" || !strings.Contains(st.Problems[0].Detail, "10.42.3.3") {
+			t.Errorf("%+v", st)
+		}
+		b.do(func() { b.ledger = nil })
+		b.Poke()
+		b.sleep(time.Second)
+		if len(b.guarded) > 0 {
+			t.Errorf("gone, and guarded: %+v", b.guarded)
+		}
+		b.stop()
+	})
+}
+
+// Without the guard no pod starts, unless this kernel cannot have one.
+func TestGuardThatFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := start(t)
+		b.SetSubnets(node(), nil)
+		b.do(func() { b.ledger, b.unguarded = []policy.Registered{linked("", 2)}, errors.New("no memory") })
+		b.deliver(policy.Cluster{})
+		if err := b.admit("sandbox-"); err == nil || !strings.Contains(err.Error(), "no memory") {
+			t.Errorf("error %v", err)
+		}
+		b.do(func() { b.unguarded = guard.ErrUnsupported })
+		if err := b.admit("sandbox-"); err != nil {
+			t.Error(err)
+		}
+		if st := b.Status(); len(st.Problems) != 1 || st.Problems[0].Kind != "PodsNotGuarded" || !st.InForce {
+			t.Errorf("%+v", st)
+		}
+		b.stop()
+	})
+}
+
+// Where frames between pods of the node do not pass the policies, pods that are
+// selected get none.
+func TestWithoutBridgeFilter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := start(t)
+		b.SetSubnets(node(), nil)
+		b.do(func() {
+			b.unbridged = errors.New("br_netfilter is not loaded")
+			b.ledger, b.api = []policy.Registered{linked("web", 2), linked("", 3)}, []*policy.Pod{apiPod("web")}
+		})
+		b.deliver(policy.Cluster{Policies: []*policy.Policy{denyAll()}, Pods: b.api})
+		if !slices.Equal(b.closed, []string{"veth-web"}) {
+			t.Errorf("closed %v", b.closed)
+		}
+		if st := b.Status(); len(st.Problems) != 1 || st.Problems[0].Kind != "PolicyNotOnBridge" {
+			t.Errorf("%+v", st.Problems)
+		}
+		b.do(func() { b.unbridged = nil })
+		b.Poke()
+		b.sleep(time.Second)
+		if len(b.closed) > 0 || len(b.Status().Problems) > 0 {
+			t.Errorf("closed %v, problems %v", b.closed, b.Status().Problems)
+		}
+		b.stop()
+	})
+}
+
 func TestRegistered(t *testing.T) {
 	at := func(n int) time.Time { return time.Unix(int64(n), 0) }
 	stamp := func(when int, pod string, phase ledger.Phase, boot string, n byte) ledger.Stamp {
-		return ledger.Stamp{Phase: phase, Boot: boot, Time: at(when), Addrs: []netip.Addr{addr(n)}, Pod: &ledger.Pod{Namespace: "app", Name: pod}}
+		return ledger.Stamp{Ports: []string{"veth-" + pod}, MAC: "02:00:00:00:00:01", Phase: phase, Boot: boot, Time: at(when), Addrs: []netip.Addr{addr(n)}, Pod: &ledger.Pod{Namespace: "app", Name: pod}}
 	}
 	record := func(id, ifName string, s ledger.Stamp) ledger.Record {
 		return ledger.Record{Key: ledger.Key{ContainerID: id, IfName: ifName}, Stamp: s, Stamped: true}
@@ -285,7 +399,8 @@ func TestRegistered(t *testing.T) {
 		record("e", "eth0", stamp(1, "before", ledger.Added, "then", 7)),
 		{Key: ledger.Key{ContainerID: "f", IfName: "eth0"}, Addrs: []netip.Addr{addr(8)}},
 	}, "now")
-	if len(got) != 2 || got[0].Name != "early" || got[1].Name != "late" || len(got[1].Addrs) != 2 || got[1].Container != "a" {
+	if len(got) != 2 || got[0].Name != "early" || got[1].Name != "late" || len(got[1].Addrs) != 2 || got[1].Container != "a" ||
+		len(got[0].Links) != 1 || got[0].Links[0].Port != "veth-early" || len(got[1].Links) != 2 {
 		t.Errorf("%+v", got)
 	}
 }

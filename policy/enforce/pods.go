@@ -4,6 +4,7 @@ package enforce
 
 import (
 	"context"
+	"net"
 	"slices"
 	"time"
 
@@ -25,6 +26,20 @@ func FromLedger(l *ledger.Ledger) Pods {
 		}
 		return registered(records, boot), nil
 	}
+}
+
+// links are those of one attachment; none for what an older plugin has written
+// down, or a plugin whose interface is no Ethernet.
+func links(s ledger.Stamp) []policy.Link {
+	mac, err := net.ParseMAC(s.MAC)
+	if err != nil {
+		return nil
+	}
+	var out []policy.Link
+	for _, port := range s.Ports {
+		out = append(out, policy.Link{Port: port, MAC: mac, Addrs: s.Addrs})
+	}
+	return out
 }
 
 // registered turns records into pods. The attachments of one sandbox are one
@@ -51,6 +66,7 @@ func registered(records []ledger.Record, boot string) []policy.Registered {
 			s.Namespace, s.Name, s.UID = p.Namespace, p.Name, p.UID
 		}
 		s.Addrs = append(s.Addrs, r.Stamp.Addrs...)
+		s.Links = append(s.Links, links(r.Stamp)...)
 		if r.Stamp.Time.After(s.written) {
 			s.written = r.Stamp.Time
 		}

@@ -91,7 +91,7 @@ func TestStreamsOutliveGenerations(t *testing.T) {
 // Ports and addresses are those after translation, in both directions.
 func TestServiceIsJudgedByThePodsPort(t *testing.T) {
 	w := newTown(t)
-	w.router.nft(`table inet services {
+	w.router.NFT(`table inet services {
 chain c {
 type nat hook prerouting priority dstnat
 ip daddr 10.96.0.1 tcp dport 99 dnat ip to 10.42.1.12:80
@@ -101,7 +101,7 @@ ip6 daddr fd96::1 tcp dport 80 dnat ip6 to [fd42:0:0:1::c]:81
 }
 }`)
 	for _, vip := range []string{"10.96.0.1", "fd96::1"} {
-		w.router.run("ip route add blackhole " + vip) // only what is translated goes anywhere
+		w.router.Run("ip route add blackhole " + vip) // only what is translated goes anywhere
 	}
 	w.update(func(*policy.Table) {})
 	for _, like := range families() {
@@ -144,7 +144,7 @@ func TestUnknownPodsReachNothing(t *testing.T) {
 // itself by way of a service.
 func TestPodReachesItself(t *testing.T) {
 	w := newTown(t)
-	w.router.nft(`table inet services {
+	w.router.NFT(`table inet services {
 chain c {
 type nat hook prerouting priority dstnat
 ip daddr 10.96.0.1 tcp dport 99 dnat ip to 10.42.1.12:80
@@ -154,7 +154,7 @@ type nat hook postrouting priority srcnat
 ip saddr 10.42.1.12 ip daddr 10.42.1.12 masquerade
 }
 }`)
-	w.router.run("ip route add blackhole 10.96.0.1\nip addr add 10.99.0.1 dev lo")
+	w.router.Run("ip route add blackhole 10.96.0.1\nip addr add 10.99.0.1 dev lo")
 	w.update(func(t *policy.Table) {
 		clear(t.Rows)
 		t.Classes[policy.Egress][at("c", v4)] = classC
@@ -178,7 +178,7 @@ func TestRestartChangesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	again := NewProgrammer(w.router.dial(), params())
+	again := NewProgrammer(dial(w.t, w.router), params())
 	r, err := again.Sync(t.Context(), w.table, lease())
 	if err != nil || r.Added+r.Deleted != 0 || r.Replaced != nil || r.Generation != 1 || again.Generation() != w.p.Generation() {
 		t.Errorf("%+v, %v", r, err)

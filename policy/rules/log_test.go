@@ -3,33 +3,33 @@
 package rules
 
 import (
-	"encoding/binary"
-	"strings"
+	"context"
+	"errors"
 	"testing"
 	"time"
 
-	"github.com/mdlayher/netlink"
-	"golang.org/x/sys/unix"
-
+	"weft.dev/weft/backend/nft"
 	"weft.dev/weft/policy"
+	"weft.dev/weft/policy/denials"
 )
 
-// Some of what is refused is copied to who listens, with the direction.
+// Some of what is refused is copied to who listens, with the direction, and can
+// be read.
 func TestRefusedPacketsAreLogged(t *testing.T) {
 	w := newWire(t)
 	p := NewProgrammer(w.conn, params())
 	if _, err := p.Sync(t.Context(), walled(), lease()); err != nil {
 		t.Fatal(err)
 	}
-	var c *netlink.Conn
-	w.router.do(func() (err error) { c, err = netlink.Dial(unix.NETLINK_NETFILTER, nil); return err })
+	var c *nft.Copies
+	w.router.Do(func() (err error) { c, err = nft.ListenCopies(t.Context(), DefaultLogGroup); return err })
 	t.Cleanup(func() { _ = c.Close() })
-	// NFULNL_MSG_CONFIG with NFULA_CFG_CMD, NFULNL_CFG_CMD_BIND (linux/netfilter/nfnetlink_log.h).
-	bind := append(binary.BigEndian.AppendUint16([]byte{0, 0}, DefaultLogGroup), 5, 0, 1, 0, 1, 0, 0, 0)
-	if _, err := c.Execute(netlink.Message{Header: netlink.Header{Type: unix.NFNL_SUBSYS_ULOG<<8 | 1, Flags: netlink.Request | netlink.Acknowledge}, Data: bind}); err != nil {
-		t.Fatal(err)
-	}
-	_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	w.router.Do(func() error {
+		if _, err := nft.ListenCopies(t.Context(), DefaultLogGroup); !errors.Is(err, nft.ErrGroupTaken) {
+			t.Errorf("a second listener: %v", err)
+		}
+		return nil
+	})
 	for _, k := range []policy.Packet{
 		{Src: addr("1.0.0.1"), Dst: addr("10.42.1.2"), Proto: policy.UDP, Port: 7},
 		{Src: addr("fd42:0:0:1::3"), Dst: addr("2001:db8::1"), Proto: policy.UDP, Port: 7},
@@ -38,21 +38,23 @@ func TestRefusedPacketsAreLogged(t *testing.T) {
 		for range perFlood {
 			w.send(k, transport(k, 40000))
 		}
-		want := map[bool]string{false: "weft denied ingress", true: "weft denied egress"}[k.Src.Is6()]
+		want := policy.Ingress
+		if k.Src.Is6() {
+			want = policy.Egress
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		n := 0
-		for n < logBurst {
-			msgs, err := c.Receive()
-			if err != nil {
-				t.Fatalf("%s: %d of %d copies: %v", want, n, logBurst, err)
-			}
-			for _, m := range msgs {
-				if strings.Contains(string(m.Data), want) {
-					n++
+		err := c.Watch(ctx, func(copied nft.Copy) {
+			d, ours := Denied(copied.Prefix)
+			if got, ok := denials.Parse(copied.Packet); ours && d == want && ok && got == k {
+				if n++; n == logBurst {
+					cancel()
 				}
 			}
-		}
-		if n >= perFlood {
-			t.Errorf("%s: %d copies of %d packets", want, n, perFlood)
+		})
+		cancel()
+		if n != logBurst || !errors.Is(err, context.Canceled) {
+			t.Errorf("%s: %d copies of %d packets, want %d: %v", want, n, perFlood, logBurst, err)
 		}
 	}
 }

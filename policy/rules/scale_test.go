@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"weft.dev/weft/backend/nft"
+	"weft.dev/weft/internal/nshost"
 	"weft.dev/weft/policy"
 )
 
@@ -61,8 +62,8 @@ func parts(have nft.Content) string {
 func TestRulesDoNotGrowWithPolicies(t *testing.T) {
 	var first string
 	for _, n := range []int{10, 5000} {
-		h := newHost(t)
-		c := h.dial()
+		h := nshost.New(t)
+		c := dial(t, h)
 		p := NewProgrammer(c, params())
 		table := policy.Compile(city(n), "here")
 		start := time.Now()
@@ -83,7 +84,7 @@ func TestRulesDoNotGrowWithPolicies(t *testing.T) {
 			t.Errorf("%d policies: %s, want %s", n, got, first)
 		}
 		for _, cmd := range []string{"nft list ruleset", "nft list tables"} {
-			if out := h.run(cmd); strings.Contains(out, "rror") || !strings.Contains(out, TableName) {
+			if out := h.Run(cmd); strings.Contains(out, "rror") || !strings.Contains(out, TableName) {
 				t.Errorf("%d policies: %s:\n%.2000s", n, cmd, out)
 			}
 		}
@@ -92,8 +93,8 @@ func TestRulesDoNotGrowWithPolicies(t *testing.T) {
 
 // One change costs the same kernel work however many elements there are.
 func TestCostOfChanges(t *testing.T) {
-	h := newHost(t)
-	c := h.dial()
+	h := nshost.New(t)
+	c := dial(t, h)
 	p := NewProgrammer(c, params())
 	table := policy.Compile(city(5000), "here")
 	step := func(what string, f func(*policy.Table) (Report, error)) {
@@ -118,11 +119,11 @@ func TestCostOfChanges(t *testing.T) {
 
 // The nft program watches all that happens to the table and does not give up.
 func TestMonitorOfNft(t *testing.T) {
-	h := newHost(t)
-	p := NewProgrammer(h.dial(), params())
+	h := nshost.New(t)
+	p := NewProgrammer(dial(t, h), params())
 	var out strings.Builder
 	var cmd *exec.Cmd
-	h.do(func() error {
+	h.Do(func() error {
 		cmd = exec.Command("nft", "monitor")
 		cmd.Stdout, cmd.Stderr = &out, &out
 		return cmd.Start()

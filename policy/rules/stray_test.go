@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weft.dev/weft/backend/nft"
+	"weft.dev/weft/internal/nshost"
 	"weft.dev/weft/policy"
 )
 
@@ -32,7 +33,7 @@ func walled() *policy.Table {
 func TestStrays(t *testing.T) {
 	w := newWire(t)
 	// An acknowledgement that is nobody's: invalid where conntrack picks nothing up.
-	w.router.sysctl("0", "netfilter/nf_conntrack_tcp_loose")
+	w.router.Sysctl("0", "netfilter/nf_conntrack_tcp_loose")
 	p := NewProgrammer(w.conn, params())
 	if _, err := p.Sync(t.Context(), walled(), lease()); err != nil {
 		t.Fatal(err)
@@ -77,8 +78,8 @@ func TestNeighbourDiscovery(t *testing.T) {
 			t.Errorf("type %d was forwarded to and from isolated pods", kind)
 		}
 	}
-	w.router.run("ip link add br0 type bridge\nip link set br0 up\nip link set rin master br0\nip link set rout master br0")
-	w.router.sysctl("1", "bridge/bridge-nf-call-ip6tables")
+	w.router.Run("ip link add br0 type bridge\nip link set br0 up\nip link set rin master br0\nip link set rout master br0")
+	w.router.Sysctl("1", "bridge/bridge-nf-call-ip6tables")
 	sent := map[uint64]bool{}
 	for _, kind := range []byte{133, 134, 135, 136, 137} {
 		w.hops = 255
@@ -86,8 +87,8 @@ func TestNeighbourDiscovery(t *testing.T) {
 	}
 	refused := w.refused()
 	w.frame(macWire, k, []byte{128, 0, 0, 0, 0, 0, 0, 0})
-	eventually(t, "an echo request is refused on the bridge", func() bool { return w.refused() == refused+1 })
-	eventually(t, "neighbour discovery passes the bridge", func() bool {
+	nshost.Eventually(t, "an echo request is refused on the bridge", func() bool { return w.refused() == refused+1 })
+	nshost.Eventually(t, "neighbour discovery passes the bridge", func() bool {
 		seen := map[uint64]bool{}
 		w.arrived(seen)
 		for tag := range seen {
@@ -138,7 +139,7 @@ func TestErrorsBelongToTheirFlow(t *testing.T) {
 // judged, and go on if they may.
 func TestFlowsOlderThanTheTable(t *testing.T) {
 	w := newTown(t)
-	w.router.nft("table inet other {\nchain c {\ntype filter hook forward priority 0\nct state new counter\n}\n}") // conntrack, no labels
+	w.router.NFT("table inet other {\nchain c {\ntype filter hook forward priority 0\nct state new counter\n}\n}") // conntrack, no labels
 	a, b := w.stream("a", netip.AddrPortFrom(at("c", v4), 81)), w.stream("b", netip.AddrPortFrom(at("c", v4), 80))
 	w.goesOn(a, 20)
 	w.goesOn(b, 20)
@@ -177,7 +178,7 @@ func TestManyFlowsAreCleared(t *testing.T) {
 		}
 		return n
 	}
-	eventually(t, "all flows are there", func() bool { return labelled() == flows })
+	nshost.Eventually(t, "all flows are there", func() bool { return labelled() == flows })
 	start := time.Now()
 	if err := w.conn.ClearLabels(t.Context(), 0); err != nil || labelled() != flows {
 		t.Errorf("after all labels but that one were cleared %d flows have it, %v", labelled(), err)
@@ -210,7 +211,7 @@ func TestTampering(t *testing.T) {
 			w := newTown(t)
 			w.update(func(*policy.Table) {})
 			before := w.p.Generation()
-			w.router.nft(script)
+			w.router.NFT(script)
 			w.p.Touched()
 			r := w.update(func(*policy.Table) {})
 			if plan := nftDiff(t, w); !plan.Empty() {
@@ -235,7 +236,7 @@ func TestTampering(t *testing.T) {
 func TestSyncBesideOthersTransactions(t *testing.T) {
 	w := newTown(t)
 	other := nft.Table{Family: nft.Inet, Name: "weft_other", Sets: []nft.Set{{Name: "s", Fields: []nft.Type{nft.Port}}}}
-	busy := w.router.dial()
+	busy := dial(w.t, w.router)
 	if err := busy.Apply(t.Context(), nft.Diff(nft.Desired{Table: other}, nft.Content{})); err != nil {
 		t.Fatal(err)
 	}
@@ -265,7 +266,7 @@ func TestUpdateOfAChangedTable(t *testing.T) {
 	w := newTown(t)
 	w.update(func(*policy.Table) {})
 	row := rowOf(policy.Ingress, classC, isA, 80)
-	w.router.nft("flush set inet weft_policy rows")
+	w.router.NFT("flush set inet weft_policy rows")
 	w.update(func(t *policy.Table) { delete(t.Rows, row) }) // is gone already: ENOENT
 	if plan := nftDiff(t, w); !plan.Empty() {
 		t.Errorf("still to do:\n%s", plan)

@@ -45,6 +45,21 @@ const (
 	protocolSet  = "protocols"
 )
 
+// logPrefix is the prefix of copies of packets that a direction's policies
+// refuse.
+func logPrefix(d policy.Direction) string { return "weft denied " + d.String() }
+
+// Denied returns the direction in which a packet was refused whose copy has the
+// given prefix; false for a copy that no rule of the table has made.
+func Denied(prefix string) (policy.Direction, bool) {
+	for _, d := range policy.Directions() {
+		if prefix == logPrefix(d) {
+			return d, true
+		}
+	}
+	return 0, false
+}
+
 func knownSet(f subnet.Family) string { return fmt.Sprintf("known%d", f) }
 
 func leaseSet(f subnet.Family) string { return fmt.Sprintf("lease%d", f) }
@@ -172,7 +187,7 @@ func (p Params) direction(d policy.Direction, f subnet.Family) nft.Chain {
 		counter = DeniedEgress
 	}
 	if p.LogGroup != 0 {
-		c.Rules = append(c.Rules, rule("", nft.Limit{PerSecond: logsPerSecond, Burst: logBurst}, nft.Log{Group: p.LogGroup, Prefix: "weft denied " + d.String()}))
+		c.Rules = append(c.Rules, rule("", nft.Limit{PerSecond: logsPerSecond, Burst: logBurst}, nft.Log{Group: p.LogGroup, Prefix: logPrefix(d)}))
 	}
 	c.Rules = append(c.Rules, rule("no policy lets it pass", drop(counter)...))
 	return c

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"weft.dev/weft/backend/nft"
+	"weft.dev/weft/internal/nshost"
 	"weft.dev/weft/policy"
 )
 
@@ -50,13 +51,13 @@ func subnets() []netip.Prefix {
 func params() Params { return Params{LogGroup: DefaultLogGroup} }
 
 func TestGolden(t *testing.T) {
-	golden(t, "table.golden", nft.Diff(Desired(params(), 0, sample(), subnets()), nft.Content{}).String())
-	golden(t, "none.golden", nft.Diff(Desired(Params{}, None, &policy.Table{}, nil), nft.Content{}).String())
+	nshost.Golden(t, "table.golden", nft.Diff(Desired(params(), 0, sample(), subnets()), nft.Content{}).String())
+	nshost.Golden(t, "none.golden", nft.Diff(Desired(Params{}, None, &policy.Table{}, nil), nft.Content{}).String())
 }
 
 func TestInstallDumpsEqualAndLists(t *testing.T) {
-	h := newHost(t)
-	c := h.dial()
+	h := nshost.New(t)
+	c := dial(t, h)
 	p := NewProgrammer(c, params())
 	r, err := p.Sync(t.Context(), sample(), subnets())
 	if err != nil || r.Unlabelled != nil || r.Generation != 0 {
@@ -66,7 +67,7 @@ func TestInstallDumpsEqualAndLists(t *testing.T) {
 		t.Errorf("still to do:\n%s", plan)
 	}
 	for _, cmd := range []string{"nft list ruleset", "nft -j list ruleset", "nft list tables", "nft -a list table inet weft_policy"} {
-		out := h.run(cmd)
+		out := h.Run(cmd)
 		t.Log(out)
 		if strings.Contains(out, "rror") || !strings.Contains(out, "weft_policy") {
 			t.Errorf("%s:\n%s", cmd, out)

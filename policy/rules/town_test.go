@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weft.dev/weft/backend/nft"
+	"weft.dev/weft/internal/nshost"
 	"weft.dev/weft/policy"
 )
 
@@ -27,8 +28,8 @@ import (
 // that class and that identity.
 type town struct {
 	t      testing.TB
-	router *host
-	pods   map[string]*host
+	router *nshost.Host
+	pods   map[string]*nshost.Host
 	conn   *nft.Conn
 	p      *Programmer
 	table  *policy.Table
@@ -60,29 +61,29 @@ const (
 )
 
 func newTown(t testing.TB) *town {
-	w := &town{t: t, router: newHost(t), pods: map[string]*host{}}
-	w.router.sysctl("1", "ipv4/ip_forward", "ipv6/conf/all/forwarding")
-	w.router.sysctl("0", "ipv4/conf/all/send_redirects", "ipv4/conf/default/send_redirects", "ipv4/conf/all/rp_filter")
+	w := &town{t: t, router: nshost.New(t), pods: map[string]*nshost.Host{}}
+	w.router.Sysctl("1", "ipv4/ip_forward", "ipv6/conf/all/forwarding")
+	w.router.Sysctl("0", "ipv4/conf/all/send_redirects", "ipv4/conf/default/send_redirects", "ipv4/conf/all/rp_filter")
 	for _, name := range []string{"a", "b", "c"} {
-		pod := newHost(t)
+		pod := nshost.New(t)
 		w.pods[name] = pod
-		w.router.link(name+"0", pod, "eth0")
+		w.router.Link(name+"0", pod, "eth0")
 		mac := "02:00:00:00:00:0" + name
-		pod.run("ip link set eth0 address " + mac)
-		w.router.run("ip link set " + name + "0 address 02:00:00:00:00:01")
+		pod.Run("ip link set eth0 address " + mac)
+		w.router.Run("ip link set " + name + "0 address 02:00:00:00:00:01")
 		for like, gateway := range map[string]string{v4: "169.254.1.1", v6: "fe80::1"} {
 			a := at(name, like).String()
-			pod.run("ip addr add " + a + " dev eth0" + map[string]string{v6: " nodad"}[like])
-			pod.run("ip route add " + gateway + " dev eth0\nip route add default via " + gateway + " dev eth0 onlink")
-			pod.run("ip neigh add " + gateway + " lladdr 02:00:00:00:00:01 dev eth0 nud permanent")
-			w.router.run("ip route add " + a + " dev " + name + "0")
-			w.router.run("ip neigh add " + a + " lladdr " + mac + " dev " + name + "0 nud permanent")
+			pod.Run("ip addr add " + a + " dev eth0" + map[string]string{v6: " nodad"}[like])
+			pod.Run("ip route add " + gateway + " dev eth0\nip route add default via " + gateway + " dev eth0 onlink")
+			pod.Run("ip neigh add " + gateway + " lladdr 02:00:00:00:00:01 dev eth0 nud permanent")
+			w.router.Run("ip route add " + a + " dev " + name + "0")
+			w.router.Run("ip neigh add " + a + " lladdr " + mac + " dev " + name + "0 nud permanent")
 		}
 	}
 	for _, port := range []int{80, 81} {
 		w.serve("c", port)
 	}
-	w.conn = w.router.dial()
+	w.conn = dial(w.t, w.router)
 	w.p = NewProgrammer(w.conn, params())
 	w.table = w.open()
 	return w
@@ -132,7 +133,7 @@ func (w *town) update(change func(*policy.Table)) Report {
 func (w *town) serve(pod string, port int) {
 	w.t.Helper()
 	var l net.Listener
-	w.pods[pod].do(func() (err error) {
+	w.pods[pod].Do(func() (err error) {
 		l, err = (&net.ListenConfig{}).Listen(context.Background(), "tcp", fmt.Sprint(":", port))
 		return err
 	})
@@ -154,7 +155,7 @@ func (w *town) serve(pod string, port int) {
 func (w *town) dial(pod string, to netip.AddrPort) net.Conn {
 	w.t.Helper()
 	var c net.Conn
-	w.pods[pod].do(func() error {
+	w.pods[pod].Do(func() error {
 		var err error
 		d := net.Dialer{Timeout: 300 * time.Millisecond}
 		if c, err = d.DialContext(w.t.Context(), "tcp", to.String()); err != nil {
@@ -220,7 +221,7 @@ func (w *town) stream(pod string, to netip.AddrPort) *stream {
 func (w *town) goesOn(s *stream, n int64) {
 	w.t.Helper()
 	from := s.turns.Load()
-	eventually(w.t, "the stream goes on", func() bool { return s.turns.Load() >= from+n })
+	nshost.Eventually(w.t, "the stream goes on", func() bool { return s.turns.Load() >= from+n })
 }
 
 // retransmits is how many segments the sender of a stream had to repeat.

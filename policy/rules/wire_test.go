@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weft.dev/weft/backend/nft"
+	"weft.dev/weft/internal/nshost"
 	"weft.dev/weft/policy"
 )
 
@@ -25,7 +26,7 @@ const (
 // there is, with raw frames: what goes in at one may come out at the other.
 type wire struct {
 	t           testing.TB
-	router, end *host
+	router, end *nshost.Host
 	conn        *nft.Conn
 	in, out     int // packet sockets
 	tag         uint64
@@ -34,37 +35,29 @@ type wire struct {
 
 func newWire(t testing.TB) *wire {
 	// The router's own packets may well end in a small number.
-	w := &wire{t: t, router: newHost(t), end: newHost(t), tag: 0x7765667400000000}
+	w := &wire{t: t, router: nshost.New(t), end: nshost.New(t), tag: 0x7765667400000000}
 	for _, dev := range []string{"in", "out"} {
-		w.router.link("r"+dev, w.end, dev)
-		w.router.run("ip link set r" + dev + " address 02:00:00:00:00:01")
-		w.end.run("ip link set " + dev + " address 02:00:00:00:00:02")
-		w.router.sysctl("0", "ipv4/conf/r"+dev+"/rp_filter")
+		w.router.Link("r"+dev, w.end, dev)
+		w.router.Run("ip link set r" + dev + " address 02:00:00:00:00:01")
+		w.end.Run("ip link set " + dev + " address 02:00:00:00:00:02")
+		w.router.Sysctl("0", "ipv4/conf/r"+dev+"/rp_filter")
 	}
-	w.router.sysctl("1", "ipv4/ip_forward", "ipv6/conf/all/forwarding")
-	w.router.sysctl("0", "ipv4/conf/all/rp_filter", "ipv4/conf/all/send_redirects", "netfilter/nf_conntrack_checksum")
-	w.router.run(`ip addr add 169.254.0.1/24 dev rout
+	w.router.Sysctl("1", "ipv4/ip_forward", "ipv6/conf/all/forwarding")
+	w.router.Sysctl("0", "ipv4/conf/all/rp_filter", "ipv4/conf/all/send_redirects", "netfilter/nf_conntrack_checksum")
+	w.router.Run(`ip addr add 169.254.0.1/24 dev rout
 		ip addr add fe80::1/64 dev rout nodad
 		ip neigh add 169.254.0.2 lladdr 02:00:00:00:00:02 dev rout nud permanent
 		ip neigh add fe80::2 lladdr 02:00:00:00:00:02 dev rout nud permanent
 		ip route add default via 169.254.0.2 dev rout
 		ip route add default via fe80::2 dev rout`)
-	w.conn = w.router.dial()
+	w.conn = dial(w.t, w.router)
 	w.in, w.out = w.socket("in"), w.socket("out")
 	return w
 }
 
-// link joins h and o with a veth pair.
-func (h *host) link(dev string, o *host, peer string) {
-	h.t.Helper()
-	h.run("ip link add " + dev + " type veth peer name " + peer + " netns " + o.path)
-	h.run("ip link set " + dev + " addrgenmode none\nip link set " + dev + " up")
-	o.run("ip link set " + peer + " addrgenmode none\nip link set " + peer + " up")
-}
-
 func (w *wire) socket(name string) (fd int) {
 	w.t.Helper()
-	w.end.do(func() (err error) {
+	w.end.Do(func() (err error) {
 		const all = unix.ETH_P_ALL<<8&0xff00 | unix.ETH_P_ALL>>8
 		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, all)
 		if err != nil {
@@ -187,7 +180,7 @@ func (w *wire) verdicts(list []policy.Packet, head func(policy.Packet) []byte) [
 		tags[i] = w.send(k, head(k))
 	}
 	seen := map[uint64]bool{}
-	eventually(w.t, fmt.Sprintf("%d packets come out or are counted", len(list)), func() bool {
+	nshost.Eventually(w.t, fmt.Sprintf("%d packets come out or are counted", len(list)), func() bool {
 		w.arrived(seen)
 		return len(seen)+w.refused()-before >= len(list)
 	})

@@ -31,6 +31,7 @@ func imports() map[string][]string {
 	return map[string][]string{
 		"subnet":              nil,
 		"internal/waiting":    nil,
+		"internal/nshost":     nil, // of no package's code: of tests only
 		"internal/kubeapi":    {"internal/waiting"},
 		"subnet/etcd":         {"internal/waiting", "subnet"},
 		"subnet/kube":         {"internal/kubeapi", "internal/waiting", "subnet"},
@@ -42,12 +43,14 @@ func imports() map[string][]string {
 		"policy":              nil,
 		"policy/kube":         {"internal/kubeapi", "internal/waiting", "policy", "subnet"},
 		"policy/rules":        {"backend/nft", "policy", "subnet"},
-		"policy/enforce":      {"cni-shim/ledger", "policy", "policy/kube", "policy/rules", "subnet"},
+		"policy/guard":        {"backend/nft"},
+		"policy/denials":      {"policy"},
+		"policy/enforce":      {"backend/nft", "cni-shim/ledger", "policy", "policy/guard", "policy/kube", "policy/rules", "subnet"},
 		"cni-shim":            {"cni-shim/ledger", "subnet"},
 		"cni-shim/ledger":     nil,
 		"cmd/internal/api":    {"subnet"},
 		"cmd/weft":            {"cmd/internal/api", "subnet"},
-		"cmd/weftd":           {"backend", "backend/nft", "cmd/internal/api", "cni-shim/ledger", "internal/kubeapi", "overlay", "policy", "policy/enforce", "policy/kube", "policy/rules", "subnet", "subnet/etcd", "subnet/kube"},
+		"cmd/weftd":           {"backend", "backend/nft", "cmd/internal/api", "cni-shim/ledger", "internal/kubeapi", "overlay", "policy", "policy/denials", "policy/enforce", "policy/guard", "policy/kube", "policy/rules", "subnet", "subnet/etcd", "subnet/kube"},
 	}
 }
 
@@ -65,7 +68,7 @@ func onlyIn() map[string][]string {
 		// and event clients too: they would be most of the binary.
 		"k8s.io/client-go/kubernetes":            {},
 		"k8s.io/client-go/informers":             {},
-		"os/exec":                                {},
+		"os/exec":                                {"internal/nshost"},
 		"github.com/containernetworking/plugins": {},
 	}
 }

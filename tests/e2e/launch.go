@@ -36,6 +36,7 @@ type options struct {
 	Skip     string
 	Suite    bool          // run Kubernetes' suite
 	Cases    string        // which of our own, a regular expression; empty: all
+	Long     bool          // also those that take minutes
 	Outage   time.Duration // how long the API server is away in one of them
 	DNS      bool
 	Keep     bool          // leave it standing after the tests
@@ -115,6 +116,7 @@ func (l *launcher) command() *cobra.Command {
 	run.Flags().StringSliceVar(&l.Focus, "focus", nil, "specs of the suite, as regular expressions, in place of the usual ones")
 	run.Flags().BoolVar(&l.Suite, "suite", true, "run Kubernetes' e2e suite")
 	run.Flags().StringVar(&l.Cases, "cases", "", "which of our own tests, as a regular expression over their names (default all)")
+	run.Flags().BoolVar(&l.Long, "long", false, "also our own tests that take minutes each")
 	run.Flags().DurationVar(&l.Outage, "outage", 2*time.Minute, "how long the API server is away in one of them")
 	run.Flags().StringVar(&l.Skip, "skip", defaultSkip, "specs to leave out, as a regular expression")
 	up.Flags().BoolVar(&l.noSuite, "without-suite", true, "do not build Kubernetes' e2e suite")

@@ -69,7 +69,7 @@ func (o options) test(ctx context.Context, c *cluster.Cluster, before cases.Trac
 func (o options) runCases(ctx context.Context, c *cluster.Cluster, all []cases.Case) []Result {
 	var out []Result
 	for _, t := range all {
-		if t.Weft && o.Network != "weft" || o.Cases != "" && !regexp.MustCompile(o.Cases).MatchString(t.Name) {
+		if t.Weft && o.Network != "weft" || t.Long && !o.Long || o.Cases != "" && !regexp.MustCompile(o.Cases).MatchString(t.Name) {
 			continue
 		}
 		begin := time.Now()

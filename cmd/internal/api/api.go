@@ -79,12 +79,14 @@ type Guard struct {
 // Policy is how far NetworkPolicies are in force on this node.
 type Policy struct {
 	InForce  bool              `json:"inForce"`
-	Reason   string            `json:"reason,omitempty"` // why not, one sentence; what was in force before still is
-	Policies int               `json:"policies"`         // in the cluster
-	Pods     int               `json:"pods"`             // addresses of this node's pods
-	Isolated map[string]int    `json:"isolated"`         // of those, by direction
-	Rows     int               `json:"rows"`             // of the compiled table
-	Denied   map[string]uint64 `json:"denied,omitempty"` // packets since the table was made, by reason; absent while they cannot be read
+	Reason   string            `json:"reason,omitempty"`  // why not, one sentence; what was in force before still is
+	Policies int               `json:"policies"`          // in the cluster
+	Pods     int               `json:"pods"`              // addresses of this node's pods
+	Isolated map[string]int    `json:"isolated"`          // of those, by direction
+	Guarded  int               `json:"guarded"`           // pods' links that only their own addresses may send by
+	Rows     int               `json:"rows"`              // of the compiled table
+	Denied   map[string]uint64 `json:"denied,omitempty"`  // packets since the table was made, by reason; absent while they cannot be read
+	Spoofed  map[string]uint64 `json:"spoofed,omitempty"` // frames that pods may not send, likewise
 }
 
 // Policies is the document at PolicyPath, in the order of namespaces and names.

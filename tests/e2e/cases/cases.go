@@ -22,6 +22,8 @@ type Case struct {
 	// Weft marks what only weft can pass: a network without an agent is not
 	// asked.
 	Weft bool
+	// Long marks those that are run only where they are asked for.
+	Long bool
 }
 
 // Network are the cases before Kubernetes' own suite: does the network work.

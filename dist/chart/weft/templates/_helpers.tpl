@@ -28,8 +28,13 @@ app.kubernetes.io/name: weft
 {{- end }}
 {{- if not .Values.networkPolicy.enabled }}
 - --network-policy=false
-{{- else if ne .Values.networkPolicy.onAgentDown "deny" }}
+{{- else }}
+{{- if ne .Values.networkPolicy.onAgentDown "deny" }}
 - --policy-agent-down={{ .Values.networkPolicy.onAgentDown }}
+{{- end }}
+{{- if not .Values.networkPolicy.spoofGuard }}
+- --spoof-guard=false
+{{- end }}
 {{- end }}
 {{- with .Values.agent.extraArgs }}
 {{ toYaml . }}

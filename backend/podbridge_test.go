@@ -10,10 +10,10 @@ import (
 
 // The bridge's own switches are set whatever the namespace's sysctls are, and
 // set again when somebody resets them.
-func TestFilterBridge(t *testing.T) {
+func TestGuardBridge(t *testing.T) {
 	ns := newNamespace(t)
 	run := func() (found bool, err error) {
-		ns.in(func() { found, err = FilterBridge(t.Context(), "br0") })
+		ns.in(func() { found, err = GuardBridge(t.Context(), "br0") })
 		return found, err
 	}
 	if found, err := run(); found || err != nil {
@@ -21,12 +21,12 @@ func TestFilterBridge(t *testing.T) {
 	}
 	ns.run("ip link add br0 type bridge")
 	for _, before := range []string{"0", "1"} {
-		ns.run("ip link set br0 type bridge nf_call_iptables " + before + " nf_call_ip6tables 0")
+		ns.run("ip link set br0 type bridge nf_call_iptables " + before + " nf_call_ip6tables 0 no_linklocal_learn " + before)
 		if found, err := run(); !found || err != nil {
 			t.Fatalf("%t, %v", found, err)
 		}
 		shown := ns.run("ip -d link show br0")
-		for _, want := range []string{"nf_call_iptables 1", "nf_call_ip6tables 1"} {
+		for _, want := range []string{"nf_call_iptables 1", "nf_call_ip6tables 1", "no_linklocal_learn 1"} {
 			if !strings.Contains(shown, want) {
 				t.Errorf("%s is missing in %s", want, shown)
 			}

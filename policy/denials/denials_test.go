@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package denials
+
+import (
+	"bytes"
+	"encoding/binary"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"k8s.io/apimachinery/pkg/labels"
+
+	"weft.dev/weft/policy"
+)
+
+func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
+
+// packet is k as it is on the wire, with IPv6 extension headers before it.
+func packet(k policy.Packet, before ...[]byte) []byte {
+	transport := binary.BigEndian.AppendUint16([]byte{0x9c, 0x40}, k.Port)
+	if k.Src.Is4() {
+		b := make([]byte, 20)
+		b[0], b[9] = 0x45, k.Proto
+		copy(b[12:], k.Src.AsSlice())
+		copy(b[16:], k.Dst.AsSlice())
+		return append(b, transport...)
+	}
+	b := make([]byte, 40)
+	b[0], b[6] = 0x60, k.Proto
+	copy(b[8:], k.Src.AsSlice())
+	copy(b[24:], k.Dst.AsSlice())
+	last := 6
+	for _, h := range before {
+		kind := h[0]
+		h = bytes.Clone(h[1:])
+		h[0], b[last] = b[last], kind
+		last = len(b)
+		b = append(b, h...)
+	}
+	return append(b, transport...)
+}
+
+func TestParse(t *testing.T) {
+	v4 := policy.Packet{Src: addr("10.0.0.1"), Dst: addr("10.0.0.2"), Proto: policy.TCP, Port: 80}
+	v6 := policy.Packet{Src: addr("fd00::1"), Dst: addr("fd00::2"), Proto: policy.UDP, Port: 53}
+	icmp := v4
+	icmp.Proto, icmp.Port = 1, 0
+	hop, auth := []byte{hopByHop, 0, 0, 1, 4, 0, 0, 0, 0}, []byte{authentic, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+	first := []byte{fragment, 0, 0, 0, 1, 0, 0, 0, 7}
+	for name, c := range map[string]struct {
+		packet []byte
+		want   policy.Packet
+	}{
+		"IPv4": {packet(v4), v4}, "IPv6": {packet(v6), v6}, "ICMP": {packet(icmp), icmp},
+		"options": {packet(v6, hop), v6}, "more": {packet(v6, hop, auth, first), v6},
+	} {
+		if got, ok := Parse(c.packet); !ok || got != c.want {
+			t.Errorf("%s: %+v, %t, want %+v", name, got, ok, c.want)
+		}
+		for n := range len(c.packet) - 4 {
+			if got, ok := Parse(c.packet[:n]); ok && c.want.Port != 0 {
+				t.Errorf("%s: %d bytes are read as %+v", name, n, got)
+			}
+		}
+	}
+	later4, later6 := packet(v4), packet(v6, []byte{fragment, 0, 0, 1, 0, 0, 0, 0, 7})
+	later4[7] = 1
+	for _, b := range [][]byte{nil, {0x10}, later4, later6} {
+		if got, ok := Parse(b); ok {
+			t.Errorf("%x is read as %+v", b, got)
+		}
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add(packet(policy.Packet{Src: addr("10.0.0.1"), Dst: addr("10.0.0.2"), Proto: policy.TCP, Port: 80}))
+	f.Add(packet(policy.Packet{Src: addr("fd00::1"), Dst: addr("fd00::2"), Proto: policy.UDP, Port: 53}, []byte{hopByHop, 0, 0, 1, 4, 0, 0, 0, 0}))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if k, ok := Parse(b); ok && (!k.Src.IsValid() || k.Src.BitLen() != k.Dst.BitLen()) {
+			t.Errorf("%x is read as %+v", b, k)
+		}
+	})
+}
+
+// One line says who may not reach whom, and because of what; it is not said
+// again for a while.
+func TestTell(t *testing.T) {
+	var out bytes.Buffer
+	log := logrus.New()
+	log.SetOutput(&out)
+	log.SetFormatter(&logrus.TextFormatter{DisableColors: true, DisableTimestamp: true})
+	web := &policy.Pod{Namespace: "shop", Name: "web", Node: "n", Labels: policy.NewLabels(nil), Addrs: []netip.Addr{addr("10.0.0.2")}}
+	c := policy.Cluster{Pods: []*policy.Pod{web}, Policies: []*policy.Policy{{Namespace: "shop", Name: "shut", Subject: labels.Everything(), Isolates: [2]bool{true, true}}}}
+	known := true
+	l := New(log, func(k policy.Packet) (policy.Explanation, bool) { return c.Explain(k), known })
+	k := policy.Packet{Src: addr("10.0.9.9"), Dst: addr("10.0.0.2"), Proto: policy.TCP, Port: 80}
+	in, now := policy.Ingress, time.Unix(1000, 0)
+	lines := func() int { return strings.Count(out.String(), "\n") }
+	for range 100 {
+		l.Tell(in, packet(k), now)
+	}
+	want := `level=info msg="10.0.9.9 to pod shop/web (10.0.0.2), TCP port 80: ingress of shop/web is isolated by shop/shut" direction=ingress dst=10.0.0.2 op=deny pod=shop/web policies=shop/shut src=10.0.9.9` + "\n"
+	if out.String() != want {
+		t.Errorf("got\n%swant\n%s", out.String(), want)
+	}
+	for i, c := range []struct {
+		way    policy.Direction
+		packet []byte
+		at     time.Duration
+		lines  int
+	}{
+		{in, []byte("junk"), 2 * every, 1},
+		{policy.Egress, packet(policy.Packet{Src: k.Dst, Dst: k.Src, Proto: policy.TCP, Port: 80}), 0, 2},
+		{in, packet(k), every, 3},
+		{in, packet(k), every + 1, 3},
+	} {
+		if l.Tell(c.way, c.packet, now.Add(c.at)); lines() != c.lines {
+			t.Errorf("%d: %d lines, want %d:\n%s", i, lines(), c.lines, out.String())
+		}
+	}
+	c.Policies = nil
+	if l.Tell(in, packet(k), now.Add(3*every)); !strings.Contains(out.String(), "is allowed by now") {
+		t.Errorf("%s", out.String())
+	}
+	known = false
+	before := lines()
+	if l.Tell(in, packet(k), now.Add(5*every)); lines() != before {
+		t.Errorf("said without knowing why: %s", out.String())
+	}
+}

@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cases
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+	"time"
+
+	"weft.dev/weft/tests/e2e/cluster"
+	"weft.dev/weft/tests/netlab"
+)
+
+const (
+	// cutWithin is how long a stream may go on when a policy forbids it.
+	cutWithin = 200 * time.Millisecond
+	// agentKills is how often the agent of an isolated pod is killed.
+	agentKills = 50
+	// mendedWithin is how long a removed table may be missing.
+	mendedWithin = time.Second
+)
+
+// pairNamespaces and pair are a server and clients of which a policy can let
+// some in, on another node and on the server's own.
+func pairNamespaces() map[string]string { return map[string]string{"app": "name: app"} }
+
+func pair() []person {
+	return []person{
+		{name: "server", namespace: "app", labels: "app: server", node: 0, tcp: []int{80}, udp: []int{80}},
+		{name: "friend", namespace: "app", labels: "role: friend", node: 1},
+		{name: "other", namespace: "app", labels: "role: other", node: 1},
+		{name: "neighbour", namespace: "app", labels: "role: other", node: 0},
+	}
+}
+
+// letIn is a policy that lets pods with the given roles reach the server.
+func letIn(roles ...string) string {
+	return `apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: let-in, namespace: app}
+spec:
+  podSelector: {matchLabels: {app: server}}
+  ingress:
+  - from: [{podSelector: {matchExpressions: [{key: role, operator: In, values: [` + strings.Join(roles, ", ") + `]}]}}]
+`
+}
+
+// revoke takes what lets two streams in away from one of them: it stops at once,
+// and the other loses nothing.
+func revoke(ctx context.Context, c *cluster.Cluster) (err error) {
+	f, err := settle(ctx, c, pairNamespaces(), pair())
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.leave(context.WithoutCancel(ctx), pairNamespaces())) }()
+	if err := c.Apply(ctx, letIn("friend", "other")); err != nil {
+		return err
+	}
+	server := f.at["server"]
+	if err := f.try(ctx, []trip{{"friend", "server", "tcp", 80, true}, {"other", "server", "tcp", 80, true}, {"neighbour", "server", "tcp", 80, true}}); err != nil {
+		return err
+	}
+	const every = 10 * time.Millisecond
+	for _, to := range server.IPs {
+		kept, err := f.at["friend"].StartStream(ctx, server.Place, to, every)
+		if err != nil {
+			return err
+		}
+		var cut []*netlab.Stream
+		for _, from := range []string{"other", "neighbour"} {
+			s, err := f.at[from].StartStream(ctx, server.Place, to, every)
+			if err != nil {
+				return err
+			}
+			cut = append(cut, s)
+		}
+		if err := netlab.Pause(ctx, time.Second); err != nil {
+			return err
+		}
+		if err := c.Apply(ctx, letIn("friend")); err != nil {
+			return err
+		}
+		applied := time.Now() // kubectl has the API's answer by now
+		for _, s := range cut {
+			before := s.Count().Answered
+			late := time.Now()
+			for time.Since(late) < time.Second && netlab.Pause(ctx, every) == nil {
+				if n := s.Count().Answered; n > before {
+					before, late = n, time.Now()
+				}
+			}
+			if after := late.Sub(applied); after > cutWithin {
+				return fmt.Errorf("%s went on for %s after its policy had gone", s.Count(), after)
+			}
+			c.Progress("  a stream ended %s after the API had taken the change", max(0, late.Sub(applied)).Round(time.Millisecond))
+		}
+		for _, s := range cut {
+			s.Stop()
+		}
+		if n := kept.Stop(); n.Err != nil || n.Longest > time.Second {
+			return fmt.Errorf("the stream that may go on: %s, longest pause %s: %w", n, n.Longest, n.Err)
+		}
+		if err := c.Apply(ctx, letIn("friend", "other")); err != nil {
+			return err
+		}
+		if err := f.try(ctx, []trip{{"other", "server", "tcp", 80, true}}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// killUnderDeny kills the agent of a pod that may get nothing, again and again,
+// while others try to reach it: nothing arrives. A pod that may be reached is,
+// all the time.
+func killUnderDeny(ctx context.Context, c *cluster.Cluster) (err error) {
+	f, err := settle(ctx, c, pairNamespaces(), pair())
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.leave(context.WithoutCancel(ctx), pairNamespaces())) }()
+	if err := c.Apply(ctx, letIn("friend")); err != nil {
+		return err
+	}
+	if err := f.try(ctx, []trip{{"friend", "server", "udp", 80, true}, {"other", "server", "udp", 80, false}, {"neighbour", "server", "udp", 80, false}}); err != nil {
+		return err
+	}
+	const every = 10 * time.Millisecond // 100 a second
+	server := f.at["server"]
+	var denied, allowed []*netlab.Pinger
+	for _, to := range server.IPs {
+		for _, from := range []string{"other", "neighbour", "friend"} {
+			p, err := f.at[from].StartPing(ctx, to, every)
+			if err != nil {
+				return err
+			}
+			if from == "friend" {
+				allowed = append(allowed, p)
+			} else {
+				denied = append(denied, p)
+			}
+		}
+	}
+	kills, err := killAgain(ctx, c, server.Node)
+	sent := 0
+	for _, p := range denied {
+		n := p.Stop()
+		sent += n.Sent
+		if n.Sent > n.Lost {
+			err = errors.Join(err, fmt.Errorf("denied, and answered %d times: %s", n.Sent-n.Lost, n))
+		}
+	}
+	for _, p := range allowed {
+		if n := p.Stop(); n.Lost > 0 || n.Err != nil {
+			err = errors.Join(err, fmt.Errorf("allowed, and lost: %s", n))
+		}
+	}
+	c.Progress("  %d kills, %d probes that are denied", kills, sent)
+	return err
+}
+
+// killAgain kills the agent on a node and lets a new one come up, agentKills
+// times. It deletes the pod after each kill, or kubelet would wait ever longer.
+func killAgain(ctx context.Context, c *cluster.Cluster, node string) (int, error) {
+	for n := range agentKills {
+		var before cluster.Pod
+		err := eventually(ctx, time.Minute, func(ctx context.Context) error {
+			pods, err := agents(ctx, c)
+			for _, p := range pods {
+				if p.Node == node {
+					before = p
+				}
+			}
+			return err
+		})
+		if err != nil {
+			return n, err
+		}
+		if err := signal(before, agentProgram, syscall.SIGKILL); err != nil {
+			return n, err
+		}
+		if _, err := c.Kubectl(ctx, "-n", agentSystem, "delete", "pod", before.Name, "--grace-period=0", "--force"); err != nil {
+			return n, err
+		}
+	}
+	return agentKills, eventually(ctx, time.Minute, func(ctx context.Context) error {
+		_, err := agents(ctx, c)
+		return err
+	})
+}
+
+// flush removes all of nftables from a node with an isolated pod: the tables are
+// back at once, and kube-proxy's are its own affair.
+func flush(ctx context.Context, c *cluster.Cluster) (err error) {
+	f, err := settle(ctx, c, pairNamespaces(), pair())
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.leave(context.WithoutCancel(ctx), pairNamespaces())) }()
+	if err := c.Apply(ctx, letIn("friend")); err != nil {
+		return err
+	}
+	trips := []trip{{"friend", "server", "tcp", 80, true}, {"other", "server", "tcp", 80, false}, {"neighbour", "server", "tcp", 80, false}}
+	if err := f.try(ctx, trips); err != nil {
+		return err
+	}
+	node := c.Nodes()[0]
+	for range 5 {
+		if _, err := node.Network().Run(ctx, "nft", "flush", "ruleset"); err != nil {
+			return err
+		}
+		start := time.Now()
+		err := eventually(ctx, 10*time.Second, func(ctx context.Context) error { return haveTables(ctx, node.Network()) })
+		if err != nil {
+			return err
+		}
+		gone := time.Since(start)
+		c.Progress("  flushed; the tables were back after at most %s", gone.Round(time.Millisecond))
+		if gone > mendedWithin {
+			return fmt.Errorf("tables were back after %s, want at most %s", gone, mendedWithin)
+		}
+		if err := netlab.Pause(ctx, time.Second); err != nil {
+			return err
+		}
+	}
+	return f.try(ctx, trips)
+}
+
+// haveTables fails while a node lacks one of weft's tables.
+func haveTables(ctx context.Context, node *netlab.Place) error {
+	out, err := node.Run(ctx, "nft", "list", "tables")
+	if err != nil {
+		return err
+	}
+	for _, t := range []string{"inet weft_policy", "bridge weft_guard", "inet weft"} {
+		if !strings.Contains(out, "table "+t+"\n") {
+			return fmt.Errorf("table %s is missing", t)
+		}
+	}
+	return nil
+}
+
+// coldCaches forgets all neighbours under policies that let one client in, and
+// sees that it gets in all the same.
+func coldCaches(ctx context.Context, c *cluster.Cluster) (err error) {
+	f, err := settle(ctx, c, pairNamespaces(), pair())
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.leave(context.WithoutCancel(ctx), pairNamespaces())) }()
+	const shut = `apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: shut, namespace: app}
+spec: {podSelector: {}, policyTypes: [Ingress, Egress]}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: out, namespace: app}
+spec:
+  podSelector: {matchExpressions: [{key: role, operator: Exists}]}
+  policyTypes: [Egress]
+  egress: [{to: [{podSelector: {matchLabels: {app: server}}}]}]
+---
+`
+	if err := c.Apply(ctx, shut+letIn("friend", "other")); err != nil {
+		return err
+	}
+	trips := []trip{{"friend", "server", "tcp", 80, true}, {"neighbour", "server", "tcp", 80, true}, {"server", "friend", "tcp", 80, false}}
+	if err := f.try(ctx, trips); err != nil {
+		return err
+	}
+	for range 5 {
+		for _, s := range f.at {
+			if _, err := s.Network().Run(ctx, "ip", "neigh", "flush", "all"); err != nil {
+				return err
+			}
+		}
+		if _, err := c.Nodes()[0].Network().Run(ctx, "ip", "neigh", "flush", "dev", bridgeName); err != nil {
+			return err
+		}
+		for _, t := range trips[:2] {
+			for _, to := range f.addrs(t) {
+				if err := f.ask(ctx, t, to); err != nil {
+					return fmt.Errorf("with cold caches %s to %s at %s: %w", t.from, t.to, to, err)
+				}
+			}
+		}
+	}
+	return nil
+}
