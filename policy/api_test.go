@@ -65,9 +65,9 @@ func town() (*Cluster, map[string]netip.Addr) {
 	return c, at
 }
 
-// The five policies that weft's founding chapter shows do what it says.
-func TestTheSeedsPolicies(t *testing.T) {
-	policies := policiesIn(t, "seed.yaml")
+// The five policies that docs/policy.md shows do what it says of them.
+func TestExamples(t *testing.T) {
+	policies := policiesIn(t, "examples.yaml")
 	for _, tt := range []struct {
 		policy, src, dst string
 		proto            uint8

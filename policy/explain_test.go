@@ -7,7 +7,7 @@ import "testing"
 // Explanations name the policy and the rule, or what comes close and what is
 // missing.
 func TestExplain(t *testing.T) {
-	policies := policiesIn(t, "seed.yaml")
+	policies := policiesIn(t, "examples.yaml")
 	for _, tt := range []struct {
 		policies []string
 		src, dst string

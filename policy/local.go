@@ -103,18 +103,18 @@ func (o *overlay) pod(p *Pod) *Pod {
 			own = i // the last
 		}
 	}
-	addrs := p.Addrs
+	addrs, node := p.Addrs, p.Node
 	if own >= 0 {
 		o.placed[own] = true
-		addrs = o.addrs(own)
+		addrs, node = o.addrs(own), o.node // its node may not have been told yet
 	} else if slices.ContainsFunc(p.Addrs, o.taken) {
 		addrs = slices.DeleteFunc(slices.Clone(p.Addrs), o.taken)
 	}
-	if slices.Equal(addrs, p.Addrs) {
+	if slices.Equal(addrs, p.Addrs) && node == p.Node {
 		return p
 	}
 	out := *p
-	out.Addrs = addrs
+	out.Addrs, out.Node = addrs, node
 	return &out
 }
 

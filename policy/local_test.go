@@ -51,12 +51,16 @@ func TestWithWhatANodeKnows(t *testing.T) {
 	known.Pod = pod("a", "1")
 	stranger := reg("a", "1", "c1", "10.0.0.1")
 	stranger.Pod = pod("a", "2")
+	unbound := pod("a", "1")
+	unbound.Node = ""
 	for _, c := range []struct {
 		name  string
 		pods  []*Pod
 		local []Registered
 		want  string
 	}{
+		// What is watched may lag behind what kubelet was told.
+		{"its node is not known yet", []*Pod{unbound}, []Registered{reg("a", "1", "c1", "10.0.0.1")}, "ns/a#1@n1=[10.0.0.1]{app=web}"},
 		{"nothing registered", []*Pod{pod("a", "1", "10.0.0.1")}, nil, "ns/a#1@n1=[10.0.0.1]{app=web}"},
 		{"before the API has the address", []*Pod{pod("a", "1")}, []Registered{reg("a", "1", "c1", "10.0.0.1", "fd00::1")}, "ns/a#1@n1=[10.0.0.1 fd00::1]{app=web}"},
 		{"against the API", []*Pod{pod("a", "1", "10.0.0.9")}, []Registered{reg("a", "1", "c1", "10.0.0.1")}, "ns/a#1@n1=[10.0.0.1]{app=web}"},

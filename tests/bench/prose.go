@@ -33,7 +33,9 @@ when it was measured; groups that say "no kube-proxy" are without. On all nodes 
 round, in an order drawn for it; a ratio is the median over pairs of samples of one round. Sender and receiver of a stream
 have a CPU each; both ends of round trips and connections share one, and no CPU sleeps meanwhile. Connections end with a
 reset, so no TIME_WAIT piles up. A segmented wire has TSO and GSO off and GRO on, one without merging GRO off too. A
-packet's cost is the sender's time for 250 of them, as far as the receiver's socket.
+packet's cost is the sender's time for 250 of them, as far as the receiver's socket. Rows about network policies are of the
+first pair: both pods are isolated both ways by all of the policies, one of which lets them reach each other and each of the
+others lets in and out a pod, a block of addresses and ports; "guarded" is table ` + "`bridge weft_guard`" + ` on top.
 
 Command: ` + "`%s`" + `; %s; %d CPUs, Linux %s, %s.
 `

@@ -434,6 +434,18 @@ func TestImageName(t *testing.T) {
 	}
 }
 
+// The policies that docs/policy.md shows are those that are tested, by the
+// compiler's tests and on a cluster.
+func TestExamplesOfPolicies(t *testing.T) {
+	want := text(t, "policy/testdata/examples.yaml")
+	if text(t, "tests/e2e/cases/testdata/examples.yaml") != want {
+		t.Error("tests/e2e/cases/testdata/examples.yaml is another than policy/testdata/examples.yaml")
+	}
+	if !strings.Contains(text(t, "docs/policy.md"), "```yaml\n"+want+"```\n") {
+		t.Error("docs/policy.md does not show policy/testdata/examples.yaml")
+	}
+}
+
 // TestUninstallRemovesAllAnnotations compares the command with the code.
 func TestUninstallRemovesAllAnnotations(t *testing.T) {
 	script, err := doccmd.Commands(root+"/docs/uninstall.md", "uninstall-annotations")

@@ -86,6 +86,9 @@ func (q Request) measure(ctx context.Context, l *netlab.Lab) (all []samples, err
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, st.dismiss()) }()
+	if err := st.polices(ctx); err != nil {
+		return nil, err
+	}
 	for _, t := range q.trials() {
 		got, err := st.run(ctx, t)
 		if err != nil {

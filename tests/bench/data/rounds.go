@@ -17,14 +17,17 @@ import (
 
 // The variants, in the order of samples' columns.
 const (
-	host      = iota // node to node over the wire of the few
-	weftFew          // pods of weft, two peers
-	byhand           // pods of the pair by hand
-	weftMany         // pods of weft, as many peers as asked for
-	weftFree         // as weftFew, with nodes whose bridges do not call the rules for IP
-	weftPlain        // pods of weft, whose devices do not merge packets
-	weftOpen         // pods of weft without ingress guard
-	weftTwin         // as weftFew, on nodes of their own: what differs is noise
+	host        = iota // node to node over the wire of the few
+	weftFew            // pods of weft, two peers
+	byhand             // pods of the pair by hand
+	weftMany           // pods of weft, as many peers as asked for
+	weftFree           // as weftFew, with nodes whose bridges do not call the rules for IP
+	weftPlain          // pods of weft, whose devices do not merge packets
+	weftOpen           // pods of weft without ingress guard
+	weftTwin           // as weftFew, on nodes of their own: what differs is noise
+	weftTen            // as weftFew, under fewPolicies that isolate both pods
+	weftMuch           // as weftFew, under manyPolicies
+	weftGuarded        // as weftTen, and pods are kept to their addresses
 	variants
 )
 
@@ -73,8 +76,8 @@ func (q Request) trials() []trial {
 			// cards that fail at tunnels only do merge it: it is no measure.
 			trial{stream, f, separate, false, []int{weftFew, byhand, weftPlain}},
 			trial{pingers, f, gso, false, append(slices.Clone(most), weftOpen, weftTwin)},
-			trial{packets, f, gso, false, append(slices.Clone(most), weftOpen, weftTwin)},
-			trial{connect, f, gso, false, []int{host, weftFew, byhand, weftPlain, weftOpen, weftTwin}})
+			trial{packets, f, gso, false, append(slices.Clone(most), weftOpen, weftTwin, weftTen, weftMuch, weftGuarded)},
+			trial{connect, f, gso, false, []int{host, weftFew, byhand, weftPlain, weftOpen, weftTwin, weftTen, weftMuch, weftGuarded}})
 	}
 	for _, f := range subnet.Families() {
 		of := []int{host, weftFew, byhand, weftFree, weftOpen}
@@ -92,8 +95,9 @@ type lane struct {
 // stageSet is a scene with workers.
 type stageSet struct {
 	*scene
-	lanes [variants]lane
-	hired []*worker
+	lanes  [variants]lane
+	hired  []*worker
+	police [2]*police
 }
 
 // staff hires the workers.
@@ -126,7 +130,9 @@ func (s *scene) staff() (*stageSet, error) {
 			})
 		}
 	}
-	st.lanes[weftFree] = st.lanes[weftFew]
+	for _, v := range []int{weftFree, weftTen, weftMuch, weftGuarded} {
+		st.lanes[v] = st.lanes[weftFew]
+	}
 	return st, err
 }
 
@@ -222,6 +228,12 @@ func (st *stageSet) sample(ctx context.Context, t trial, v int) (s seen, err err
 				err = e
 			}
 		}()
+	}
+	if count := map[int]int{weftTen: fewPolicies, weftMuch: manyPolicies, weftGuarded: fewPolicies}[v]; count > 0 {
+		if err := st.enforce(ctx, count, v == weftGuarded); err != nil {
+			return s, err
+		}
+		defer func() { err = errors.Join(err, st.lift(context.WithoutCancel(ctx))) }()
 	}
 	l := st.lanes[v]
 	at := l.at[0]

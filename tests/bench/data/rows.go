@@ -114,8 +114,24 @@ func (s samples) rows(f figure, q Request, r *rand.Rand) []measure.Row {
 	if len(s.got[weftTwin]) > 0 {
 		out = append(out, ratio("weft on other nodes / weft: noise", weftTwin, weftFew))
 	}
+	if len(s.got[weftTen]) > 0 {
+		out = append(out, s.policed(f, ratio)...)
+	}
 	if len(s.got[host]) > 0 {
 		out = append(out, abs("host", host))
 	}
 	return append(out, abs("weft", weftFew), abs("by hand", byhand))
+}
+
+// policed are the rows about what policies cost: at most 8% of a packet of a
+// flow that is there, and 15% of a new one; as good as nothing for their number.
+func (s samples) policed(f figure, ratio func(string, int, int) measure.Row) []measure.Row {
+	cost := ratio(fmt.Sprintf("weft with %d network policies / without", fewPolicies), weftTen, weftFew)
+	number := ratio(fmt.Sprintf("weft with %d network policies / with %d", manyPolicies, fewPolicies), weftMuch, weftTen)
+	if f.more {
+		cost, number = measure.AtLeast(cost, 1/1.15), measure.AtLeast(number, 1/1.03)
+	} else {
+		cost, number = measure.AtMost(cost, 1.08), measure.AtMost(number, 1.03)
+	}
+	return []measure.Row{cost, number, ratio("weft with policies and guarded pods / with policies", weftGuarded, weftTen)}
 }

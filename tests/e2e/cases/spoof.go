@@ -26,29 +26,30 @@ const (
 	// The liar's claims: an address of nobody, of both families, and a MAC.
 	lieIPv4, lieIPv6 = "192.0.2.66", "2001:db8::66"
 	lieMAC           = "02:de:ad:be:ef:01"
+	lieTarget        = "0x20010db8000000000000000000000066" // lieIPv6, for an nft that knows no taddr
 )
 
 // liesTable counts what arrives at a pod's device of each kind of lie. Frames
 // are counted where they enter, whatever the pod would make of them.
 const liesTable = `table netdev lies {
-  counter ipv4 { }
-  counter ipv6 { }
-  counter mac { }
-  counter arp { }
-  counter neighbour { }
-  counter router { }
-  counter redirect { }
-  counter dhcp { }
+  counter lie_ipv4 { }
+  counter lie_ipv6 { }
+  counter lie_mac { }
+  counter lie_arp { }
+  counter lie_neighbour { }
+  counter lie_router { }
+  counter lie_redirect { }
+  counter lie_dhcp { }
   chain arrivals {
     type filter hook ingress device "eth0" priority 0;
-    udp sport 67 udp dport 7778 counter name dhcp
-    ether saddr ` + lieMAC + ` counter name mac
-    ip saddr ` + lieIPv4 + ` counter name ipv4
-    ip6 saddr ` + lieIPv6 + ` udp dport 7778 counter name ipv6
-    arp operation reply arp saddr ip ` + lieIPv4 + ` counter name arp
-    icmpv6 type nd-neighbor-advert icmpv6 taddr ` + lieIPv6 + ` counter name neighbour
-    icmpv6 type nd-router-advert counter name router
-    icmpv6 type nd-redirect counter name redirect
+    udp sport 67 udp dport 7778 counter name lie_dhcp
+    ether saddr ` + lieMAC + ` counter name lie_mac
+    ip saddr ` + lieIPv4 + ` counter name lie_ipv4
+    ip6 saddr ` + lieIPv6 + ` udp dport 7778 counter name lie_ipv6
+    arp operation reply arp saddr ip ` + lieIPv4 + ` counter name lie_arp
+    icmpv6 type nd-neighbor-advert @th,64,128 ` + lieTarget + ` counter name lie_neighbour
+    icmpv6 type nd-router-advert counter name lie_router
+    icmpv6 type nd-redirect counter name lie_redirect
   }
 }
 `
@@ -234,7 +235,7 @@ func (f *folk) lie(ctx context.Context, n int) (map[string]int, error) {
 	}
 	out := map[string]int{}
 	for _, l := range all {
-		text, err := victim.Network().Run(ctx, "nft", "list", "counter", "netdev", "lies", l.name)
+		text, err := victim.Network().Run(ctx, "nft", "list", "counter", "netdev", "lies", "lie_"+l.name)
 		if err != nil {
 			return nil, err
 		}
