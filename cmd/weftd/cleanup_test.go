@@ -132,6 +132,7 @@ func (n *installed) leftFiles() []string {
 func TestCleanupLeavesNothingOfWeftAndAllOfOthers(t *testing.T) {
 	inNetns(t, func() {
 		n := install(t)
+		policed(t)
 		if now := dumpHost(t); !strings.Contains(now, "table inet weft") || !strings.Contains(now, "proto 87") || !strings.Contains(now, "weft.77") {
 			t.Fatalf("nothing to clean up:\n%s", now)
 		}
@@ -144,7 +145,7 @@ func TestCleanupLeavesNothingOfWeftAndAllOfOthers(t *testing.T) {
 		if left := n.leftFiles(); left != nil {
 			t.Errorf("left %q", left)
 		}
-		for _, want := range []string{"removed device weft.1", "removed device weft.77", "removed nftables table inet weft", "removed route 10.42.2.0/24 via 10.0.0.2 dev eth0", "removed subnet file", "removed CNI configuration", "removed socket", "removed lock", "kept: " + n.o.StateDir} {
+		for _, want := range []string{"removed device weft.1", "removed device weft.77", "removed nftables table inet weft", "removed nftables table inet weft_policy", "removed nftables table bridge weft_guard", "removed route 10.42.2.0/24 via 10.0.0.2 dev eth0", "removed subnet file", "removed CNI configuration", "removed socket", "removed lock", "kept: " + n.o.StateDir} {
 			if !strings.Contains(n.out.String(), want) {
 				t.Errorf("does not say %q:\n%s", want, n.out.String())
 			}

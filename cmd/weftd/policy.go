@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -200,11 +199,16 @@ func (p *policies) tellDenials(ctx context.Context) error {
 		}
 		return st.Cluster.Explain(k), true
 	})
-	return p.copies.Watch(ctx, func(c nft.Copy) {
-		if d, ok := rules.Denied(c.Prefix); ok {
-			log.Tell(d, c.Packet, time.Now())
-		}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return log.Run(ctx) })
+	g.Go(func() error {
+		return p.copies.Watch(ctx, func(c nft.Copy) {
+			if d, ok := rules.Denied(c.Prefix); ok {
+				log.Tell(denials.Refusal{Direction: d, Packet: c.Packet})
+			}
+		})
 	})
+	return g.Wait()
 }
 
 // close gives up the connections. What is in force stays.

@@ -4,10 +4,13 @@ package denials
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
+	"errors"
 	"net/netip"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -57,11 +60,11 @@ func TestParse(t *testing.T) {
 		"IPv4": {packet(v4), v4}, "IPv6": {packet(v6), v6}, "ICMP": {packet(icmp), icmp},
 		"options": {packet(v6, hop), v6}, "more": {packet(v6, hop, auth, first), v6},
 	} {
-		if got, ok := Parse(c.packet); !ok || got != c.want {
+		if got, _, ok := Parse(c.packet); !ok || got != c.want {
 			t.Errorf("%s: %+v, %t, want %+v", name, got, ok, c.want)
 		}
 		for n := range len(c.packet) - 4 {
-			if got, ok := Parse(c.packet[:n]); ok && c.want.Port != 0 {
+			if got, _, ok := Parse(c.packet[:n]); ok && c.want.Port != 0 {
 				t.Errorf("%s: %d bytes are read as %+v", name, n, got)
 			}
 		}
@@ -69,7 +72,7 @@ func TestParse(t *testing.T) {
 	later4, later6 := packet(v4), packet(v6, []byte{fragment, 0, 0, 1, 0, 0, 0, 0, 7})
 	later4[7] = 1
 	for _, b := range [][]byte{nil, {0x10}, later4, later6} {
-		if got, ok := Parse(b); ok {
+		if got, _, ok := Parse(b); ok {
 			t.Errorf("%x is read as %+v", b, got)
 		}
 	}
@@ -79,7 +82,7 @@ func FuzzParse(f *testing.F) {
 	f.Add(packet(policy.Packet{Src: addr("10.0.0.1"), Dst: addr("10.0.0.2"), Proto: policy.TCP, Port: 80}))
 	f.Add(packet(policy.Packet{Src: addr("fd00::1"), Dst: addr("fd00::2"), Proto: policy.UDP, Port: 53}, []byte{hopByHop, 0, 0, 1, 4, 0, 0, 0, 0}))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if k, ok := Parse(b); ok && (!k.Src.IsValid() || k.Src.BitLen() != k.Dst.BitLen()) {
+		if k, _, ok := Parse(b); ok && (!k.Src.IsValid() || k.Src.BitLen() != k.Dst.BitLen()) {
 			t.Errorf("%x is read as %+v", b, k)
 		}
 	})
@@ -87,47 +90,65 @@ func FuzzParse(f *testing.F) {
 
 // One line says who may not reach whom, and because of what; it is not said
 // again for a while.
-func TestTell(t *testing.T) {
-	var out bytes.Buffer
-	log := logrus.New()
-	log.SetOutput(&out)
-	log.SetFormatter(&logrus.TextFormatter{DisableColors: true, DisableTimestamp: true})
-	web := &policy.Pod{Namespace: "shop", Name: "web", Node: "n", Labels: policy.NewLabels(nil), Addrs: []netip.Addr{addr("10.0.0.2")}}
-	c := policy.Cluster{Pods: []*policy.Pod{web}, Policies: []*policy.Policy{{Namespace: "shop", Name: "shut", Subject: labels.Everything(), Isolates: [2]bool{true, true}}}}
-	known := true
-	l := New(log, func(k policy.Packet) (policy.Explanation, bool) { return c.Explain(k), known })
-	k := policy.Packet{Src: addr("10.0.9.9"), Dst: addr("10.0.0.2"), Proto: policy.TCP, Port: 80}
-	in, now := policy.Ingress, time.Unix(1000, 0)
-	lines := func() int { return strings.Count(out.String(), "\n") }
-	for range 100 {
-		l.Tell(in, packet(k), now)
-	}
-	want := `level=info msg="10.0.9.9 to pod shop/web (10.0.0.2), TCP port 80: ingress of shop/web is isolated by shop/shut" direction=ingress dst=10.0.0.2 op=deny pod=shop/web policies=shop/shut src=10.0.9.9` + "\n"
-	if out.String() != want {
-		t.Errorf("got\n%swant\n%s", out.String(), want)
-	}
-	for i, c := range []struct {
-		way    policy.Direction
-		packet []byte
-		at     time.Duration
-		lines  int
-	}{
-		{in, []byte("junk"), 2 * every, 1},
-		{policy.Egress, packet(policy.Packet{Src: k.Dst, Dst: k.Src, Proto: policy.TCP, Port: 80}), 0, 2},
-		{in, packet(k), every, 3},
-		{in, packet(k), every + 1, 3},
-	} {
-		if l.Tell(c.way, c.packet, now.Add(c.at)); lines() != c.lines {
-			t.Errorf("%d: %d lines, want %d:\n%s", i, lines(), c.lines, out.String())
+func TestRun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		log := logrus.New()
+		log.SetOutput(&out)
+		log.SetFormatter(&logrus.TextFormatter{DisableColors: true, DisableTimestamp: true})
+		web := &policy.Pod{Namespace: "shop", Name: "web", Node: "n", Labels: policy.NewLabels(nil), Addrs: []netip.Addr{addr("10.0.0.2")}}
+		c := policy.Cluster{Pods: []*policy.Pod{web}, Policies: []*policy.Policy{{Namespace: "shop", Name: "shut", Subject: labels.Everything(), Isolates: [2]bool{true, false}}}}
+		known := true
+		l := New(log, func(k policy.Packet) (policy.Explanation, bool) { return c.Explain(k), known })
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- l.Run(ctx) }()
+		k := policy.Packet{Src: addr("10.0.9.9"), Dst: addr("10.0.0.2"), Proto: policy.TCP, Port: 80}
+		tell := func(r Refusal) int {
+			l.Tell(r)
+			time.Sleep(2 * pause)
+			synctest.Wait()
+			return strings.Count(out.String(), "\n")
 		}
-	}
-	c.Policies = nil
-	if l.Tell(in, packet(k), now.Add(3*every)); !strings.Contains(out.String(), "is allowed by now") {
-		t.Errorf("%s", out.String())
-	}
-	known = false
-	before := lines()
-	if l.Tell(in, packet(k), now.Add(5*every)); lines() != before {
-		t.Errorf("said without knowing why: %s", out.String())
-	}
+		in := policy.Ingress
+		for range 10 * waiting {
+			l.Tell(Refusal{in, packet(k)})
+		}
+		tell(Refusal{in, packet(k)})
+		want := `level=info msg="10.0.9.9 to pod shop/web (10.0.0.2), TCP port 80: ingress of shop/web is isolated by shop/shut" direction=ingress dst=10.0.0.2 op=deny pod=shop/web policies=shop/shut src=10.0.9.9` + "\n"
+		if out.String() != want {
+			t.Errorf("got\n%swant\n%s", out.String(), want)
+		}
+		if n := tell(Refusal{in, []byte("junk")}); n != 1 {
+			t.Errorf("junk: %d lines", n)
+		}
+		// The answer to a question that is denied by now: from port 80 to the client's.
+		answer := packet(policy.Packet{Src: k.Dst, Dst: k.Src, Proto: k.Proto, Port: 40000})
+		binary.BigEndian.PutUint16(answer[20:], k.Port)
+		if n := tell(Refusal{in, answer}); n != 1 {
+			t.Errorf("an answer to what was said: %d lines\n%s", n, out.String())
+		}
+		time.Sleep(every)
+		if n := tell(Refusal{in, answer}); n != 2 || strings.Count(out.String(), want) != 2 {
+			t.Errorf("an answer alone: %d lines\n%s", n, out.String())
+		}
+		time.Sleep(every)
+		if n := tell(Refusal{in, packet(k)}); n != 3 {
+			t.Errorf("a while later: %d lines\n%s", n, out.String())
+		}
+		c.Policies = nil
+		time.Sleep(every)
+		if tell(Refusal{in, packet(k)}); !strings.Contains(out.String(), "is allowed by now") {
+			t.Errorf("%s", out.String())
+		}
+		known = false
+		time.Sleep(every)
+		if n := tell(Refusal{in, packet(k)}); n != 4 {
+			t.Errorf("said without knowing why: %s", out.String())
+		}
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	})
 }

@@ -46,7 +46,7 @@ func TestRefusedPacketsAreLogged(t *testing.T) {
 		n := 0
 		err := c.Watch(ctx, func(copied nft.Copy) {
 			d, ours := Denied(copied.Prefix)
-			if got, ok := denials.Parse(copied.Packet); ours && d == want && ok && got == k {
+			if got, _, ok := denials.Parse(copied.Packet); ours && d == want && ok && got == k {
 				if n++; n == logBurst {
 					cancel()
 				}

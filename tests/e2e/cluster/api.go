@@ -54,9 +54,22 @@ func (o nodeObject) state() NodeState {
 // Get asks the API server, as the administrator, and returns its answer. A
 // status other than 200 is an error.
 func (c *Cluster) Get(ctx context.Context, path string) ([]byte, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.cfg.endpoint()+path, nil)
+	return c.call(ctx, http.MethodGet, path, "")
+}
+
+// Patch changes an object by a JSON patch (RFC 6902).
+func (c *Cluster) Patch(ctx context.Context, path, patch string) error {
+	_, err := c.call(ctx, http.MethodPatch, path, patch)
+	return err
+}
+
+func (c *Cluster) call(ctx context.Context, method, path, patch string) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, method, c.cfg.endpoint()+path, strings.NewReader(patch))
 	if err != nil {
 		return nil, err
+	}
+	if patch != "" {
+		req.Header.Set("Content-Type", "application/json-patch+json")
 	}
 	resp, err := c.client.Do(req)
 	if err != nil {
