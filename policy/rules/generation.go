@@ -64,6 +64,12 @@ func (g Generation) pass() nft.Chain {
 
 // forward is the chain that packets come to first. Most belong to a flow that
 // has been judged.
+//
+// Each rule looks sets up as they are when it does, so that a packet may meet
+// what was before a transaction in one and what is after it in the next. Pods are
+// asked for before their classes, or a packet could pass, and its flow for good,
+// that found the one that comes not yet isolated and then known; and after them,
+// for the one that goes.
 func (g Generation) forward() nft.Chain {
 	c := nft.Chain{Name: forwardChain, Hook: nft.Forward, Priority: priority}
 	add := func(comment string, exprs ...nft.Expr) { c.Rules = append(c.Rules, rule(comment, exprs...)) }
@@ -72,16 +78,20 @@ func (g Generation) forward() nft.Chain {
 	}
 	add("neighbour discovery", discovery()...)
 	add("of no flow", nft.StateIs(nft.StateInvalid|nft.StateUntracked), nft.Verdict{Code: nft.Goto, Chain: strayChain})
+	strangers := func(f subnet.Family) {
+		for _, load := range []nft.Load{nft.LoadTupleSource(f, nft.Original), nft.LoadTupleSource(f, nft.Reply)} {
+			add("no known pod", drop(UnknownPod, unknown(load, f)...)...)
+		}
+	}
 	for _, f := range subnet.Families() {
 		from, to := nft.LoadTupleSource(f, nft.Original), nft.LoadTupleSource(f, nft.Reply)
+		strangers(f)
 		add("a pod reaches itself", nft.In{Fields: []nft.Load{from, to}, Set: hairpinSet(f)}, nft.Verdict{Code: nft.Goto, Chain: passChain})
 		for _, d := range []policy.Direction{policy.Egress, policy.Ingress} {
 			pod, _ := sides(d, f)
 			add("isolated", nft.Has{Load: pod, Map: classSet(d, f)}, nft.Verdict{Code: nft.Jump, Chain: chainOf(d, f)})
 		}
-		for _, end := range []nft.Load{from, to} {
-			add("no known pod", drop(UnknownPod, unknown(end, f)...)...)
-		}
+		strangers(f)
 	}
 	add("", nft.Verdict{Code: nft.Goto, Chain: passChain})
 	return c

@@ -193,21 +193,25 @@ func (p Params) direction(d policy.Direction, f subnet.Family) nft.Chain {
 	return c
 }
 
-// stray is the chain for packets that conntrack does not know the flow of.
+// stray is the chain for packets that conntrack does not know the flow of, in
+// the order of the chain for those of flows.
 func stray() nft.Chain {
 	c := nft.Chain{Name: strayChain}
+	add := func(comment string, exprs ...nft.Expr) { c.Rules = append(c.Rules, rule(comment, exprs...)) }
 	for _, f := range subnet.Families() {
 		from, to := nft.LoadSource(f), nft.LoadDest(f)
 		is := nft.FamilyIs(f)
-		c.Rules = append(c.Rules,
-			rule("of an isolated pod", drop(Stray, is, nft.Has{Load: from, Map: classSet(policy.Egress, f)})...),
-			rule("to an isolated pod", drop(Stray, is, nft.Has{Load: to, Map: classSet(policy.Ingress, f)})...),
-		)
-		for _, end := range []nft.Load{from, to} {
-			c.Rules = append(c.Rules, rule("no known pod", drop(Stray, append([]nft.Expr{is}, unknown(end, f)...)...)...))
+		strangers := func() {
+			for _, end := range []nft.Load{from, to} {
+				add("no known pod", drop(Stray, append([]nft.Expr{is}, unknown(end, f)...)...)...)
+			}
 		}
+		strangers()
+		add("of an isolated pod", drop(Stray, is, nft.Has{Load: from, Map: classSet(policy.Egress, f)})...)
+		add("to an isolated pod", drop(Stray, is, nft.Has{Load: to, Map: classSet(policy.Ingress, f)})...)
+		strangers()
 	}
-	c.Rules = append(c.Rules, rule("", nft.Verdict{Code: nft.Accept}))
+	add("", nft.Verdict{Code: nft.Accept})
 	return c
 }
 

@@ -48,24 +48,34 @@ spec:
 `
 }
 
-// friendsOnly makes letIn's policy one for friends.
-const friendsOnly = `[{"op": "replace", "path": "/spec/ingress/0/from/0/podSelector/matchExpressions/0/values", "value": ["friend"]}]`
-
-// revoke takes what lets two streams in away from one of them: it stops at once,
-// and the other loses nothing.
-func revoke(ctx context.Context, c *cluster.Cluster) (err error) {
+// amongPair runs a case among the pods of pair, once policies are in force that
+// show in trips.
+func amongPair(ctx context.Context, c *cluster.Cluster, policies string, trips []trip, run func(*folk, context.Context) error) (err error) {
 	f, err := settle(ctx, c, pairNamespaces(), pair())
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.leave(context.WithoutCancel(ctx), pairNamespaces())) }()
-	if err := c.Apply(ctx, letIn("friend", "other")); err != nil {
+	if err := c.Apply(ctx, policies); err != nil {
 		return err
 	}
-	server := f.at["server"]
-	if err := f.try(ctx, []trip{{"friend", "server", "tcp", 80, true}, {"other", "server", "tcp", 80, true}, {"neighbour", "server", "tcp", 80, true}}); err != nil {
+	if err := f.try(ctx, trips); err != nil {
 		return err
 	}
+	return run(f, ctx)
+}
+
+// friendsOnly makes letIn's policy one for friends.
+const friendsOnly = `[{"op": "replace", "path": "/spec/ingress/0/from/0/podSelector/matchExpressions/0/values", "value": ["friend"]}]`
+
+// revoke takes what lets two streams in away from one of them: it stops at once,
+// and the other loses nothing.
+func revoke(ctx context.Context, c *cluster.Cluster) error {
+	return amongPair(ctx, c, letIn("friend", "other"), []trip{{"friend", "server", "tcp", 80, true}, {"other", "server", "tcp", 80, true}, {"neighbour", "server", "tcp", 80, true}}, (*folk).revoke)
+}
+
+func (f *folk) revoke(ctx context.Context) error {
+	c, server := f.c, f.at["server"]
 	const every = 10 * time.Millisecond
 	for _, to := range server.IPs {
 		kept, err := f.at["friend"].StartStream(ctx, server.Place, to, every)
@@ -136,20 +146,13 @@ func areCut(ctx context.Context, c *cluster.Cluster, cut []*netlab.Stream, appli
 // killUnderDeny kills the agent of a pod that may get nothing, again and again,
 // while others try to reach it: nothing arrives. A pod that may be reached is,
 // all the time.
-func killUnderDeny(ctx context.Context, c *cluster.Cluster) (err error) {
-	f, err := settle(ctx, c, pairNamespaces(), pair())
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, f.leave(context.WithoutCancel(ctx), pairNamespaces())) }()
-	if err := c.Apply(ctx, letIn("friend")); err != nil {
-		return err
-	}
-	if err := f.try(ctx, []trip{{"friend", "server", "udp", 80, true}, {"other", "server", "udp", 80, false}, {"neighbour", "server", "udp", 80, false}}); err != nil {
-		return err
-	}
+func killUnderDeny(ctx context.Context, c *cluster.Cluster) error {
+	return amongPair(ctx, c, letIn("friend"), []trip{{"friend", "server", "udp", 80, true}, {"other", "server", "udp", 80, false}, {"neighbour", "server", "udp", 80, false}}, (*folk).killUnderDeny)
+}
+
+func (f *folk) killUnderDeny(ctx context.Context) error {
 	const every = 10 * time.Millisecond // 100 a second
-	server := f.at["server"]
+	c, server := f.c, f.at["server"]
 	var denied, allowed []*netlab.Pinger
 	for _, to := range server.IPs {
 		for _, from := range []string{"other", "neighbour", "friend"} {
@@ -214,20 +217,15 @@ func killAgain(ctx context.Context, c *cluster.Cluster, node string) (int, error
 
 // flush removes all of nftables from a node with an isolated pod: the tables are
 // back at once, and kube-proxy's are its own affair.
-func flush(ctx context.Context, c *cluster.Cluster) (err error) {
-	f, err := settle(ctx, c, pairNamespaces(), pair())
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, f.leave(context.WithoutCancel(ctx), pairNamespaces())) }()
-	if err := c.Apply(ctx, letIn("friend")); err != nil {
-		return err
-	}
+func flush(ctx context.Context, c *cluster.Cluster) error {
 	trips := []trip{{"friend", "server", "tcp", 80, true}, {"other", "server", "tcp", 80, false}, {"neighbour", "server", "tcp", 80, false}}
-	if err := f.try(ctx, trips); err != nil {
-		return err
-	}
-	node := c.Nodes()[0]
+	return amongPair(ctx, c, letIn("friend"), trips, func(f *folk, ctx context.Context) error {
+		return errors.Join(f.flush(ctx), f.try(ctx, trips))
+	})
+}
+
+func (f *folk) flush(ctx context.Context) (err error) {
+	c, node := f.c, f.c.Nodes()[0]
 	// kube-proxy does not notice that its tables have gone.
 	defer func() { err = errors.Join(err, node.Restart(context.WithoutCancel(ctx), node.Proxy, syscall.SIGTERM)) }()
 	for range 5 {
@@ -248,7 +246,7 @@ func flush(ctx context.Context, c *cluster.Cluster) (err error) {
 			return err
 		}
 	}
-	return f.try(ctx, trips)
+	return nil
 }
 
 // haveTables fails while a node lacks one of weft's tables.
@@ -267,12 +265,7 @@ func haveTables(ctx context.Context, node *netlab.Place) error {
 
 // coldCaches forgets all neighbours under policies that let one client in, and
 // sees that it gets in all the same.
-func coldCaches(ctx context.Context, c *cluster.Cluster) (err error) {
-	f, err := settle(ctx, c, pairNamespaces(), pair())
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, f.leave(context.WithoutCancel(ctx), pairNamespaces())) }()
+func coldCaches(ctx context.Context, c *cluster.Cluster) error {
 	const shut = `apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata: {name: shut, namespace: app}
@@ -287,23 +280,21 @@ spec:
   egress: [{to: [{podSelector: {matchLabels: {app: server}}}]}]
 ---
 `
-	if err := c.Apply(ctx, shut+letIn("friend", "other")); err != nil {
-		return err
-	}
 	trips := []trip{{"friend", "server", "tcp", 80, true}, {"neighbour", "server", "tcp", 80, true}, {"server", "friend", "tcp", 80, false}}
-	if err := f.try(ctx, trips); err != nil {
-		return err
-	}
+	return amongPair(ctx, c, shut+letIn("friend", "other"), trips, func(f *folk, ctx context.Context) error { return f.forgetNeighbours(ctx, trips[:2]) })
+}
+
+func (f *folk) forgetNeighbours(ctx context.Context, trips []trip) error {
 	for range 5 {
 		for _, s := range f.at {
 			if _, err := s.Network().Run(ctx, "ip", "neigh", "flush", "all"); err != nil {
 				return err
 			}
 		}
-		if _, err := c.Nodes()[0].Network().Run(ctx, "ip", "neigh", "flush", "dev", bridgeName); err != nil {
+		if _, err := f.c.Nodes()[0].Network().Run(ctx, "ip", "neigh", "flush", "dev", bridgeName); err != nil {
 			return err
 		}
-		for _, t := range trips[:2] {
+		for _, t := range trips {
 			for _, to := range f.addrs(t) {
 				if err := f.ask(ctx, t, to); err != nil {
 					return fmt.Errorf("with cold caches %s to %s at %s: %w", t.from, t.to, to, err)
