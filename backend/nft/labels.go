@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -42,15 +43,59 @@ func (c *Conn) ClearLabels(ctx context.Context, keep int) error {
 	if err != nil {
 		return fmt.Errorf("conntrack: list flows: %w", explain(err))
 	}
-	for _, f := range flows {
-		f.bytes(ctaLabels, make([]byte, labelBytes))
-		f.bytes(ctaLabelsMask, mask)
-		err := c.ask(ctx, ctMsgNew|unix.NFNL_SUBSYS_CTNETLINK<<8, unix.NLM_F_ACK, f, func([]byte) error { return nil })
-		if err != nil && !errors.Is(err, unix.ENOENT) { // it ended meanwhile
-			return fmt.Errorf("conntrack: clear labels of a flow: %w", err)
+	for i := range flows {
+		flows[i].bytes(ctaLabels, make([]byte, labelBytes))
+		flows[i].bytes(ctaLabelsMask, mask)
+	}
+	for some := range slices.Chunk(flows, flowsAtOnce) {
+		if err := c.changeFlows(ctx, some); err != nil {
+			return fmt.Errorf("conntrack: clear labels: %w", err)
 		}
 	}
 	return nil
+}
+
+// flowsAtOnce is how many flows are changed by one datagram: so many that calls
+// do not count, so few that answers about all of them fit into the buffer.
+const flowsAtOnce = 128
+
+// changeFlows sends one request for each flow. Only the last is acknowledged, and
+// those that fail; flows that have ended meanwhile do not count.
+func (c *Conn) changeFlows(ctx context.Context, flows []attrs) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.ready(ctx); err != nil {
+		return err
+	}
+	out := make([]netlink.Message, len(flows))
+	for i, f := range flows {
+		out[i] = netlink.Message{Header: netlink.Header{Type: typeOf(ctMsgNew | unix.NFNL_SUBSYS_CTNETLINK<<8), Flags: unix.NLM_F_REQUEST}, Data: f}
+	}
+	out[len(out)-1].Header.Flags |= unix.NLM_F_ACK
+	sent, err := c.sock.SendMessages(out)
+	if err != nil {
+		return ctxError(ctx, err)
+	}
+	first := sent[0].Header.Sequence
+	var failed error
+	for {
+		got, err := c.receive(ctx)
+		if err != nil {
+			return errors.Join(failed, err)
+		}
+		for _, r := range got {
+			at := r.seq - first // unsigned, so older numbers are large
+			if r.typ != unix.NLMSG_ERROR || at >= uint32(len(flows)) {
+				continue
+			}
+			if err := r.err(); err != nil && !errors.Is(err, unix.ENOENT) && failed == nil {
+				failed = err
+			}
+			if at == uint32(len(flows))-1 {
+				return failed
+			}
+		}
+	}
 }
 
 // flows reads all of conntrack.
