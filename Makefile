@@ -137,7 +137,7 @@ e2e-full: need-root bin/.plugins image weft-e2e ## the same for IPv4, IPv6 and b
 	done; done; [ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
 e2e-policy: need-root bin/.plugins image weft-e2e ## NetworkPolicy: our long cases and Kubernetes' own specs, pods spread and on one node, both modes of kube-proxy (about an hour)
 	@failed=; for nodes in 3 1; do for proxy in nftables iptables; do \
-	  bin/weft-e2e run --nodes $$nodes --cases "$$([ $$nodes$$proxy = 3nftables ] && echo '^policy: ' || echo '^$$')" --long --focus Netpol --limit 45m \
+	  bin/weft-e2e run --nodes $$nodes --cases "$$([ $$nodes$$proxy = 3nftables ] && echo '^policy: ' || echo '^$$')" --long --focus Netpol --limit 60m \
 	    --proxy $$proxy --log-dir bin/e2e-logs/policy-$$nodes-$$proxy $(E2E) || failed="$$failed $$nodes-$$proxy"; \
 	done; done; [ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
 e2e-steps: bin/.plugins image weft-e2e

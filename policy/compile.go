@@ -135,6 +135,11 @@ func (k *compiler) classify() {
 						k.table.Classes[d][a] = Class(n)
 					}
 				}
+				for _, a := range pod.Extra {
+					if k.holders[a] == nil {
+						k.table.Classes[d][a] = Class(n)
+					}
+				}
 			}
 		}
 	}

@@ -17,7 +17,7 @@ type Registered struct {
 	Namespace, Name, UID string
 	Container            string // ID of its sandbox
 	Addrs                []netip.Addr
-	Links                []Link // which have Addrs; none where the node does not know
+	Links                []Link // none where the node does not know
 	// Pod is the pod as the API had it when it was registered; nil if it was not
 	// asked. It counts while a Cluster does not have the pod.
 	Pod *Pod
@@ -25,9 +25,8 @@ type Registered struct {
 
 // A Link is what joins a pod to its node.
 type Link struct {
-	Port  string // name of the node's end
-	MAC   net.HardwareAddr
-	Addrs []netip.Addr
+	Port string           // name of the node's end
+	MAC  net.HardwareAddr // of the pod's
 }
 
 // is reports whether r is about p.

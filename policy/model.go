@@ -92,8 +92,9 @@ type Pod struct {
 	Created              int64 // seconds since 1970
 	Node                 string
 	Labels               *Labels
-	Addrs                []netip.Addr   // at most one of a family, but see WithAllowed
+	Addrs                []netip.Addr   // at most one of a family
 	Allowed              []netip.Prefix // what it asks to have beside Addrs
+	Extra                []netip.Addr   // what it has of that: its policies are for these too, as a peer it is not known by them
 	Ports                []NamedPort
 	HostNetwork          bool // the addresses are its node's
 	Ended                bool // phase Succeeded or Failed: the addresses are nobody's, or another's
@@ -104,6 +105,9 @@ func (p *Pod) holds() bool { return !p.HostNetwork && !p.Ended }
 
 // has reports whether a is the pod's.
 func (p *Pod) has(a netip.Addr) bool { return p.holds() && slices.Contains(p.Addrs, a) }
+
+// speaks reports whether what comes from a, or goes there, is the pod's.
+func (p *Pod) speaks(a netip.Addr) bool { return p.has(a) || p.holds() && slices.Contains(p.Extra, a) }
 
 // newer reports whether p, and not o, has an address that both name.
 func (p *Pod) newer(o *Pod) bool {

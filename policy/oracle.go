@@ -18,7 +18,7 @@ type Reason struct {
 // destination, wherever these are, with the reasons. It is the oracle.
 func (c *Cluster) Allows(k Packet) (bool, [2]Reason) {
 	src, dst := c.podAt(k.Src), c.podAt(k.Dst)
-	in, out := c.judge(Ingress, dst, k.Src, src, dst, k), c.judge(Egress, src, k.Dst, dst, dst, k)
+	in, out := c.judge(Ingress, c.subjectAt(k.Dst), k.Src, src, dst, k), c.judge(Egress, c.subjectAt(k.Src), k.Dst, dst, dst, k)
 	if src != nil && src == dst {
 		in.Allowed, out.Allowed = true, true // a pod reaches itself
 	}
@@ -34,6 +34,20 @@ func (c *Cluster) podAt(a netip.Addr) *Pod {
 		}
 	}
 	return found
+}
+
+// subjectAt returns the pod whose policies are for a: the one that has it, or
+// has it beside its own.
+func (c *Cluster) subjectAt(a netip.Addr) *Pod {
+	if p := c.podAt(a); p != nil {
+		return p
+	}
+	for _, p := range c.Pods {
+		if p.speaks(a) {
+			return p
+		}
+	}
+	return nil
 }
 
 // judge judges k in one direction: pod is subject, peer is at the other end,

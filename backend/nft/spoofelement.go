@@ -13,10 +13,6 @@ import (
 	"weft.dev/weft/subnet"
 )
 
-// maxExtra bounds the addresses that one pod may have in Extra: a prefix of 24
-// bits, or of 120.
-const maxExtra = 256
-
 // SpoofPod is what SpoofTable's rules know about one pod.
 //
 // The port is known by its name, not by its index: a name can be written before
@@ -27,15 +23,11 @@ const maxExtra = 256
 type SpoofPod struct {
 	Port string           // the bridge's end of the pod's link
 	MAC  net.HardwareAddr // of the pod's end
-	// Addrs are the pod's addresses. The link-local address that Linux makes from
-	// the MAC need not be among them; any other that the pod uses has to be.
+	// Addrs are the pod's addresses, and what else it may use. The link-local
+	// address that Linux makes from the MAC need not be among them; any other that
+	// the pod uses has to be. There are no prefixes: a set of prefixes that is keyed
+	// by port, address and MAC costs milliseconds for each change.
 	Addrs []netip.Addr
-	// Extra is what the pod may use besides (annotation weft.dev/allow-addresses):
-	// addresses that it shares with others or forwards for. Nothing here keeps a pod
-	// from getting the gateway's. Prefixes are taken apart, at most maxExtra addresses in all,
-	// because a set of prefixes that is keyed by port, address and MAC costs
-	// milliseconds for each change.
-	Extra []netip.Prefix
 }
 
 // portKey is a port's name as elements have it.
@@ -72,12 +64,8 @@ func SpoofElements(p SpoofPod) ([]Element, error) {
 		{Set: spoofMACs, Key: Key(port, mac)},
 		{Set: spoofOptions, Key: Key(port, mac)},
 	}
-	extra, err := spread(p.Extra)
-	if err != nil {
-		return nil, fmt.Errorf("extra addresses of port %s: %w", p.Port, err)
-	}
 	seen := map[netip.Addr]bool{}
-	for _, a := range append(append([]netip.Addr{linkLocal(p.MAC)}, p.Addrs...), extra...) {
+	for _, a := range append([]netip.Addr{linkLocal(p.MAC)}, p.Addrs...) {
 		if err := source(a); err != nil {
 			return nil, fmt.Errorf("port %s: %w", p.Port, err)
 		}
@@ -89,23 +77,6 @@ func SpoofElements(p SpoofPod) ([]Element, error) {
 		out = append(out, Element{Set: spoofSource(f), Key: key})
 		if f == subnet.IPv6 {
 			out = append(out, Element{Set: spoofTargets, Key: key})
-		}
-	}
-	return out, nil
-}
-
-// spread returns the addresses in list.
-func spread(list []netip.Prefix) ([]netip.Addr, error) {
-	var out []netip.Addr
-	for _, p := range list {
-		if !p.IsValid() || p.Addr().Is4In6() {
-			return nil, fmt.Errorf("prefix %v: want one of IPv4 or IPv6", p)
-		}
-		for a := p.Masked().Addr(); p.Contains(a); a = a.Next() {
-			if len(out) == maxExtra {
-				return nil, fmt.Errorf("%v: want at most %d addresses in all", p, maxExtra)
-			}
-			out = append(out, a)
 		}
 	}
 	return out, nil

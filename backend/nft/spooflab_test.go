@@ -45,12 +45,20 @@ type yard struct {
 func yardPods() []SpoofPod {
 	return []SpoofPod{
 		{
-			Port: "port-a", MAC: net.HardwareAddr(macA), Addrs: addrs("10.42.1.10", "fd42:0:0:1::a"),
-			Extra: prefixes("192.0.2.7/32", "198.51.100.0/28", "2001:db8::7/128"),
+			Port: "port-a", MAC: net.HardwareAddr(macA), Addrs: append(addrs("10.42.1.10", "fd42:0:0:1::a", "192.0.2.7", "2001:db8::7"), hostsOf("198.51.100.0/28")...),
 		},
 		{Port: "port-b", MAC: net.HardwareAddr(macB), Addrs: addrs("10.42.1.11", "fd42:0:0:1::b")},
 		{Port: "port-c", MAC: net.HardwareAddr(macC), Addrs: addrs("10.42.1.12", "fd42:0:0:1::c")},
 	}
+}
+
+// hostsOf returns all addresses of a prefix.
+func hostsOf(s string) (out []netip.Addr) {
+	p := netip.MustParsePrefix(s)
+	for a := p.Addr(); p.Contains(a); a = a.Next() {
+		out = append(out, a)
+	}
+	return out
 }
 
 // Spoof is what a node wants that has those pods.

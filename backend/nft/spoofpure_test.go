@@ -56,8 +56,7 @@ func TestSpoofElements(t *testing.T) {
 		"no addresses":       {func(p *SpoofPod) { p.Addrs = nil }, 0, 1},
 		"link-local given":   {func(p *SpoofPod) { p.Addrs = addrs(linkA) }, 0, 1},
 		"another link-local": {func(p *SpoofPod) { p.Addrs = addrs("fe80::1") }, 0, 2},
-		"extra twice":        {func(p *SpoofPod) { p.Extra = prefixes("192.0.2.1/32", "192.0.2.0/31", a4+"/32") }, 3, 2},
-		"extra, host bits":   {func(p *SpoofPod) { p.Extra = prefixes("192.0.2.77/24") }, 257, 2},
+		"one twice":          {func(p *SpoofPod) { p.Addrs = addrs("192.0.2.1", "192.0.2.0", "192.0.2.1", a4) }, 3, 1},
 	} {
 		p := good()
 		c.change(&p)
@@ -82,19 +81,15 @@ func TestSpoofElementsRefuses(t *testing.T) {
 		"InfiniBand's":          {func(p *SpoofPod) { p.MAC = make([]byte, 20) }, "want 6 bytes"},
 		"unspecified":           {func(p *SpoofPod) { p.Addrs = addrs("0.0.0.0") }, "address 0.0.0.0"},
 		"unspecified IPv6":      {func(p *SpoofPod) { p.Addrs = addrs("::") }, "address ::"},
-		"extra unspecified":     {func(p *SpoofPod) { p.Extra = prefixes("0.0.0.0/30") }, "address 0.0.0.0"},
+		"extra unspecified":     {func(p *SpoofPod) { p.Addrs = addrs("0.0.0.0") }, "address 0.0.0.0"},
 		"multicast":             {func(p *SpoofPod) { p.Addrs = addrs("224.0.0.1") }, "address 224.0.0.1"},
 		"loopback":              {func(p *SpoofPod) { p.Addrs = addrs("::1") }, "address ::1"},
 		"broadcast":             {func(p *SpoofPod) { p.Addrs = addrs("255.255.255.255") }, "want one of a single host"},
 		"mapped":                {func(p *SpoofPod) { p.Addrs = addrs("::ffff:10.0.0.1") }, "without zone"},
 		"zone":                  {func(p *SpoofPod) { p.Addrs = addrs("fe80::1%eth0") }, "without zone"},
 		"invalid":               {func(p *SpoofPod) { p.Addrs = []netip.Addr{{}} }, "port veth0"},
-		"invalid prefix":        {func(p *SpoofPod) { p.Extra = []netip.Prefix{{}} }, "extra addresses of port veth0"},
-		"mapped prefix":         {func(p *SpoofPod) { p.Extra = prefixes("::ffff:10.0.0.0/120") }, "want one of IPv4 or IPv6"},
-		"too much":              {func(p *SpoofPod) { p.Extra = prefixes("192.0.2.0/24", "192.0.2.9/32") }, "want at most 256"},
-		"far too much":          {func(p *SpoofPod) { p.Extra = prefixes("2001:db8::/64") }, "2001:db8::/64: want at most 256"},
-		"end of the space":      {func(p *SpoofPod) { p.Extra = prefixes("255.255.255.255/32") }, "want one of a single host"},
-		"end of IPv6 addresses": {func(p *SpoofPod) { p.Extra = prefixes("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff/128") }, "want one of a single host"},
+		"end of the space":      {func(p *SpoofPod) { p.Addrs = addrs("255.255.255.255") }, "want one of a single host"},
+		"end of IPv6 addresses": {func(p *SpoofPod) { p.Addrs = addrs("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff") }, "want one of a single host"},
 	} {
 		p := SpoofPod{Port: "veth0", MAC: net.HardwareAddr(macA), Addrs: addrs(a4, a6)}
 		c.change(&p)

@@ -63,7 +63,9 @@ type options struct {
 
 	NetworkPolicy bool
 	SpoofGuard    bool
-	OnAgentDown   string // what becomes of a pod that starts then: "deny" or "open"
+	// AllowAddresses are what pods may have beside their own.
+	AllowAddresses []netip.Prefix
+	OnAgentDown    string // what becomes of a pod that starts then: "deny" or "open"
 
 	SubnetFile string
 	StateDir   string
@@ -122,7 +124,7 @@ func presetFor(flannel bool) preset {
 // every complaint can name the value and where it came from.
 type raw struct {
 	endpoints, canReach, publicIP, publicIPFor6, guard, logLevel string
-	sources                                                      []string
+	sources, allow                                               []string
 	checkConfig                                                  bool
 }
 
@@ -190,6 +192,7 @@ func (o *options) define(p preset, r *raw) *pflag.FlagSet {
 	f.DurationVar(&o.MassRemovalHold, "mass-removal-hold", 5*time.Minute, "keep the peers for so long when the store loses more than half of them at once; 0 is off")
 	f.BoolVar(&o.NetworkPolicy, "network-policy", p.networkPolicy, "enforce NetworkPolicies on this node's pods, with --store=kube; off removes what is in force")
 	f.BoolVar(&o.SpoofGuard, "spoof-guard", true, "with network policies, keep pods from sending from addresses that are not theirs")
+	f.StringSliceVar(&r.allow, "allow-addresses", nil, "prefixes that pods may have addresses of beside their own, if annotation "+subnet.Domain+"/allow-addresses asks for it; repeatable")
 	f.StringVar(&o.OnAgentDown, "policy-agent-down", "deny", "what becomes of a pod that starts while the agent is down: deny (it waits) or open (it starts, and policies reach it later)")
 	f.StringVar(&o.SubnetFile, "subnet-file", p.subnetFile, "where the CNI plugin reads this node's subnets and MTU")
 	f.StringVar(&o.StateDir, "state-dir", "/var/lib/weft", "directory for what must survive a reboot (the instance id)")
@@ -360,9 +363,6 @@ func (o *options) filters() bool { return o.Guard != overlay.GuardOff || o.IPMas
 // Kubernetes API alone.
 func (o *options) enforces() bool { return o.NetworkPolicy && o.Store == storeKube }
 
-// guards reports whether this agent keeps pods to their own addresses.
-func (o *options) guards() bool { return o.enforces() && o.SpoofGuard }
-
 // selfGuard is the guard as the reconciler wants it.
 func (o *options) selfGuard() overlay.Guard {
 	if !o.filters() {
@@ -391,6 +391,13 @@ func (o *options) addresses(r *raw, bad func(string, any, string) error) error {
 			return bad(p.flag, p.val, "a unicast "+p.family.String()+" address")
 		}
 		o.PublicIPs = append(o.PublicIPs, a.Unmap())
+	}
+	for _, text := range r.allow {
+		p, err := netip.ParsePrefix(text)
+		if err != nil || p.Addr().Is4In6() || p != p.Masked() {
+			return bad("allow-addresses", text, "prefixes such as 192.0.2.0/28 or 2001:db8::/64, without host bits")
+		}
+		o.AllowAddresses = append(o.AllowAddresses, p)
 	}
 	for _, text := range r.sources {
 		a, err := netip.ParseAddr(strings.TrimSpace(text))

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -33,7 +34,7 @@ type policies struct {
 	conn       *nft.Conn
 	programmer *rules.Programmer
 	guard      *guard.Guard
-	copies     *nft.Copies       // of what is refused; nil where nobody can read them
+	copies     *nft.Copies       // of what is refused; nil where nobody reads them yet
 	source     *kube.Source      // nil where none are enforced
 	enforcer   *enforce.Enforcer // nil then, too
 }
@@ -55,13 +56,13 @@ func (a *agent) newPolicies(ctx context.Context) (*policies, error) {
 	}
 	p := &policies{a: a, conn: conn, guard: guard.New(conn)}
 	if a.o.enforces() {
-		p.listen(ctx)
+		_ = p.listen(ctx) // tellDenials says it, and tries again
 	}
 	p.programmer = rules.NewProgrammer(conn, a.policyParams())
-	if a.o.filters() || a.o.enforces() { // else tables may be another agent's; see dropTable
-		p.dropFormer(ctx)
-	}
 	if !a.o.enforces() {
+		if a.o.filters() { // else tables may be another agent's; see dropTable
+			p.dropFormer(ctx)
+		}
 		return p, nil
 	}
 	if err := p.connect(); err != nil {
@@ -72,16 +73,18 @@ func (a *agent) newPolicies(ctx context.Context) (*policies, error) {
 	return p, nil
 }
 
+// listenAgain is the pause between attempts to get copies of refused packets.
+const listenAgain = 30 * time.Second
+
 // listen takes the group of copies of refused packets. Without it they are
 // counted all the same.
-func (p *policies) listen(ctx context.Context) {
-	copies, err := nft.ListenCopies(ctx, rules.DefaultLogGroup)
+func (p *policies) listen(ctx context.Context) (err error) {
+	p.copies, err = nft.ListenCopies(ctx, rules.DefaultLogGroup)
+	p.a.noCopies.Store(errors.Is(err, nft.ErrNoLog))
 	if err != nil {
-		p.a.noCopies.Store(errors.Is(err, nft.ErrNoLog))
-		p.a.log.WithField("err", err).Warn("what network policies deny is counted and not logged")
-		return
+		p.copies = nil
 	}
-	p.copies = copies
+	return err
 }
 
 // dropFormer removes tables of settings that are no more.
@@ -91,13 +94,9 @@ func (p *policies) dropFormer(ctx context.Context) {
 			p.a.log.WithField("err", err).Warnf("a table %s of former settings may be left", table)
 		}
 	}
-	if !p.a.o.enforces() {
-		warn(p.programmer.Remove(ctx), "inet "+rules.TableName)
-	}
-	if !p.a.o.guards() {
-		_, err := p.guard.Remove(ctx)
-		warn(err, "bridge "+nft.SpoofTableName)
-	}
+	warn(p.programmer.Remove(ctx), "inet "+rules.TableName)
+	_, err := p.guard.Remove(ctx)
+	warn(err, "bridge "+nft.SpoofTableName)
 }
 
 // removePolicies removes the tables of policies and of what pods may send, from
@@ -108,6 +107,7 @@ func removePolicies(ctx context.Context) (removed []string, err error) {
 		return nil, err
 	}
 	defer func() { _ = conn.Close() }() // nothing is lost by closing late
+	var errs []error
 	for _, t := range []nft.Table{rules.Table(), guard.Table()} {
 		have, err := conn.Dump(ctx, t)
 		if errors.Is(err, nft.ErrUnsupported) || err == nil && !have.Present {
@@ -116,12 +116,12 @@ func removePolicies(ctx context.Context) (removed []string, err error) {
 		if err == nil {
 			err = conn.Apply(ctx, nft.Removal(t, have))
 		}
-		if err != nil {
-			return removed, err
+		if err == nil {
+			removed = append(removed, t.Family.String()+" "+t.Name)
 		}
-		removed = append(removed, t.Family.String()+" "+t.Name)
+		errs = append(errs, err)
 	}
-	return removed, nil
+	return removed, errors.Join(errs...)
 }
 
 // connect makes source and enforcer.
@@ -136,14 +136,12 @@ func (p *policies) connect() (err error) {
 	if err != nil {
 		return err
 	}
-	eo := enforce.Options{Node: o.NodeName, Source: p.source, Kernel: p.programmer, Pods: enforce.FromLedger(l), Log: log,
+	eo := enforce.Options{Node: o.NodeName, Source: p.source, Kernel: p.programmer, Guard: p.guard, Pods: enforce.FromLedger(l), Log: log,
+		Unbound: !o.SpoofGuard, Allow: o.AllowAddresses,
 		Bridge: func(ctx context.Context) error {
 			_, err := backend.GuardBridge(ctx, bridge)
 			return err
 		}}
-	if o.guards() {
-		eo.Guard = p.guard
-	}
 	p.enforcer = enforce.New(eo)
 	return nil
 }
@@ -188,10 +186,6 @@ func (p *policies) run(ctx context.Context) error {
 
 // tellDenials logs what policies refuse until ctx ends.
 func (p *policies) tellDenials(ctx context.Context) error {
-	if p.copies == nil {
-		<-ctx.Done()
-		return ctx.Err()
-	}
 	log := denials.New(p.a.log.WithField("node", p.a.o.NodeName), func(k policy.Packet) (policy.Explanation, bool) {
 		st := p.enforcer.Status()
 		if st.Cluster == nil {
@@ -201,14 +195,37 @@ func (p *policies) tellDenials(ctx context.Context) error {
 	})
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return log.Run(ctx) })
-	g.Go(func() error {
-		return p.copies.Watch(ctx, func(c nft.Copy) {
-			if d, ok := rules.Denied(c.Prefix); ok {
-				log.Tell(denials.Refusal{Direction: d, Packet: c.Packet})
-			}
-		})
-	})
+	g.Go(func() error { return p.readCopies(ctx, log) })
 	return g.Wait()
+}
+
+// readCopies hands copies of refused packets to log until ctx ends. That it
+// cannot is no reason to end: nothing but the log depends on it.
+func (p *policies) readCopies(ctx context.Context, log *denials.Log) error {
+	said := false
+	for {
+		var err error
+		if p.copies == nil {
+			err = p.listen(ctx)
+		}
+		if p.copies != nil {
+			said = false
+			err = p.copies.Watch(ctx, func(c nft.Copy) {
+				if d, ok := rules.Denied(c.Prefix); ok {
+					log.Tell(denials.Refusal{Direction: d, Packet: c.Packet})
+				}
+			})
+			_ = p.copies.Close() // it is of no use any more
+			p.copies = nil
+		}
+		if ctx.Err() == nil && !said {
+			said = true
+			p.a.log.WithField("err", err).Warn("what network policies deny is counted and not logged for now")
+		}
+		if err := sleep(ctx, listenAgain); err != nil {
+			return err
+		}
+	}
 }
 
 // close gives up the connections. What is in force stays.
@@ -217,7 +234,7 @@ func (p *policies) close() {
 		_ = p.source.Close() // nothing is lost by closing late
 	}
 	if p.copies != nil {
-		_ = p.copies.Close()
+		_ = p.copies.Close() // nothing is lost by closing late
 	}
 	_ = p.conn.Close()
 }
@@ -265,9 +282,6 @@ func (a *agent) counted(ctx context.Context, t nft.Table) map[string]uint64 {
 func (a *agent) denied(ctx context.Context) map[string]uint64 { return a.counted(ctx, rules.Table()) }
 
 func (a *agent) spoofed(ctx context.Context) map[string]uint64 {
-	if !a.o.guards() {
-		return nil
-	}
 	return a.counted(ctx, guard.Table())
 }
 

@@ -99,8 +99,17 @@ func (l *Log) say(r Refusal, now time.Time) {
 	if !ok {
 		return
 	}
+	if now.Sub(l.since) >= every {
+		clear(l.said)
+		l.since = now
+	}
+	for _, k := range []policy.Packet{there, back} {
+		if _, known := l.said[line{k, r.Direction}]; known {
+			return
+		}
+	}
 	e, ok := l.explain(there)
-	if !ok {
+	if !ok || len(l.said) == most {
 		return
 	}
 	if e.Reasons[r.Direction].Allowed { // it may be an answer, and judged as its question
@@ -108,15 +117,7 @@ func (l *Log) say(r Refusal, now time.Time) {
 			there, e = back, o
 		}
 	}
-	if now.Sub(l.since) >= every {
-		clear(l.said)
-		l.since = now
-	}
-	key := line{there, r.Direction}
-	if _, known := l.said[key]; known || len(l.said) == most {
-		return
-	}
-	l.said[key] = struct{}{}
+	l.said[line{there, r.Direction}] = struct{}{}
 	fields := logrus.Fields{"op": "deny", "direction": r.Direction.String(), "src": there.Src.String(), "dst": there.Dst.String()}
 	if p := e.Reasons[r.Direction].Pod; p != nil {
 		fields["pod"] = p.String()

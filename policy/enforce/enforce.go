@@ -51,7 +51,11 @@ type Options struct {
 	Source Source
 	Kernel Kernel
 	Pods   Pods
-	Guard  Guard // nil for none
+	Guard  Guard
+	// Unbound lets pods send from any address.
+	Unbound bool
+	// Allow is what pods may have beside their own addresses if they ask for it.
+	Allow []netip.Prefix
 	// Bridge makes what pods of this node send each other pass the table; nil
 	// where it does.
 	Bridge func(context.Context) error
@@ -214,8 +218,9 @@ func (p *pass) make(ctx context.Context, audit bool) {
 		return
 	}
 	if err != nil {
-		was := p.Status()
-		st = was // what is in force still is
+		if st.Table == nil {
+			st = p.Status() // what is in force still is
+		}
 		st.InForce, st.Reason = false, err.Error()
 	}
 	p.status.Store(&st)
@@ -254,7 +259,8 @@ func (p *pass) enforce(ctx context.Context, look bool) (Status, error) {
 		return Status{}, fmt.Errorf("this node's pods: %w", err)
 	}
 	start := time.Now()
-	cluster, extras := snap.Cluster.With(p.o.Node, p.known(snap.Cluster, local)).WithAllowed(p.o.Node, slices.Concat(at.subnets, at.reserved))
+	cluster, extras := snap.Cluster.With(p.o.Node, p.known(snap.Cluster, local)).
+		WithAllowed(policy.Allowance{Node: p.o.Node, Of: p.o.Allow, Reserved: slices.Concat(at.subnets, at.reserved)})
 	table := p.compiler.Compile(&cluster)
 	compiled := time.Now()
 	put := p.o.Kernel.Update

@@ -52,7 +52,7 @@ func start(t *testing.T) *bench {
 		defer b.mu.Unlock()
 		return b.unbridged
 	}
-	b.Enforcer = New(Options{Node: "here", Source: b, Kernel: b, Guard: (*guardBench)(b), Bridge: bridge, Pods: func(context.Context) ([]policy.Registered, error) {
+	b.Enforcer = New(Options{Node: "here", Source: b, Kernel: b, Guard: (*guardBench)(b), Bridge: bridge, Allow: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("10.0.0.0/8")}, Pods: func(context.Context) ([]policy.Registered, error) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		return slices.Clone(b.ledger), nil
@@ -297,7 +297,7 @@ func TestStorm(t *testing.T) {
 // linked is a pod with its link to the node.
 func linked(name string, n byte) policy.Registered {
 	r := registered4(name, n)
-	r.Links = []policy.Link{{Port: "veth-" + name, MAC: net.HardwareAddr{2, 0, 0, 0, 0, n}, Addrs: []netip.Addr{addr(n)}}}
+	r.Links = []policy.Link{{Port: "veth-" + name, MAC: net.HardwareAddr{2, 0, 0, 0, 0, n}}}
 	return r
 }
 
@@ -316,8 +316,7 @@ func TestAdmittedPodsAreGuarded(t *testing.T) {
 		if err := b.admit("sandbox-web"); err != nil {
 			t.Fatal(err)
 		}
-		if len(b.guarded) != 1 || b.guarded[0].Port != "veth-web" || !slices.Equal(b.guarded[0].Addrs, []netip.Addr{addr(2)}) ||
-			!slices.Equal(b.guarded[0].Extra, web.Allowed[:1]) || len(b.closed) > 0 {
+		if len(b.guarded) != 1 || b.guarded[0].Port != "veth-web" || !slices.Equal(b.guarded[0].Addrs, []netip.Addr{addr(2), web.Allowed[0].Addr()}) || len(b.closed) > 0 {
 			t.Errorf("guarded %+v, closed %v", b.guarded, b.closed)
 		}
 		st := b.Status()

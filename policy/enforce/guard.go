@@ -36,38 +36,40 @@ func (p *pass) guard(ctx context.Context, st *Status, local []policy.Registered,
 			problem(subnet.Problem{Kind: "PolicyNotOnBridge"}, "policies do not see what pods of this node send each other: %v", err)
 		}
 	}
-	if p.o.Guard == nil {
-		return nil
+	var pods []nft.SpoofPod
+	if !p.o.Unbound {
+		pods = bound(local, extras)
 	}
-	pods := bound(local, extras)
 	left, err := p.o.Guard.Update(ctx, pods, closed, look)
 	switch {
 	case errors.Is(err, guard.ErrUnsupported):
-		problem(subnet.Problem{Kind: "PodsNotGuarded"}, "pods may send from any address: %v", err)
+		problem(subnet.Problem{Kind: "PodsNotGuarded"}, "pods may send from any address, and %d that policies select reach their neighbours: %v", len(closed), err)
 		return nil
 	case err != nil:
 		return err
 	}
-	st.Guarded = len(pods) - len(left)
+	st.Guarded = max(0, len(pods)-len(left))
 	if len(left) > 0 {
 		problem(subnet.Problem{Kind: "PodsNotGuarded"}, "%d pods may send from any address: %v", len(left), left[0])
 	}
 	return nil
 }
 
-// bound returns what each link of the node's pods may send.
+// bound returns what each link of the node's pods may send. A pod with several
+// answers by one what came by another.
 func bound(local []policy.Registered, extras []policy.Extra) []nft.SpoofPod {
-	more := map[[2]string][]netip.Prefix{}
+	more := map[[2]string][]netip.Addr{}
 	for _, e := range extras {
-		for _, a := range e.Addrs {
-			key := [2]string{e.Pod.Namespace, e.Pod.Name}
-			more[key] = append(more[key], netip.PrefixFrom(a, a.BitLen()))
-		}
+		more[[2]string{e.Pod.Namespace, e.Pod.Name}] = e.Pod.Extra
 	}
 	var out []nft.SpoofPod
 	for _, r := range local {
+		addrs := unmapped(r.Addrs)
+		if r.Name != "" {
+			addrs = append(addrs, more[[2]string{r.Namespace, r.Name}]...)
+		}
 		for _, l := range r.Links {
-			out = append(out, nft.SpoofPod{Port: l.Port, MAC: l.MAC, Addrs: unmapped(l.Addrs), Extra: more[[2]string{r.Namespace, r.Name}]})
+			out = append(out, nft.SpoofPod{Port: l.Port, MAC: l.MAC, Addrs: addrs})
 		}
 	}
 	return out

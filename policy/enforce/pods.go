@@ -37,7 +37,7 @@ func links(s ledger.Stamp) []policy.Link {
 	}
 	var out []policy.Link
 	for _, port := range s.Ports {
-		out = append(out, policy.Link{Port: port, MAC: mac, Addrs: s.Addrs})
+		out = append(out, policy.Link{Port: port, MAC: mac})
 	}
 	return out
 }

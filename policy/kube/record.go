@@ -24,6 +24,10 @@ import (
 // that it may send from beside its own addresses.
 const allowAnnotation = subnet.Domain + "/allow-addresses"
 
+// maxAllowed bounds the entries of that annotation: every agent has those of all
+// pods in memory.
+const maxAllowed = 64
+
 // A record is what is kept of an object of the API. It is one itself
 // (runtime.Object), so that a Reflector keeps nothing else.
 type record struct {
@@ -160,6 +164,9 @@ func (r *reader) pod(o *corev1.Pod, as *record) (*policy.Pod, string) {
 		if err != nil {
 			problem = clip(fmt.Sprintf("annotation %s: %q is no address and no prefix, it allows nothing", allowAnnotation, word))
 			continue
+		}
+		if len(p.Allowed) == maxAllowed {
+			return p, clip(fmt.Sprintf("annotation %s: %s and what follows: want at most %d addresses and prefixes", allowAnnotation, at, maxAllowed))
 		}
 		p.Allowed = append(p.Allowed, at)
 	}

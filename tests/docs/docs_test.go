@@ -127,7 +127,7 @@ func flagName(word string) string {
 func foreignFlags() []string {
 	return []string{
 		"flannel-backend", "disable-network-policy", "cluster-cidr", "pod-network-cidr", "allocate-node-cidrs", // k3s, kubeadm, controller manager
-		"family", "proxy", "network", "focus", "suite", "cases", // weft-e2e
+		"family", "proxy", "network", "focus", "suite", "cases", "long", // weft-e2e
 		"nodes", "etcd", "keep", // weft-lab
 		"from", "to", // weftd install-cni
 		"kube-subnet-mgr", "iptables-resync", // flanneld

@@ -143,7 +143,7 @@ func (l *launcher) clusterFlags(f *pflag.FlagSet) {
 	f.BoolVar(&l.DNS, "dns", true, "install CoreDNS")
 	f.StringVar(&c.LogDir, "log-dir", "bin/e2e-logs", "where logs go; it is emptied first")
 	f.BoolVar(&l.Keep, "keep", false, "leave the cluster standing after the tests, or after a failure")
-	f.DurationVar(&l.Limit, "limit", 20*time.Minute, "end the cluster after this time; standing ones do not count")
+	f.DurationVar(&l.Limit, "limit", 40*time.Minute, "end the cluster after this time; standing ones do not count")
 }
 
 // open opens the cache.

@@ -30,7 +30,7 @@ func pairNamespaces() map[string]string { return map[string]string{"app": "name:
 func pair() []person {
 	return []person{
 		{name: "server", namespace: "app", labels: "app: server", node: 0, tcp: []int{80}, udp: []int{80}},
-		{name: "friend", namespace: "app", labels: "role: friend", node: 1},
+		{name: "friend", namespace: "app", labels: "role: friend", node: 1, tcp: []int{80}},
 		{name: "other", namespace: "app", labels: "role: other", node: 1},
 		{name: "neighbour", namespace: "app", labels: "role: other", node: 0},
 	}
@@ -104,7 +104,7 @@ func (f *folk) revoke(ctx context.Context) error {
 			s.Stop()
 		}
 		if n := kept.Stop(); n.Err != nil || n.Longest > time.Second {
-			return fmt.Errorf("the stream that may go on: %s, longest pause %s: %w", n, n.Longest, n.Err)
+			return fmt.Errorf("a stream that may go on was disturbed: %s", n)
 		}
 		if err := c.Apply(ctx, letIn("friend", "other")); err != nil {
 			return err

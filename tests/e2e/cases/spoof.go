@@ -60,8 +60,8 @@ type lie struct {
 	frame []byte
 }
 
-// udp4 is IPv4 with UDP from a port; checksums of zero and one that is right.
-func udp4(src, dst netip.Addr, sport, dport uint16) []byte {
+// datagram is IPv4 with UDP from a port; checksums of zero and one that is right.
+func datagram(src, dst netip.Addr, sport, dport uint16) []byte {
 	b := make([]byte, 28)
 	b[0], b[8], b[9] = 0x45, 64, 17
 	binary.BigEndian.PutUint16(b[2:], 28)
@@ -79,8 +79,8 @@ func udp4(src, dst netip.Addr, sport, dport uint16) []byte {
 	return b
 }
 
-// ip6 is IPv6 with a hop limit of 255.
-func ip6(src, dst netip.Addr, proto byte, body []byte) []byte {
+// message is IPv6 with a hop limit of 255.
+func message(src, dst netip.Addr, proto byte, body []byte) []byte {
 	b := make([]byte, 40)
 	b[0], b[6], b[7] = 0x60, proto, 255
 	binary.BigEndian.PutUint16(b[4:], uint16(len(body)))
@@ -101,19 +101,19 @@ func lies(own, dst net.HardwareAddr, at map[bool]netip.Addr, mine map[bool]netip
 		arp := []byte{0, 1, 8, 0, 6, 4, 0, 2}
 		arp = append(append(append(append(arp, own...), a4.AsSlice()...), dst...), v4.AsSlice()...)
 		out = append(out,
-			lie{"ipv4", frame(own, unix.ETH_P_IP, udp4(a4, v4, 7, 7778))},
-			lie{"mac", frame(strange, unix.ETH_P_IP, udp4(mine[false], v4, 7, 7778))},
-			lie{"dhcp", frame(own, unix.ETH_P_IP, udp4(mine[false], v4, 67, 7778))},
+			lie{"ipv4", frame(own, unix.ETH_P_IP, datagram(a4, v4, 7, 7778))},
+			lie{"mac", frame(strange, unix.ETH_P_IP, datagram(mine[false], v4, 7, 7778))},
+			lie{"dhcp", frame(own, unix.ETH_P_IP, datagram(mine[false], v4, 67, 7778))},
 			lie{"arp", frame(own, unix.ETH_P_ARP, arp)})
 	}
 	if v6 := at[true]; v6.IsValid() {
 		advert := append([]byte{136, 0, 0, 0, 0x60, 0, 0, 0}, a6.AsSlice()...)
 		redirect := append(append([]byte{137, 0, 0, 0, 0, 0, 0, 0}, a6.AsSlice()...), a6.AsSlice()...)
 		out = append(out,
-			lie{"ipv6", frame(own, unix.ETH_P_IPV6, ip6(a6, v6, 17, []byte{0, 7, 0x1e, 0x62, 0, 8, 0, 0}))},
-			lie{"neighbour", frame(own, unix.ETH_P_IPV6, ip6(mine[true], v6, 58, advert))},
-			lie{"router", frame(own, unix.ETH_P_IPV6, ip6(mine[true], v6, 58, []byte{134, 0, 0, 0, 64, 0, 0, 30, 0, 0, 0, 0, 0, 0, 0, 0}))},
-			lie{"redirect", frame(own, unix.ETH_P_IPV6, ip6(mine[true], v6, 58, redirect))})
+			lie{"ipv6", frame(own, unix.ETH_P_IPV6, message(a6, v6, 17, []byte{0, 7, 0x1e, 0x62, 0, 8, 0, 0}))},
+			lie{"neighbour", frame(own, unix.ETH_P_IPV6, message(mine[true], v6, 58, advert))},
+			lie{"router", frame(own, unix.ETH_P_IPV6, message(mine[true], v6, 58, []byte{134, 0, 0, 0, 64, 0, 0, 30, 0, 0, 0, 0, 0, 0, 0, 0}))},
+			lie{"redirect", frame(own, unix.ETH_P_IPV6, message(mine[true], v6, 58, redirect))})
 	}
 	return out
 }

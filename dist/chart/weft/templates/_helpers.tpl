@@ -35,6 +35,9 @@ app.kubernetes.io/name: weft
 {{- if not .Values.networkPolicy.spoofGuard }}
 - --spoof-guard=false
 {{- end }}
+{{- range .Values.networkPolicy.allowAddresses }}
+- --allow-addresses={{ . }}
+{{- end }}
 {{- end }}
 {{- with .Values.agent.extraArgs }}
 {{ toYaml . }}
