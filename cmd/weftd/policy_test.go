@@ -43,7 +43,7 @@ func TestTablesOfFormerSettings(t *testing.T) {
 		want []string
 	}{
 		"all":         {func(*options) {}, []string{policies, guards}},
-		"no guard":    {func(o *options) { o.SpoofGuard = false }, []string{policies}},
+		"no guard":    {func(o *options) { o.SpoofGuard = false }, []string{policies, guards}}, // whose pods the enforcer takes out
 		"no policies": {func(o *options) { o.NetworkPolicy = false }, nil},
 		"etcd":        {func(o *options) { o.Store = storeEtcd }, nil},
 		"others":      {func(o *options) { o.Store, o.IPMasq, o.Guard = storeEtcd, false, overlay.GuardOff }, []string{policies, guards}}, // may be another agent's

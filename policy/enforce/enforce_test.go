@@ -343,6 +343,9 @@ func TestGuardThatFails(t *testing.T) {
 		if err := b.admit("sandbox-"); err == nil || !strings.Contains(err.Error(), "no memory") {
 			t.Errorf("error %v", err)
 		}
+		if st := b.Status(); st.InForce || st.Reason != "no memory" || st.Table == nil { // the policies are
+			t.Errorf("%+v", st)
+		}
 		b.do(func() { b.unguarded = guard.ErrUnsupported })
 		if err := b.admit("sandbox-"); err != nil {
 			t.Error(err)
@@ -376,6 +379,25 @@ func TestWithoutBridgeFilter(t *testing.T) {
 		b.sleep(time.Second)
 		if len(b.closed) > 0 || len(b.Status().Problems) > 0 {
 			t.Errorf("closed %v, problems %v", b.closed, b.Status().Problems)
+		}
+		b.stop()
+	})
+}
+
+// Without the guard's bounds pods are kept apart all the same where they have
+// to be.
+func TestUnboundPods(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := start(t)
+		b.o.Unbound = true
+		b.do(func() {
+			b.unbridged = errors.New("br_netfilter is not loaded")
+			b.ledger, b.api = []policy.Registered{linked("web", 2)}, []*policy.Pod{apiPod("web")}
+		})
+		b.SetSubnets(node(), nil)
+		b.deliver(policy.Cluster{Policies: []*policy.Policy{denyAll()}, Pods: b.api})
+		if len(b.guarded) > 0 || !slices.Equal(b.closed, []string{"veth-web"}) || b.Status().Guarded != 0 {
+			t.Errorf("guarded %+v, closed %v", b.guarded, b.closed)
 		}
 		b.stop()
 	})

@@ -26,7 +26,7 @@ const (
 )
 
 // newcomerManifest runs pods on other nodes than the server's that tell it, again
-// and again, when their first instruction ran.
+// and again, when their first instruction ran, in microseconds since 1970.
 func newcomerManifest(node string, to netip.Addr) string {
 	return `apiVersion: apps/v1
 kind: Deployment
@@ -44,7 +44,7 @@ spec:
       - name: newcomer
         image: ` + parts.AgnhostImage + `
         imagePullPolicy: Never
-        command: [bash, -c, 'at=$(date +%s%N); while :; do echo $at > /dev/udp/` + to.String() + `/` + strconv.Itoa(newcomerPort) + `; sleep 0.02; done']
+        command: [bash, -c, 'at=${EPOCHREALTIME/[.,]/}; while :; do echo $at > /dev/udp/` + to.String() + `/` + strconv.Itoa(newcomerPort) + `; sleep 0.02; done']
 `
 }
 
@@ -112,7 +112,7 @@ func (r *register) keep(l net.PacketConn) {
 		a := udp.AddrPort().Addr().Unmap()
 		r.mu.Lock()
 		if _, known := r.by[a]; !known {
-			r.by[a] = time.Since(time.Unix(0, at))
+			r.by[a] = time.Since(time.UnixMicro(at))
 		}
 		r.mu.Unlock()
 	}
