@@ -23,7 +23,8 @@ type Trace map[string][]string
 
 // traceScript prints what an agent might leave on a node. kube-proxy's tables
 // come and go by themselves, and the reference plugins and the directories of
-// all CNI networks are the node's (docs/uninstall.md).
+// all CNI networks are the node's (docs/uninstall.md). What libcni remembers in
+// results is the runtime's, which forgets it with a DEL that was not killed.
 const traceScript = `
 ip -o link show | grep -v ' veth' | awk -F'[ :@]+' '{print "link " $2}'
 ip -o addr show scope global | awk '{print "addr " $2 " " $4}'
@@ -33,7 +34,7 @@ ip rule show | sed 's/^/rule /'
 ip neigh show nud permanent | sed 's/^/neigh /'
 nft list tables | grep -v kube-proxy | sed 's/^/nft /'
 find /etc/cni/net.d /opt/cni/bin /var/lib/weft /run/weft /var/lib/cni 2>/dev/null |
-	grep -vE '^(/opt/cni/bin/(bandwidth|bridge|host-local|loopback|portmap)|/var/lib/cni(/networks|/results)?)$' | sed 's/^/file /'
+	grep -vE '^(/opt/cni/bin/(bandwidth|bridge|host-local|loopback|portmap)|/var/lib/cni(/networks|/results(/.*)?)?)$' | sed 's/^/file /'
 `
 
 // Look returns what there is now.
