@@ -79,7 +79,7 @@ func (st *stageSet) town(count int) *policy.Cluster {
 		rule := policy.Rule{Peers: []policy.Peer{{Pods: labels.SelectorFromSet(app(i))}}}
 		if i > 0 {
 			rule.Peers = append(rule.Peers, policy.Peer{Block: &policy.Block{CIDR: netip.PrefixFrom(netip.AddrFrom4([4]byte{100, byte(i >> 8), byte(i), 0}), 24)}})
-			rule.Ports = []policy.Port{{Proto: policy.TCP, From: uint16(1000 + i), To: uint16(1000 + i)}, {Proto: policy.UDP, From: uint16(i), To: uint16(2 * i)}}
+			rule.Ports = []policy.Port{{Proto: policy.TCP, From: uint16(1000 + i), To: uint16(1000 + i)}, {Proto: policy.UDP, From: 2000, To: 9000}}
 			c.Pods = append(c.Pods, &policy.Pod{Namespace: "n", Name: fmt.Sprint("far", i), UID: fmt.Sprint("far", i), Node: "far", Labels: policy.NewLabels(app(i)),
 				Addrs: []netip.Addr{netip.AddrFrom4([4]byte{10, 99, byte(i >> 8), byte(i)}), netip.AddrFrom16([16]byte{0xfd, 0x99, 14: byte(i >> 8), 15: byte(i)})}})
 		}
