@@ -330,6 +330,7 @@ func closeLeaksNothing(e *env) {
 	proxy := etcdtest.NewProxy(e, e.srv.Endpoint)
 	o := e.options()
 	o.Endpoints = []string{proxy.Endpoint}
+	o.LeaseTTL = time.Hour // the last goroutine may take longer than the usual one
 	s, err := etcd.New(o)
 	if err != nil {
 		e.Fatal(err)
@@ -363,9 +364,20 @@ func closeLeaksNothing(e *env) {
 		e.Errorf("second Close: %v", err)
 	}
 	mine := fmt.Sprintf("(%p", s)
+	closed, told := time.Now(), false
 	e.eventually("no goroutine of the store", func() bool {
 		buf := make([]byte, 64<<20)
-		return !strings.Contains(string(buf[:runtime.Stack(buf, true)]), mine)
+		for stack := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
+			if !strings.Contains(stack, mine) {
+				continue
+			}
+			if !told && time.Since(closed) > time.Second { // it has taken 20 s, once
+				told = true
+				e.Logf("still there a second after Close:\n%s", stack)
+			}
+			return false
+		}
+		return true
 	})
 	if n := len(e.entries()); n != 1 {
 		e.Errorf("%d leases after Close, want ours left", n)
