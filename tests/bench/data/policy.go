@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"k8s.io/apimachinery/pkg/labels"
@@ -25,6 +26,10 @@ const (
 	fewPolicies  = 10
 	manyPolicies = 5000
 )
+
+// policySettle is the pause after policies came into force or went: the kernel
+// frees what a transaction has replaced some time later, on either CPU.
+const policySettle = 300 * time.Millisecond
 
 // podBridge is the bridge of weft's pods.
 const podBridge = "cni0"
@@ -139,5 +144,5 @@ func (st *stageSet) lift(ctx context.Context) error {
 		_, err := p.guard.Remove(ctx)
 		errs = append(errs, p.rules.Remove(ctx), err)
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, netlab.Pause(ctx, policySettle))...)
 }

@@ -234,6 +234,9 @@ func (st *stageSet) sample(ctx context.Context, t trial, v int) (s seen, err err
 			return s, err
 		}
 		defer func() { err = errors.Join(err, st.lift(context.WithoutCancel(ctx))) }()
+		if err := netlab.Pause(ctx, policySettle); err != nil {
+			return s, err
+		}
 	}
 	l := st.lanes[v]
 	at := l.at[0]

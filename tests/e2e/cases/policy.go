@@ -31,7 +31,6 @@ func Policies() []Case {
 		{Name: "policy: the examples of docs/policy.md, Services, ranges of ports, nodes", Run: tryExamples, Weft: true, Long: true},
 		{Name: "policy: probes reach a pod that nobody else does", Run: tryProbes, Weft: true, Long: true},
 		{Name: "policy: a stream that is forbidden ends, another goes on", Run: revoke, Weft: true, Long: true},
-		{Name: fmt.Sprintf("policy: %d new pods that may are heard on other nodes at once", newcomers), Run: welcome, Weft: true, Long: true},
 		{Name: "policy: neighbours are found with cold caches", Run: coldCaches, Weft: true, Long: true},
 		{Name: "policy: nft flush ruleset is undone at once", Run: flush, Weft: true, Long: true},
 		{Name: fmt.Sprintf("policy: %d starts through the plugin, nothing passes either way", pluginStarts), Run: throughPlugin, Weft: true, Long: true},
