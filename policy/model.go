@@ -106,9 +106,6 @@ func (p *Pod) holds() bool { return !p.HostNetwork && !p.Ended }
 // has reports whether a is the pod's.
 func (p *Pod) has(a netip.Addr) bool { return p.holds() && slices.Contains(p.Addrs, a) }
 
-// speaks reports whether what comes from a, or goes there, is the pod's.
-func (p *Pod) speaks(a netip.Addr) bool { return p.has(a) || p.holds() && slices.Contains(p.Extra, a) }
-
 // newer reports whether p, and not o, has an address that both name.
 func (p *Pod) newer(o *Pod) bool {
 	if p.Created != o.Created {

@@ -2,7 +2,10 @@
 
 package policy
 
-import "net/netip"
+import (
+	"net/netip"
+	"slices"
+)
 
 // A Reason is why a packet may pass, or may not, in one direction.
 type Reason struct {
@@ -43,7 +46,7 @@ func (c *Cluster) subjectAt(a netip.Addr) *Pod {
 		return p
 	}
 	for _, p := range c.Pods {
-		if p.speaks(a) {
+		if p.holds() && slices.Contains(p.Extra, a) {
 			return p
 		}
 	}

@@ -139,25 +139,35 @@ const subsystem = netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES << 8)
 // number first.
 func (c *Conn) outcome(ctx context.Context, msgs []message, first uint32) error {
 	var failed error
+	err := c.answers(ctx, first, len(msgs)+1, func(at int, err error) bool {
+		switch {
+		case err == nil || failed != nil:
+		case at == 0: // about the whole
+			failed = fmt.Errorf("commit: %w", explain(err))
+		default:
+			failed = fmt.Errorf("%s: %w", msgs[at-1].what, err)
+		}
+		return at == 0 || at == len(msgs)
+	})
+	if err != nil {
+		return errors.Join(failed, fmt.Errorf("read the outcome of a transaction: %w", err))
+	}
+	return failed
+}
+
+// answers reads what the kernel says of n messages, the first of which had the
+// sequence number first, until f reports that no more is to come. f is told
+// which message it is about, from 0, and its error, nil for an acknowledgement.
+func (c *Conn) answers(ctx context.Context, first uint32, n int, f func(at int, err error) (last bool)) error {
 	for {
 		replies, err := c.receive(ctx)
 		if err != nil {
-			return errors.Join(failed, fmt.Errorf("read the outcome of a transaction: %w", err))
+			return err
 		}
 		for _, r := range replies {
-			at := r.seq - first // index into msgs plus one; unsigned, so older numbers are large
-			if r.typ != unix.NLMSG_ERROR || at > uint32(len(msgs)) {
-				continue
-			}
-			if err := r.err(); err != nil && failed == nil {
-				if at == 0 { // about the whole
-					failed = fmt.Errorf("commit: %w", explain(err))
-				} else {
-					failed = fmt.Errorf("%s: %w", msgs[at-1].what, err)
-				}
-			}
-			if at == 0 || at == uint32(len(msgs)) {
-				return failed
+			at := r.seq - first // unsigned, so older numbers are large
+			if r.typ == unix.NLMSG_ERROR && at < uint32(n) && f(int(at), r.err()) {
+				return nil
 			}
 		}
 	}

@@ -76,26 +76,14 @@ func (c *Conn) changeFlows(ctx context.Context, flows []attrs) error {
 	if err != nil {
 		return ctxError(ctx, err)
 	}
-	first := sent[0].Header.Sequence
 	var failed error
-	for {
-		got, err := c.receive(ctx)
-		if err != nil {
-			return errors.Join(failed, err)
+	err = c.answers(ctx, sent[0].Header.Sequence, len(flows), func(at int, err error) bool {
+		if failed == nil && !errors.Is(err, unix.ENOENT) {
+			failed = err
 		}
-		for _, r := range got {
-			at := r.seq - first // unsigned, so older numbers are large
-			if r.typ != unix.NLMSG_ERROR || at >= uint32(len(flows)) {
-				continue
-			}
-			if err := r.err(); err != nil && !errors.Is(err, unix.ENOENT) && failed == nil {
-				failed = err
-			}
-			if at == uint32(len(flows))-1 {
-				return failed
-			}
-		}
-	}
+		return at == len(flows)-1
+	})
+	return errors.Join(failed, err)
 }
 
 // flows reads all of conntrack.

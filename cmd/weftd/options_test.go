@@ -112,6 +112,8 @@ func TestWrongValues(t *testing.T) {
 		"guard":             {args: []string{"--ingress-guard=on"}, want: []string{"ingress-guard", `"on"`, "bind, peers or off"}},
 		"hold":              {env: []string{"WEFTD_MASS_REMOVAL_HOLD=25h"}, want: []string{"environment WEFTD_MASS_REMOVAL_HOLD", "25h", "0 (off) to 24h"}},
 		"negative hold":     {args: []string{"--mass-removal-hold=-1s"}, want: []string{"mass-removal-hold", "-1s"}},
+		"allow":             {args: []string{"--allow-addresses=192.0.2.0/28,192.0.2.1/28"}, want: []string{"allow-addresses", `"192.0.2.1/28"`, "without host bits"}},
+		"allow no prefix":   {args: []string{"--allow-addresses=192.0.2.1"}, want: []string{"allow-addresses", `"192.0.2.1"`, "prefixes"}},
 		"source":            {args: []string{"--source-address=10.0.0.1,127.0.0.1"}, want: []string{"source-address", `"127.0.0.1"`, "unicast"}},
 		"source with zone":  {args: []string{"--source-address=fd00::1%eth0"}, want: []string{"source-address", "unicast"}},
 		"many sources":      {args: []string{"--source-address=" + manySources(15)}, want: []string{"source-address", `"15"`, "at most 14"}},

@@ -30,13 +30,15 @@ import (
 // policies is what keeps NetworkPolicies in force and pods to their own
 // addresses, or sees that nothing does.
 type policies struct {
-	a          *agent
+	a *agent
+
+	// Where none are enforced all of these are nil.
 	conn       *nft.Conn
 	programmer *rules.Programmer
 	guard      *guard.Guard
-	copies     *nft.Copies       // of what is refused; nil where nobody reads them yet
-	source     *kube.Source      // nil where none are enforced
-	enforcer   *enforce.Enforcer // nil then, too
+	copies     *nft.Copies // of what is refused; nil while they cannot be had
+	source     *kube.Source
+	enforcer   *enforce.Enforcer
 }
 
 // policyParams are those of this node's table of policies.
@@ -48,23 +50,24 @@ func (a *agent) policyParams() rules.Params {
 }
 
 // newPolicies connects to the kernel; the caller closes what it returns. Where
-// policies are not enforced the table of an agent that did is removed.
+// policies are not enforced the tables of an agent that did are removed.
 func (a *agent) newPolicies(ctx context.Context) (*policies, error) {
+	if !a.o.enforces() {
+		if a.o.filters() { // else tables may be another agent's; see dropTable
+			if _, err := removePolicies(ctx); err != nil {
+				a.log.WithField("err", err).Warn("tables of policies of former settings may be left")
+			}
+		}
+		return &policies{a: a}, nil
+	}
 	conn, err := nft.Dial()
 	if err != nil {
 		return nil, fmt.Errorf("network policies: %w", err)
 	}
 	p := &policies{a: a, conn: conn, guard: guard.New(conn)}
-	if a.o.enforces() {
-		_ = p.listen(ctx) // tellDenials says it, and tries again
-	}
+	p.copies, err = nft.ListenCopies(ctx, rules.DefaultLogGroup) // readCopies tries again, and says it
+	a.noCopies.Store(errors.Is(err, nft.ErrNoLog))
 	p.programmer = rules.NewProgrammer(conn, a.policyParams())
-	if !a.o.enforces() {
-		if a.o.filters() { // else tables may be another agent's; see dropTable
-			p.dropFormer(ctx)
-		}
-		return p, nil
-	}
 	if err := p.connect(); err != nil {
 		p.close()
 		return nil, fmt.Errorf("network policies: %w; --network-policy=false does without", err)
@@ -75,29 +78,6 @@ func (a *agent) newPolicies(ctx context.Context) (*policies, error) {
 
 // listenAgain is the pause between attempts to get copies of refused packets.
 const listenAgain = 30 * time.Second
-
-// listen takes the group of copies of refused packets. Without it they are
-// counted all the same.
-func (p *policies) listen(ctx context.Context) (err error) {
-	p.copies, err = nft.ListenCopies(ctx, rules.DefaultLogGroup)
-	p.a.noCopies.Store(errors.Is(err, nft.ErrNoLog))
-	if err != nil {
-		p.copies = nil
-	}
-	return err
-}
-
-// dropFormer removes tables of settings that are no more.
-func (p *policies) dropFormer(ctx context.Context) {
-	warn := func(err error, table string) {
-		if err != nil && !errors.Is(err, nft.ErrUnsupported) {
-			p.a.log.WithField("err", err).Warnf("a table %s of former settings may be left", table)
-		}
-	}
-	warn(p.programmer.Remove(ctx), "inet "+rules.TableName)
-	_, err := p.guard.Remove(ctx)
-	warn(err, "bridge "+nft.SpoofTableName)
-}
 
 // removePolicies removes the tables of policies and of what pods may send, from
 // when on all passes, and returns the names of those that were there.
@@ -206,7 +186,7 @@ func (p *policies) readCopies(ctx context.Context, log *denials.Log) error {
 	for {
 		var err error
 		if p.copies == nil {
-			err = p.listen(ctx)
+			p.copies, err = nft.ListenCopies(ctx, rules.DefaultLogGroup)
 		}
 		if p.copies != nil {
 			said = false
@@ -234,9 +214,11 @@ func (p *policies) close() {
 		_ = p.source.Close() // nothing is lost by closing late
 	}
 	if p.copies != nil {
-		_ = p.copies.Close() // nothing is lost by closing late
+		_ = p.copies.Close()
 	}
-	_ = p.conn.Close()
+	if p.conn != nil {
+		_ = p.conn.Close()
+	}
 }
 
 // admit answers the CNI plugin, which asks for a pod that starts.

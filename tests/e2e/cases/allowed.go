@@ -87,12 +87,13 @@ func (f *folk) outsiders(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	var to, via, in netip.Addr
+	var to, via netip.Addr
+	var in netip.Prefix
 	for _, a := range web.IPs {
 		for _, s := range subnets {
 			for _, n := range f.c.Nodes()[0].Addrs() {
 				if a.Is4() && n.Is4() && s.Contains(a) {
-					to, via, in = a, n, s.Addr()
+					to, via, in = a, n, s
 				}
 			}
 		}
@@ -104,7 +105,7 @@ func (f *folk) outsiders(ctx context.Context) (err error) {
 		_, err := f.c.Fabric().Run(ctx, append([]string{"ip"}, args...)...)
 		return err
 	}
-	route := []string{netip.PrefixFrom(in, subnets[0].Bits()).String(), "via", via.String()}
+	route := []string{in.String(), "via", via.String()}
 	undo := [][]string{append([]string{"route", "del"}, route...)}
 	defer func() {
 		for _, args := range undo {
