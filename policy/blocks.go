@@ -16,8 +16,9 @@ type zone struct {
 
 // zones cuts the addresses that are in any block into zones: disjoint,
 // ascending, neighbours with the same members made one. blocks maps a term to
-// its block.
-func zones(blocks map[int]*Block) []zone {
+// its block. Where spend, which is told of terms that are looked at, refuses,
+// there are none.
+func zones(blocks map[int]*Block, spend func([]int) bool) ([]zone, bool) {
 	type edge struct {
 		at   netip.Addr
 		term int
@@ -42,6 +43,7 @@ func zones(blocks map[int]*Block) []zone {
 	slices.SortFunc(edges, func(a, b edge) int { return a.at.Compare(b.at) })
 	depth := map[int][2]int{}
 	var out []zone
+	var looked []int
 	for i := 0; i < len(edges); {
 		at := edges[i].at
 		for ; i < len(edges) && edges[i].at == at; i++ {
@@ -54,10 +56,15 @@ func zones(blocks map[int]*Block) []zone {
 			}
 		}
 		var members []int
+		looked = looked[:0]
 		for term, d := range depth {
+			looked = append(looked, term)
 			if d[0] > 0 && d[1] == 0 {
 				members = append(members, term)
 			}
+		}
+		if !spend(looked) {
+			return nil, false
 		}
 		slices.Sort(members)
 		to := top(at)
@@ -76,16 +83,16 @@ func zones(blocks map[int]*Block) []zone {
 			clear(depth) // what reaches to the end of a family has no edge there
 		}
 	}
-	return out
+	return out, true
 }
 
-// zoneAt returns the zone of a, nil if it is in no block.
-func zoneAt(list []zone, a netip.Addr) *zone {
+// zoneAt returns which zone a is in, -1 if it is in no block.
+func zoneAt(list []zone, a netip.Addr) int {
 	i, ok := slices.BinarySearchFunc(list, a, func(z zone, a netip.Addr) int { return locate(z.from, z.to, a) })
 	if !ok {
-		return nil
+		return -1
 	}
-	return &list[i]
+	return i
 }
 
 // locate says where the range from to to lies, seen from a: before it, around

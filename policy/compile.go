@@ -27,19 +27,29 @@ func NewCompiler(node string) *Compiler { return &Compiler{node: node} }
 
 // Compile returns the Table of c.
 func (m *Compiler) Compile(c *Cluster) *Table {
-	k := &compiler{
-		cluster: c, words: newVocabulary(), known: m.said, said: map[*Policy]*saying{},
-		table: &Table{
-			Known: map[netip.Addr]bool{}, Identities: map[netip.Addr]Identity{}, Ranges: map[uint8][]PortRange{}, Rows: map[Row]bool{},
-			Classes: [2]map[netip.Addr]Class{{}, {}},
-		},
+	refused := map[string]bool{}
+	for {
+		k := &compiler{
+			cluster: c, words: newVocabulary(), known: m.said, said: map[*Policy]*saying{}, refused: refused,
+			table: &Table{
+				Known: map[netip.Addr]bool{}, Identities: map[netip.Addr]Identity{}, Rows: map[Row]bool{},
+				Classes: [2]map[netip.Addr]Class{{}, {}}, TooLarge: slices.Sorted(maps.Keys(refused)),
+			},
+		}
+		k.pods(m.node)
+		k.classify()
+		too := k.identify()
+		if too == nil {
+			too = k.permit()
+		}
+		if too == nil {
+			m.said = k.said
+			return k.table
+		}
+		for _, ns := range too { // at least one more each time
+			refused[ns] = true
+		}
 	}
-	k.pods(m.node)
-	k.classify()
-	k.identify()
-	k.permit()
-	m.said = k.said
-	return k.table
 }
 
 // compiler is one compilation.
@@ -47,6 +57,7 @@ type compiler struct {
 	cluster *Cluster
 	words   *vocabulary
 	table   *Table
+	refused map[string]bool // namespaces whose policies let nothing pass
 
 	known, said map[*Policy]*saying // from before, and now
 
@@ -89,8 +100,13 @@ func (k *compiler) pods(node string) {
 // are the active ones.
 func (k *compiler) classify() {
 	in := map[string][]*Policy{}
+	for _, pod := range k.local {
+		in[pod.Namespace] = nil
+	}
 	for _, p := range k.cluster.Policies {
-		in[p.Namespace] = append(in[p.Namespace], p)
+		if list, here := in[p.Namespace]; here {
+			in[p.Namespace] = append(list, p)
+		}
 	}
 	for _, list := range in {
 		slices.SortFunc(list, func(a, b *Policy) int { return strings.Compare(a.Name, b.Name) })
@@ -155,7 +171,7 @@ func (k *compiler) classify() {
 // learn learns what policies say, each once.
 func (k *compiler) learn(policies []*Policy) {
 	for _, p := range policies {
-		if k.said[p] != nil {
+		if k.said[p] != nil || k.refused[p.Namespace] {
 			continue
 		}
 		s := k.known[p]
@@ -180,6 +196,9 @@ func selecting(policies []*Policy, pod *Pod, d Direction) []*Policy {
 	}
 	return out
 }
+
+// namespace is that of the policies, and of the pods.
+func (c *class) namespace() string { return c.policies[0].Namespace }
 
 // key tells classes of one direction apart.
 func (c *class) key() string {
@@ -214,91 +233,15 @@ func namedPorts(policies []*Policy, pod *Pod) []Port {
 	return slices.Compact(out)
 }
 
-// identify gives addresses their identities: those of blocks, and those of
-// pods that are something else to a policy than their address alone says.
-func (k *compiler) identify() {
-	v := k.words
-	areas := zones(v.blocks)
-	faces := map[string]*face{}
-	look := func(terms []int, named []Port) *face {
-		key := v.key(terms, named)
-		f, ok := faces[key]
-		if !ok {
-			f = &face{terms: terms, named: named}
-			faces[key] = f
-		}
-		return f
+// permit writes the rows, or returns the namespaces whose policies come to too
+// many.
+func (k *compiler) permit() (tooLarge []string) {
+	if tooLarge = k.estimate(); tooLarge != nil {
+		return tooLarge
 	}
-	areaFaces := make([]*face, len(areas))
-	for i, z := range areas {
-		areaFaces[i] = look(z.members, nil)
-	}
-	pods := k.podFaces(areas, look)
-	var keys []string
-	for key := range faces {
-		keys = append(keys, key)
-	}
-	for key, n := range numbers(keys) {
-		faces[key].id = Identity(n)
-	}
-	for i, z := range areas {
-		k.table.Blocks = append(k.table.Blocks, AddrRange{z.from, z.to, areaFaces[i].id})
-	}
-	for a, f := range pods {
-		k.table.Identities[a] = f.id
-	}
-	k.byTerm = make([][]*face, len(v.terms))
-	for _, f := range faces {
-		k.faces = append(k.faces, f)
-		for _, t := range f.terms {
-			k.byTerm[t] = append(k.byTerm[t], f)
-		}
-	}
-}
-
-// podFaces returns the faces of pods' addresses that need one.
-func (k *compiler) podFaces(areas []zone, look func([]int, []Port) *face) map[netip.Addr]*face {
-	v := k.words
-	candidates := map[string][]int{}
-	entitled := map[kind][]int{}
-	out := map[netip.Addr]*face{}
-	for a, pod := range k.holders {
-		list, ok := candidates[pod.Namespace]
-		if !ok {
-			ns, known := k.cluster.Namespaces[pod.Namespace]
-			list = v.of(pod.Namespace, ns, known)
-			candidates[pod.Namespace] = list
-		}
-		var selected []int
-		if len(list) > 0 {
-			kd := kind{pod.Namespace, pod.Labels.Key()}
-			if selected, ok = entitled[kd]; !ok {
-				selected = v.entitled(list, pod.Labels)
-				entitled[kd] = selected
-			}
-		}
-		named := v.resolved(pod)
-		if len(selected) == 0 && len(named) == 0 {
-			continue // what its address is
-		}
-		terms := selected
-		if z := zoneAt(areas, a); z != nil {
-			terms = append(slices.Clone(selected), z.members...)
-			slices.Sort(terms)
-		}
-		if len(terms) == 0 && len(named) == 0 {
-			continue
-		}
-		out[a] = look(terms, named)
-	}
-	return out
-}
-
-// permit writes the rows.
-func (k *compiler) permit() {
 	type pair struct {
 		direction Direction
-		class     Class
+		class     *class
 		face      *face // nil: anyone
 	}
 	sets := map[pair]*portSet{}
@@ -315,52 +258,62 @@ func (k *compiler) permit() {
 			for _, p := range cl.policies {
 				for _, r := range k.words.rules[p][d] {
 					for _, f := range k.addressees(d, r) {
-						at(pair{d, cl.number, f}).add(r.ports, cl.names(d, f))
+						at(pair{d, cl, f}).add(r.ports, cl.names(d, f))
 					}
 				}
 			}
 		}
 	}
-	for _, s := range sets {
+	var rows spending
+	for p, s := range sets {
 		s.tidy()
+		rows.add(p.class.namespace(), s.rows())
 	}
-	cut := cutRanges(slices.Collect(maps.Values(sets)))
-	for proto, spans := range cut {
-		for _, p := range spans {
-			k.table.Ranges[proto] = append(k.table.Ranges[proto], PortRange{p.from, p.to})
-		}
+	if rows.total > MaxRows {
+		return rows.largest()
 	}
 	for p, s := range sets {
-		row := Row{Direction: p.direction, Class: p.class}
+		row := Row{Direction: p.direction, Class: p.class.number}
 		if p.face != nil {
 			row.Identity = p.face.id
 		}
-		k.write(row, s, cut)
+		k.write(row, s)
 	}
 	k.prune()
+	return nil
 }
 
-// cutRanges returns the long spans of sets, which are tidy, cut into pieces that
-// do not overlap; by protocol.
-func cutRanges(sets []*portSet) map[uint8][]span {
-	long := map[uint8]map[span]bool{}
-	for _, s := range sets {
-		for i, proto := range portProtocols() {
-			for _, sp := range s.spans[i] {
-				if sp.long() {
-					if long[proto] == nil {
-						long[proto] = map[span]bool{}
-					}
-					long[proto][sp] = true
+// estimate returns the namespaces whose rules come to too many rows, equal ones
+// counted each.
+func (k *compiler) estimate() (tooLarge []string) {
+	var steps spending
+	for _, d := range Directions() {
+		for _, cl := range k.classes[d] {
+			for _, p := range cl.policies {
+				for _, r := range k.words.rules[p][d] {
+					var s portSet
+					s.add(r.ports, cl.names(d, nil))
+					steps.add(p.Namespace, k.reach(d, r)*(1+len(r.ports)+s.rows()))
 				}
 			}
 		}
 	}
-	cut := map[uint8][]span{}
-	for proto, spans := range long {
-		cut[proto] = pieces(spans)
+	if steps.total > maxSteps {
+		return steps.largest()
 	}
-	return cut
+	return nil
+}
+
+// reach is how many faces addressees returns at most, and at least 1.
+func (k *compiler) reach(d Direction, r termRule) int {
+	if r.terms == nil && d == Egress {
+		return 1 + len(k.faces)
+	}
+	n := 1
+	for _, t := range r.terms {
+		n += len(k.byTerm[t])
+	}
+	return n
 }
 
 // addressees returns the faces that rule r is for; nil among them is anyone.
@@ -406,7 +359,7 @@ func (c *class) names(d Direction, f *face) func(Port) []uint16 {
 }
 
 // write adds the rows of s, which is tidy, to the table.
-func (k *compiler) write(row Row, s *portSet, cut map[uint8][]span) {
+func (k *compiler) write(row Row, s *portSet) {
 	rows := k.table.Rows
 	if s.others {
 		rows[row] = true
@@ -414,20 +367,14 @@ func (k *compiler) write(row Row, s *portSet, cut map[uint8][]span) {
 	for i, proto := range portProtocols() {
 		row.Proto = proto
 		for _, sp := range s.spans[i] {
-			switch {
-			case sp.every():
-				row.From, row.To = 0, 0
+			if sp.every() {
+				row.Port, row.Bits = 0, 0
 				rows[row] = true
-			case sp.long():
-				for _, p := range within(cut[proto], sp) {
-					row.From, row.To = p.from, p.to
-					rows[row] = true
-				}
-			default:
-				for n := int(sp.from); n <= int(sp.to); n++ {
-					row.From, row.To = uint16(n), 0
-					rows[row] = true
-				}
+				continue
+			}
+			for r := range sp.runs {
+				row.Port, row.Bits = r.port, r.bits
+				rows[row] = true
 			}
 		}
 	}
@@ -435,18 +382,38 @@ func (k *compiler) write(row Row, s *portSet, cut map[uint8][]span) {
 
 // prune drops rows that say what is said for anyone already.
 func (k *compiler) prune() {
+	type some struct {
+		direction Direction
+		class     Class
+	}
+	anyone := map[some]bool{}
 	for r := range k.table.Rows {
 		if r.Identity == Anyone {
-			continue
+			anyone[some{r.Direction, r.Class}] = true
 		}
-		same := r
-		same.Identity = Anyone
-		all := same
-		all.From, all.To = 0, 0
-		if k.table.Rows[same] || k.table.Rows[all] {
+	}
+	for r := range k.table.Rows {
+		if r.Identity != Anyone && anyone[some{r.Direction, r.Class}] && k.saidForAnyone(r) {
 			delete(k.table.Rows, r)
 		}
 	}
+}
+
+// saidForAnyone reports whether one row for anyone lets pass all that r does.
+func (k *compiler) saidForAnyone(r Row) bool {
+	r.Identity = Anyone
+	if k.table.Rows[r] {
+		return true
+	}
+	for _, bits := range Widths() {
+		wider := r
+		wider.Bits, wider.Port = bits, r.Port>>bits<<bits
+		if bits > r.Bits && (r.Port > 0 || r.Bits > 0) && k.table.Rows[wider] {
+			return true
+		}
+	}
+	r.Port, r.Bits = 0, 0
+	return k.table.Rows[r]
 }
 
 // hash returns a number for key. Two keys of one number are told apart by

@@ -13,12 +13,13 @@ import (
 
 // An Explanation says why a packet may pass, or may not.
 type Explanation struct {
-	Packet  Packet
-	Allowed bool
-	Reasons [2]Reason // by Direction
-	Misses  [2][]Miss // by Direction: of what is denied, the rules that come close
-	ends    [2]string // what is at the source, and at the destination
-	labels  [2]string // of the pods there
+	Packet   Packet
+	Allowed  bool
+	Reasons  [2]Reason // by Direction
+	Misses   [2][]Miss // by Direction: of what is denied, the rules that come close
+	TooLarge [2]bool   // by Direction: a policy lets it pass, but the table has no room for the namespace's (Table.TooLarge)
+	ends     [2]string // what is at the source, and at the destination
+	labels   [2]string // of the pods there
 }
 
 // A Miss is a rule of an isolating policy that lets something pass, but not
@@ -27,6 +28,17 @@ type Miss struct {
 	Policy *Policy
 	Rule   int
 	Port   bool // the peer is right and the port is not; else the other way round
+}
+
+// Without returns e where policies let nothing pass for pods that refused holds
+// of (Table.TooLarge).
+func (e Explanation) Without(refused func(*Pod) bool) Explanation {
+	for _, d := range Directions() {
+		if r := e.Reasons[d]; r.Policy != nil && refused(r.Pod) {
+			e.TooLarge[d], e.Allowed = true, false
+		}
+	}
+	return e
 }
 
 // Explain returns what Allows says of k, and what would let it pass.
@@ -86,6 +98,8 @@ func (e Explanation) explain(b *strings.Builder, d Direction) {
 		fmt.Fprintf(b, "not checked: %s is no pod\n", e.ends[1-e.other(d)])
 	case len(r.Isolating) == 0:
 		fmt.Fprintf(b, "allowed: no policy of %s selects %s\n", r.Pod.Namespace, r.Pod)
+	case e.TooLarge[d]:
+		fmt.Fprintf(b, "denied: %s, rule %s[%d] would let it pass, but %s\n", r.Policy, d, r.Rule, tooLarge(r.Pod.Namespace))
 	case r.Policy != nil:
 		fmt.Fprintf(b, "allowed by %s, rule %s[%d]\n", r.Policy, d, r.Rule)
 	case r.Allowed:
@@ -97,6 +111,11 @@ func (e Explanation) explain(b *strings.Builder, d Direction) {
 		}
 		fmt.Fprintf(b, "  to allow it: %s\n", e.remedy(d))
 	}
+}
+
+// tooLarge says why nothing passes that policies of a namespace let pass.
+func tooLarge(namespace string) string {
+	return fmt.Sprintf("the policies of namespace %s come to more than the node's table has room for (%d rows for all)", namespace, MaxRows)
 }
 
 // miss says what a rule lets pass, and why not e's packet.
@@ -115,6 +134,9 @@ func (e Explanation) miss(d Direction, m Miss) string {
 func (e Explanation) Denial(d Direction) string {
 	head := fmt.Sprintf("%s to %s, %s: ", e.ends[0], e.ends[1], portText(e.Packet.Proto, e.Packet.Port))
 	r := e.Reasons[d]
+	if e.TooLarge[d] {
+		return head + tooLarge(r.Pod.Namespace)
+	}
 	if r.Allowed {
 		return head + "it was denied, and is allowed by now"
 	}

@@ -50,3 +50,19 @@ ingress: allowed: a pod reaches itself
 		}
 	}
 }
+
+func TestExplainTooLarge(t *testing.T) {
+	c, at := town()
+	c.Policies = append(c.Policies, policiesIn(t, "examples.yaml")["allow-frontend-to-backend"])
+	e := c.Explain(Packet{Src: at["frontend"], Dst: at["backend"], Proto: TCP, Port: 80}).Without(func(p *Pod) bool { return p.Name == "backend" })
+	want := `DENIED: pod app/frontend (10.42.0.3) to pod app/backend (10.42.0.4), TCP port 80
+egress: allowed: no policy of app selects app/frontend
+ingress: denied: app/allow-frontend-to-backend, rule ingress[0] would let it pass, but the policies of namespace app come to more than the node's table has room for (262144 rows for all)
+`
+	if got := e.String(); got != want {
+		t.Errorf("got\n%swant\n%s", got, want)
+	}
+	if got := e.Denial(Ingress); got != "pod app/frontend (10.42.0.3) to pod app/backend (10.42.0.4), TCP port 80: the policies of namespace app come to more than the node's table has room for (262144 rows for all)" {
+		t.Error(got)
+	}
+}

@@ -15,11 +15,50 @@ const lastPort = 65535
 
 func (s span) every() bool { return s == span{0, lastPort} }
 
-// expandPorts is how many ports a span may have to become a row for each: such
-// rows are found at the first lookup, and never have to be cut.
-const expandPorts = 16
+// rows is how many rows s is, which is tidy.
+func (s *portSet) rows() int {
+	n := 0
+	if s.others {
+		n++
+	}
+	for _, list := range s.spans {
+		for _, sp := range list {
+			if sp.every() {
+				n++
+				continue
+			}
+			for range sp.runs {
+				n++
+			}
+		}
+	}
+	return n
+}
 
-func (s span) long() bool { return int(s.to)-int(s.from) >= expandPorts && !s.every() }
+// A run is the 1<<bits ports from port on, which is a multiple of that.
+type run struct {
+	port uint16
+	bits uint8
+}
+
+// runs are the fewest of a port and of Widths that are s, ascending. Port 0 by
+// itself is none: nothing is sent to it (RFC 6335, section 6), and no policy
+// names it.
+func (s span) runs(yield func(run) bool) {
+	widths := Widths()
+	for port, end := int(s.from), int(s.to)+1; port < end; {
+		var bits uint8
+		for _, b := range widths {
+			if size := 1 << b; port%size == 0 && port+size <= end {
+				bits = b
+			}
+		}
+		if (bits > 0 || port > 0) && !yield(run{uint16(port), bits}) {
+			return
+		}
+		port += 1 << bits
+	}
+}
 
 // portSet is what some rules let pass between two ends.
 type portSet struct {
@@ -70,35 +109,4 @@ func tidied(list []span) []span {
 		out = append(out, s)
 	}
 	return out
-}
-
-// pieces cuts spans so that each of them is a number of whole pieces.
-func pieces(spans map[span]bool) []span {
-	var cuts []int // where one begins
-	for s := range spans {
-		cuts = append(cuts, int(s.from), int(s.to)+1)
-	}
-	slices.Sort(cuts)
-	cuts = slices.Compact(cuts)
-	var out []span
-	for i := 1; i < len(cuts); i++ {
-		p := span{uint16(cuts[i-1]), uint16(cuts[i] - 1)}
-		for s := range spans {
-			if s.from <= p.from && p.to <= s.to {
-				out = append(out, p)
-				break
-			}
-		}
-	}
-	return out
-}
-
-// within returns those of ascending pieces that are in s.
-func within(pieces []span, s span) []span {
-	i, _ := slices.BinarySearchFunc(pieces, s.from, func(p span, from uint16) int { return cmp.Compare(p.from, from) })
-	j := i
-	for j < len(pieces) && pieces[j].to <= s.to {
-		j++
-	}
-	return pieces[i:j]
 }

@@ -35,10 +35,11 @@ type Table struct {
 	Identities map[netip.Addr]Identity
 	// Blocks are disjoint, ascending.
 	Blocks []AddrRange
-	// Ranges are wide port ranges in use, disjoint, ascending; by protocol.
-	Ranges map[uint8][]PortRange
 	// Rows are what may pass.
 	Rows map[Row]bool
+	// TooLarge are namespaces, sorted, whose policies come to more than there is
+	// room for (MaxRows): pods that they isolate have no rows.
+	TooLarge []string
 }
 
 // An AddrRange is the addresses From to To, of one family, and their Identity
@@ -48,22 +49,27 @@ type AddrRange struct {
 	Identity Identity
 }
 
-// A PortRange is the ports From to To, both included; To is at least 1.
-type PortRange struct{ From, To uint16 }
-
 // A Row lets packets pass: of pods of Class, to or from addresses of Identity.
-// Which ports of Proto it is for is said by From and To:
+// Which ports of Proto it is for is said by Port and Bits:
 //
-//	From > 0, To = 0    that port
-//	To > 0              that one of Ranges
+//	Bits > 0            the 1<<Bits ports from Port on, which is a multiple of
+//	                    that; Bits is one of Widths
+//	Bits = 0, Port > 0  that port
 //	both 0              all; Proto 0 stands for all protocols without ports
 type Row struct {
 	Direction Direction
 	Class     Class
 	Identity  Identity
 	Proto     uint8
-	From, To  uint16
+	Bits      uint8
+	Port      uint16
 }
+
+// Widths are the values of Row.Bits but 0, ascending. A range of ports is at
+// most 15 rows of each at either end and 14 of the widest between them, whatever
+// other ranges there are; that of what no privilege is needed for, 1024 to
+// 65535, is 27. Each value is one more lookup.
+func Widths() [3]uint8 { return [3]uint8{4, 8, 12} }
 
 // Allows looks k up as the kernel does. In both directions it speaks of the
 // node's own pods only: what comes from elsewhere has been judged there.
@@ -81,7 +87,7 @@ func (t *Table) allows(d Direction, pod, peer netip.Addr, k Packet) bool {
 	}
 	for _, look := range []func(netip.Addr) (Identity, bool){t.exact, t.anyone, t.block} {
 		id, ok := look(peer)
-		if ok && (t.exactPort(d, class, id, k) || t.anyPort(d, class, id, k) || t.portRange(d, class, id, k)) {
+		if ok && (t.exactPort(d, class, id, k) || t.anyPort(d, class, id, k) || t.widePort(d, class, id, k)) {
 			return true
 		}
 	}
@@ -104,7 +110,7 @@ func (t *Table) block(a netip.Addr) (Identity, bool) {
 }
 
 func (t *Table) exactPort(d Direction, c Class, id Identity, k Packet) bool {
-	return t.Rows[Row{d, c, id, k.Proto, k.Port, 0}]
+	return t.Rows[Row{d, c, id, k.Proto, 0, k.Port}]
 }
 
 func (t *Table) anyPort(d Direction, c Class, id Identity, k Packet) bool {
@@ -115,10 +121,10 @@ func (t *Table) anyPort(d Direction, c Class, id Identity, k Packet) bool {
 	return t.Rows[Row{d, c, id, proto, 0, 0}]
 }
 
-func (t *Table) portRange(d Direction, c Class, id Identity, k Packet) bool {
-	for _, r := range t.Ranges[k.Proto] {
-		if r.From <= k.Port && k.Port <= r.To {
-			return t.Rows[Row{d, c, id, k.Proto, r.From, r.To}]
+func (t *Table) widePort(d Direction, c Class, id Identity, k Packet) bool {
+	for _, bits := range Widths() {
+		if t.Rows[Row{d, c, id, k.Proto, bits, k.Port >> bits << bits}] {
+			return true
 		}
 	}
 	return false

@@ -3,6 +3,8 @@
 package policy
 
 import (
+	"bytes"
+	"crypto/sha256"
 	"fmt"
 	"slices"
 	"strings"
@@ -13,12 +15,18 @@ import (
 // A term is a peer that an active policy names: a block, or pods of one
 // namespace, or of selected ones. Equal peers of several rules are one term.
 type term struct {
-	key        string
+	key        digest
 	block      *Block
 	namespace  string          // where there is no namespaces
 	namespaces labels.Selector // or nil
 	pods       labels.Selector // nil: all
+	of         []string        // namespaces whose policies name it
 }
+
+// A digest tells apart what it is made from.
+type digest [sha256.Size]byte
+
+func compareDigests(a, b digest) int { return bytes.Compare(a[:], b[:]) }
 
 func newTerm(namespace string, p Peer) term {
 	if p.Block != nil {
@@ -27,7 +35,7 @@ func newTerm(namespace string, p Peer) term {
 			except = append(except, e.Masked().String())
 		}
 		slices.Sort(except)
-		return term{key: "b " + p.Block.CIDR.Masked().String() + " " + strings.Join(except, " "), block: p.Block}
+		return term{key: sha256.Sum256([]byte("b " + p.Block.CIDR.Masked().String() + " " + strings.Join(except, " "))), block: p.Block}
 	}
 	t := term{namespace: namespace, namespaces: p.Namespaces, pods: p.Pods}
 	where := "n " + namespace
@@ -38,7 +46,7 @@ func newTerm(namespace string, p Peer) term {
 	if p.Pods != nil {
 		what = p.Pods.String()
 	}
-	t.key = where + "\x00" + what
+	t.key = sha256.Sum256([]byte(where + "\x00" + what))
 	return t
 }
 
@@ -77,7 +85,7 @@ func newSaying(p *Policy) *saying {
 // for Egress the names of ports. It is built from the policies alone.
 type vocabulary struct {
 	terms  []term
-	byKey  map[string]int
+	byKey  map[digest]int
 	names  []Port                    // each once, sorted by protocol and name
 	blocks map[int]*Block            // by term
 	inside map[string][]int          // terms of one namespace
@@ -92,7 +100,7 @@ type termRule struct {
 }
 
 func newVocabulary() *vocabulary {
-	return &vocabulary{byKey: map[string]int{}, blocks: map[int]*Block{}, inside: map[string][]int{}, rules: map[*Policy][2][]termRule{}}
+	return &vocabulary{byKey: map[digest]int{}, blocks: map[int]*Block{}, inside: map[string][]int{}, rules: map[*Policy][2][]termRule{}}
 }
 
 // learn adds what p says.
@@ -102,7 +110,7 @@ func (v *vocabulary) learn(p *Policy, s *saying) {
 		for _, r := range s.rules[d] {
 			tr := termRule{ports: r.ports}
 			for i := range r.terms {
-				tr.terms = append(tr.terms, v.term(&r.terms[i]))
+				tr.terms = append(tr.terms, v.term(&r.terms[i], p.Namespace))
 			}
 			both[d] = append(both[d], tr)
 		}
@@ -111,12 +119,17 @@ func (v *vocabulary) learn(p *Policy, s *saying) {
 	v.rules[p] = both
 }
 
-func (v *vocabulary) term(t *term) int {
+// term returns the number of t, which a policy of a namespace names.
+func (v *vocabulary) term(t *term, namespace string) int {
 	if i, ok := v.byKey[t.key]; ok {
+		if of := v.terms[i].of; !slices.Contains(of, namespace) {
+			v.terms[i].of = append(of, namespace)
+		}
 		return i
 	}
 	i := len(v.terms)
 	v.terms = append(v.terms, *t)
+	v.terms[i].of = []string{namespace}
 	v.byKey[t.key] = i
 	switch {
 	case t.block != nil:
@@ -136,6 +149,15 @@ func (v *vocabulary) finish() {
 }
 
 func comparePort(a, b Port) int { return strings.Compare(portKey(a), portKey(b)) }
+
+// portKeys is equal for equal lists, and empty for none.
+func portKeys(list []Port) string {
+	var b strings.Builder
+	for _, p := range list {
+		b.WriteString(portKey(p) + "\x00")
+	}
+	return b.String()
+}
 
 func portKey(p Port) string { return fmt.Sprintf("%03d %s %05d", p.Proto, p.Name, p.From) }
 
@@ -192,16 +214,21 @@ type face struct {
 
 // key is equal for faces that are the same to the same policies. It is made of
 // what terms say and not of their numbers, so that it lasts.
-func (v *vocabulary) key(terms []int, named []Port) string {
-	keys := make([]string, 0, len(terms)+len(named))
+func (v *vocabulary) key(terms []int, named []Port) digest {
+	keys := make([]digest, 0, len(terms))
 	for _, i := range terms {
 		keys = append(keys, v.terms[i].key)
 	}
-	slices.Sort(keys)
-	for _, p := range named {
-		keys = append(keys, "p "+portKey(p))
+	slices.SortFunc(keys, compareDigests)
+	h := sha256.New()
+	fmt.Fprintln(h, len(keys))
+	for _, k := range keys {
+		h.Write(k[:])
 	}
-	return strings.Join(keys, "\x01")
+	for _, p := range named {
+		fmt.Fprintln(h, portKey(p))
+	}
+	return digest(h.Sum(nil))
 }
 
 // numbers gives out numbers for keys: never 0, no number twice, the same for

@@ -13,11 +13,10 @@ import (
 // MarkOf is the bytes of a field of type Mark.
 func MarkOf(v uint32) string { return string(markBytes(v)) }
 
-// PortWord is the bytes of a field of type Ports: a range, a single port that
-// has no end, or zeros for none. A port that is loaded into such a field is the
-// same bytes.
-func PortWord(from, to uint16) string {
-	return string(binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, from), to))
+// PortWord is the bytes of a field of type PortWords: what loading a port into
+// four bytes makes.
+func PortWord(port uint16) string {
+	return string(append(binary.BigEndian.AppendUint16(nil, port), 0, 0))
 }
 
 // Has matches what a map to values of four bytes has something for.
@@ -125,6 +124,8 @@ func (p Part) String() string {
 	switch {
 	case p.Load == Load{}:
 		return fmt.Sprintf("0x%x", p.Value+strings.Repeat("\x00", 4-min(len(p.Value), 4)))
+	case p.Load.Mask != "":
+		return fmt.Sprintf("%s & 0x%x", p.Load, p.Load.Mask)
 	case p.Map == "":
 		return p.Load.String()
 	}

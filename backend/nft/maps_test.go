@@ -28,10 +28,10 @@ func mapsTable() Table {
 		Sets: []Set{
 			{Name: "ports", Fields: []Type{Port}, Interval: true},
 			{Name: "marks", Fields: []Type{Port}, Interval: true, Data: Mark},
-			{Name: "words", Fields: []Type{Port}, Interval: true, Data: Ports},
+			{Name: "words", Fields: []Type{Port}, Interval: true, Data: PortWords},
 			{Name: "ids", Fields: []Type{IPv4Addr}, Data: Mark},
 			{Name: "ids6", Fields: []Type{IPv6Addr}, Data: Mark},
-			{Name: "rows", Fields: []Type{Mark, Mark, Protocol, Ports, Mark}},
+			{Name: "rows", Fields: []Type{Mark, Mark, Protocol, PortWords, Mark}},
 		},
 		Chains: []Chain{{Name: "other"}, {Name: "c", Hook: Forward, Rules: []Rule{
 			rule("", StateIs(StateInvalid|StateUntracked), Verdict{Code: Drop}),
@@ -53,7 +53,7 @@ func TestMapsAreDumpedAsTheyWereSent(t *testing.T) {
 	want := Desired{Table: mapsTable(), Elements: []Element{
 		{Set: "ids", Key: "\x0a\x00\x00\x01", Data: MarkOf(7)}, {Set: "ids", Key: "\xff\xff\xff\xff", Data: MarkOf(0)},
 		{Set: "ids6", Key: string(addr("::").AsSlice()), Data: MarkOf(8)},
-		{Set: "rows", Key: MarkOf(1) + MarkOf(2) + "\x06\x00\x00\x00" + PortWord(80, 0) + MarkOf(3)},
+		{Set: "rows", Key: MarkOf(1) + MarkOf(2) + "\x06\x00\x00\x00" + PortWord(80) + MarkOf(3)},
 		{Set: "ports", Key: "\x00\x00"}, // all of them
 		{Set: "marks", Key: "\x00\x00", End: "\x00\x01", Data: MarkOf(1)}, {Set: "marks", Key: "\x00\x01", End: "\xff\xff", Data: MarkOf(1)},
 		{Set: "marks", Key: "\xff\xff", Data: MarkOf(1)},
@@ -77,7 +77,7 @@ func TestMapsAreDumpedAsTheyWereSent(t *testing.T) {
 		t.Errorf("another value makes\n%s", plan)
 	}
 	install(t, c, want)
-	want.Table.Sets[3].Data = Ports
+	want.Table.Sets[3].Data = PortWords
 	if plan := Diff(want, mustDump(t, c, want.Table)); plan.Replace {
 		t.Errorf("types that nft shows alike: %v", plan.Why)
 	}

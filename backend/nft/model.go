@@ -150,8 +150,8 @@ const (
 	Port
 	Mark // in the machine's byte order
 	IfName
-	Number // bytes without a better name
-	Ports  // what PortWord makes
+	Number    // bytes without a better name
+	PortWords // what PortWord makes
 )
 
 // info is what nft knows of a type: its word, its number (enum datatypes in
@@ -177,7 +177,7 @@ func (t Type) info() (word string, id uint32, size int) {
 		return "mark", 19, 4
 	case IfName:
 		return "ifname", 41, 16
-	case Ports: // nft has no word for it
+	case PortWords: // nft has no word for it
 		return "mark", 19, 4
 	}
 	return "integer", 4, 4

@@ -143,14 +143,6 @@ func (m Masquerade) String() string {
 	return fmt.Sprintf("masquerade to :%d-%d fully-random", m.Ports[0], m.Ports[1])
 }
 
-// portsText renders what PortWord makes.
-func portsText(from, to uint16) string {
-	if to != 0 {
-		return fmt.Sprintf("%d-%d", from, to)
-	}
-	return fmt.Sprint(from)
-}
-
 // maskBits returns the prefix length of a mask, if it is one.
 func maskBits(mask string) (int, bool) {
 	n := 0
@@ -168,8 +160,8 @@ func valueText(t Type, v string) string {
 		return a.String()
 	case t == Port && len(b) == 2:
 		return fmt.Sprint(binary.BigEndian.Uint16(b))
-	case t == Ports && len(b) == 4:
-		return portsText(binary.BigEndian.Uint16(b), binary.BigEndian.Uint16(b[2:]))
+	case t == PortWords && len(b) == 4:
+		return fmt.Sprint(binary.BigEndian.Uint16(b))
 	case t == Mark && len(b) == 4:
 		return fmt.Sprintf("0x%08x", binary.NativeEndian.Uint32(b))
 	case t == IfName:

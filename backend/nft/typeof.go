@@ -105,7 +105,7 @@ func (s Set) orderData() []byte {
 }
 
 func (t Type) order() uint32 {
-	if t == Mark || t == Ports || t == IfName {
+	if t == Mark || t == PortWords || t == IfName {
 		return orderHost
 	}
 	return orderBig

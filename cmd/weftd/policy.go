@@ -171,7 +171,7 @@ func (p *policies) tellDenials(ctx context.Context) error {
 		if st.Cluster == nil {
 			return policy.Explanation{}, false
 		}
-		return st.Cluster.Explain(k), true
+		return st.Explain(k), true
 	})
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return log.Run(ctx) })

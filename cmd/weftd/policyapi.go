@@ -83,7 +83,7 @@ func (a *agent) explain(ctx context.Context, st enforce.Status, q url.Values) (a
 	if err != nil {
 		return nil, err
 	}
-	e := st.Cluster.Explain(k)
+	e := st.Explain(k)
 	kernel, err := a.comparePolicies(ctx, st)
 	if err != nil {
 		return nil, err

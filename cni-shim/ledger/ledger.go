@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 )
 
@@ -31,10 +32,11 @@ type Options struct {
 }
 
 // Ledger is one network's. It has no content of its own: each method reads
-// the files anew.
+// the files anew, but for those that have not changed since another did.
 type Ledger struct {
-	o    Options
-	boot string
+	o     Options
+	boot  string
+	files atomic.Pointer[map[string]file] // as last read; the map is not modified
 }
 
 // Open returns the ledger of a network. Directories that do not exist count as

@@ -64,8 +64,9 @@ func (l *Ledger) Records(ctx context.Context) ([]Record, error) {
 // state has no ADD of ours. A call may end between the reading of a state and
 // that of its lock; who acts on what is read takes the lock and compares.
 func (l *Ledger) read(ctx context.Context) ([]*record, error) {
+	f := &reading{before: l.files.Load(), now: map[string]file{}}
 	dirs := []string{l.networkDir()}
-	first, err := l.readStates()
+	first, err := l.readStates(f)
 	if err != nil {
 		return nil, err
 	}
@@ -80,16 +81,17 @@ func (l *Ledger) read(ctx context.Context) ([]*record, error) {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		in, err := readAllocs(dir)
+		in, err := readAllocs(f, dir)
 		if err != nil {
 			return nil, err
 		}
 		allocs = append(allocs, in...)
 	}
-	records, err := l.readStates()
+	records, err := l.readStates(f)
 	if err != nil {
 		return nil, err
 	}
+	l.files.Store(&f.now)
 	if err := l.readFlight(records); err != nil {
 		return nil, err
 	}
@@ -98,7 +100,7 @@ func (l *Ledger) read(ctx context.Context) ([]*record, error) {
 
 // readStates reads the states of all networks. A state that does not parse has
 // no Conf, like none.
-func (l *Ledger) readStates() (map[Key]*record, error) {
+func (l *Ledger) readStates(f *reading) (map[Key]*record, error) {
 	names, err := list(l.o.StateDir)
 	if err != nil {
 		return nil, err
@@ -109,23 +111,34 @@ func (l *Ledger) readStates() (map[Key]*record, error) {
 		if !ok {
 			continue // flannel's own state, or nothing of ours
 		}
-		data, written, err := readRegular(filepath.Join(l.o.StateDir, name))
+		path := filepath.Join(l.o.StateDir, name)
+		got, err := f.file(path)
 		if err != nil {
 			return nil, err
 		}
-		if data == nil {
+		if got.data == nil {
 			continue
 		}
-		r := &record{Record: Record{Key: k}, state: data, newest: written}
-		if conf, stamp, stamped, err := Decode(data); err == nil {
-			r.where = delegationOf(conf)
-			if r.where.Plugin != "" {
-				r.Conf, r.Stamp, r.Stamped = conf, stamp, stamped
-			}
+		if got.state == nil {
+			got.state = stateOf(k, got)
+			f.now[path] = got
 		}
-		all[k] = r
+		r := *got.state
+		all[k] = &r
 	}
 	return all, nil
+}
+
+// stateOf reads a state.
+func stateOf(k Key, f file) *record {
+	r := &record{Record: Record{Key: k}, state: f.data, newest: f.written}
+	if conf, stamp, stamped, err := Decode(f.data); err == nil {
+		r.where = delegationOf(conf)
+		if r.where.Plugin != "" {
+			r.Conf, r.Stamp, r.Stamped = conf, stamp, stamped
+		}
+	}
+	return r
 }
 
 // readFlight notes which attachments have a call at work, or the remains of
@@ -197,7 +210,7 @@ func (l *Ledger) join(records map[Key]*record, allocs []alloc) []*record {
 }
 
 // readAllocs reads a network's directory of host-local.
-func readAllocs(dir string) ([]alloc, error) {
+func readAllocs(f *reading, dir string) ([]alloc, error) {
 	names, err := list(dir)
 	if err != nil {
 		return nil, err
@@ -208,15 +221,15 @@ func readAllocs(dir string) ([]alloc, error) {
 		if !ok {
 			continue // lock, last_reserved_ip.N
 		}
-		data, written, err := readRegular(filepath.Join(dir, name))
+		got, err := f.file(filepath.Join(dir, name))
 		if err != nil {
 			return nil, err
 		}
-		owner, ok := parseOwner(string(data))
-		if data == nil || !ok {
+		owner, ok := parseOwner(string(got.data))
+		if got.data == nil || !ok {
 			continue
 		}
-		all = append(all, alloc{dir, addr, string(data), owner, written})
+		all = append(all, alloc{dir, addr, string(got.data), owner, got.written})
 	}
 	return all, nil
 }
@@ -259,32 +272,3 @@ func list(dir string) ([]string, error) {
 	}
 	return names, nil
 }
-
-// readRegular reads a small file and when it was written. data is nil when the
-// file is gone meanwhile, and not nil otherwise.
-func readRegular(path string) (data []byte, written time.Time, err error) {
-	f, err := os.Open(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, time.Time{}, nil
-	}
-	if err != nil {
-		return nil, time.Time{}, fmt.Errorf("read ledger: %w", err)
-	}
-	defer f.Close() // only read
-	st, err := f.Stat()
-	if err != nil {
-		return nil, time.Time{}, fmt.Errorf("read ledger: %w", err)
-	}
-	if st.Size() > maxFile {
-		return nil, time.Time{}, nil // no plugin wrote this
-	}
-	data = make([]byte, st.Size())
-	n, err := f.ReadAt(data, 0)
-	if n < len(data) {
-		return nil, time.Time{}, fmt.Errorf("read ledger: %s: %w", path, err)
-	}
-	return data, st.ModTime(), nil
-}
-
-// maxFile bounds what counts as a state or an address's file, in bytes.
-const maxFile = 4 << 20

@@ -39,8 +39,12 @@ func region() policy.Cluster {
 		c.Namespaces[fmt.Sprint("ns", i)] = policy.NewLabels(map[string]string{"team": fmt.Sprint(i)})
 	}
 	const apps = benchPolicies / benchSpaces
+	kinds := make([]*policy.Labels, apps) // each once, as kube.Source has them
+	for i := range kinds {
+		kinds[i] = policy.NewLabels(app(i))
+	}
 	for i := range benchPods {
-		p := &policy.Pod{Namespace: fmt.Sprint("ns", i%benchSpaces), Name: fmt.Sprint("p", i), UID: fmt.Sprint(i), Node: fmt.Sprint("n", i/benchHere), Labels: policy.NewLabels(app(i / benchSpaces % apps))}
+		p := &policy.Pod{Namespace: fmt.Sprint("ns", i%benchSpaces), Name: fmt.Sprint("p", i), UID: fmt.Sprint(i), Node: fmt.Sprint("n", i/benchHere), Labels: kinds[i/benchSpaces%apps]}
 		p.Addrs = []netip.Addr{netip.AddrFrom4([4]byte{10, 42, byte(i / benchHere), byte(i%benchHere + 2)})}
 		if p.Node == "n0" {
 			p.Node = "here"

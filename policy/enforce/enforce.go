@@ -90,6 +90,11 @@ func (s Status) Has(pod *policy.Pod) bool {
 	return slices.ContainsFunc(pod.Addrs, func(a netip.Addr) bool { return s.Table.Known[a] })
 }
 
+// Explain says why k may pass, or may not.
+func (s Status) Explain(k policy.Packet) policy.Explanation {
+	return s.Cluster.Explain(k).Without(func(p *policy.Pod) bool { return s.Has(p) && slices.Contains(s.Table.TooLarge, p.Namespace) })
+}
+
 // An Enforcer brings policies into force on one node. The goroutine of Run
 // owns everything; others hand it their news and a poke.
 type Enforcer struct {
@@ -278,6 +283,10 @@ func (p *pass) enforce(ctx context.Context, look bool) (Status, error) {
 	}
 	for _, d := range policy.Directions() {
 		st.Isolated[d] = len(table.Classes[d])
+	}
+	for _, ns := range table.TooLarge {
+		st.Problems = append(st.Problems, subnet.Problem{Kind: "PolicyTooLarge", Object: ns,
+			Detail: fmt.Sprintf("nothing passes that policies of this namespace would let pass to and from pods of this node: with theirs, the table had more than %d rows, or took too long to make; fewer peers and ports in a rule help", policy.MaxRows)})
 	}
 	if report.Unlabelled != nil {
 		st.Problems = append(st.Problems, subnet.Problem{Kind: "PolicySlowPath", Object: rules.TableName,

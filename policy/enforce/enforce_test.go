@@ -194,6 +194,34 @@ func TestNothingBeforeAllIsKnown(t *testing.T) {
 	})
 }
 
+// Policies that come to too much isolate all the same, and are a Problem.
+func TestPoliciesTooLarge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := start(t)
+		b.do(func() { b.ledger, b.api = []policy.Registered{registered4("web", 2)}, []*policy.Pod{apiPod("web")} })
+		b.SetSubnets(node(), nil)
+		rule := policy.Rule{}
+		for i := range 2000 {
+			rule.Peers = append(rule.Peers, policy.Peer{Block: &policy.Block{CIDR: netip.PrefixFrom(netip.AddrFrom4([4]byte{11, 0, byte(i >> 8), byte(i)}), 32)}})
+			rule.Ports = append(rule.Ports, policy.Port{Proto: policy.TCP, From: uint16(1 + i), To: uint16(1 + i)})
+		}
+		rule.Ports = append(rule.Ports, policy.Port{Proto: policy.TCP, From: 5000, To: 9000})
+		b.deliver(policy.Cluster{Policies: []*policy.Policy{{Namespace: "app", Name: "all", Subject: labels.Everything(), Isolates: [2]bool{policy.Ingress: true}, Rules: [2][]policy.Rule{policy.Ingress: {rule}}}}})
+		if err := b.admit("sandbox-web"); err != nil {
+			t.Fatal(err)
+		}
+		st := b.Status()
+		if !st.InForce || st.Isolated[policy.Ingress] != 1 || st.Rows != 0 || len(st.Problems) != 1 || st.Problems[0].Kind != "PolicyTooLarge" || st.Problems[0].Object != "app" {
+			t.Errorf("%+v", st)
+		}
+		e := st.Explain(policy.Packet{Src: netip.MustParseAddr("11.0.0.1"), Dst: addr(2), Proto: policy.TCP, Port: 1})
+		if e.Allowed || !strings.Contains(e.String(), "more than the node's table has room for") {
+			t.Errorf("explained as\n%s", e)
+		}
+		b.stop()
+	})
+}
+
 // A pod is isolated when Admit returns, although the API does not tell its
 // address, nor even the pod in what is watched.
 func TestAdmittedPodsAreIsolated(t *testing.T) {

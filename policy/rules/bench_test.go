@@ -41,9 +41,9 @@ func BenchmarkPacket(b *testing.B) {
 		}
 	}
 	peer := holders[row.Identity]
-	passes, port := policy.Packet{Src: peer, Dst: pod, Proto: policy.UDP, Port: 2000}, row.From
+	passes, port := policy.Packet{Src: peer, Dst: pod, Proto: policy.UDP, Port: 2000}, row.Port
 	exact := clone(big)
-	exact.Rows[policy.Row{Direction: policy.Ingress, Class: row.Class, Identity: row.Identity, Proto: policy.UDP, From: port}] = true
+	exact.Rows[policy.Row{Direction: policy.Ingress, Class: row.Class, Identity: row.Identity, Proto: policy.UDP, Port: port}] = true
 	for _, c := range []struct {
 		name  string
 		table *policy.Table

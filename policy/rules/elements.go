@@ -72,11 +72,6 @@ func (b *builder) lacking(is, to *policy.Table) {
 			}
 		}
 	}
-	for _, proto := range portProtocols() {
-		for r := range missing(members(is.Ranges[proto]), members(to.Ranges[proto])) {
-			b.add(portSet(proto), portKey(int(r.From)), after(int(r.To), 0xffff, portKey), nft.PortWord(r.From, r.To))
-		}
-	}
 	for r, passes := range missing(is.Rows, to.Rows) {
 		if passes {
 			b.add(rowSet, rowKey(r), "", "")
@@ -137,22 +132,14 @@ func familyOf(a netip.Addr) subnet.Family {
 
 func key(a netip.Addr) string { return string(a.AsSlice()) }
 
-func portKey(n int) string { return string([]byte{byte(n >> 8), byte(n)}) }
-
-// after is the key after that of n, empty if n is the last.
-func after(n, last int, key func(int) string) string {
-	if n >= last {
-		return ""
-	}
-	return key(n + 1)
+// direction is the first field of the keys of rows for runs of 1<<bits ports.
+func direction(d policy.Direction, bits uint8) string {
+	return nft.MarkOf(uint32(d) | uint32(bits)<<8)
 }
 
-// direction is the first field of the keys of rows.
-func direction(d policy.Direction) string { return nft.MarkOf(uint32(d)) }
-
 func rowKey(r policy.Row) string {
-	return direction(r.Direction) + nft.MarkOf(uint32(r.Identity)) + string([]byte{r.Proto, 0, 0, 0}) +
-		nft.PortWord(r.From, r.To) + nft.MarkOf(uint32(r.Class))
+	return direction(r.Direction, r.Bits) + nft.MarkOf(uint32(r.Identity)) + string([]byte{r.Proto, 0, 0, 0}) +
+		nft.PortWord(r.Port) + nft.MarkOf(uint32(r.Class))
 }
 
 // disjoint leaves out prefixes that are in others.

@@ -41,7 +41,7 @@ func TestKernelAgreesWithTable(t *testing.T) {
 		if i%2 == 1 { // what no policies come to, so that no row stands in for another
 			some := uint32(g.IntN(3))
 			maps.DeleteFunc(table.Rows, func(r policy.Row, _ bool) bool {
-				return (uint32(r.Class)^uint32(r.Identity)^uint32(r.Proto)*0x9e3779b1+uint32(r.From))>>3%3 == some
+				return (uint32(r.Class)^uint32(r.Identity)^uint32(r.Proto)*0x9e3779b1+uint32(r.Port))>>3%3 == some
 			})
 		}
 		was := p.Generation()

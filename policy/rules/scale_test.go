@@ -108,7 +108,7 @@ func TestCostOfChanges(t *testing.T) {
 		t.Logf("%s: +%d -%d, generation %d: %v", what, r.Added, r.Deleted, r.Generation, took.Round(10*time.Microsecond))
 	}
 	update := func(table *policy.Table) (Report, error) { return p.Update(t.Context(), table, lease()) }
-	row := policy.Row{Direction: policy.Ingress, Class: 1, Identity: 2, Proto: policy.TCP, From: 80}
+	row := policy.Row{Direction: policy.Ingress, Class: 1, Identity: 2, Proto: policy.TCP, Port: 80}
 	step("load", update)
 	step("nothing", update)
 	step("row added", func(t *policy.Table) (Report, error) { t.Rows[row] = true; return update(t) })

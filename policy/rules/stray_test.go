@@ -105,9 +105,9 @@ func TestErrorsBelongToTheirFlow(t *testing.T) {
 	p := NewProgrammer(w.conn, params())
 	table := walled()
 	peer, pod := addr("1.0.0.1"), addr("10.42.1.2")
-	row := policy.Row{Direction: policy.Ingress, Class: 1, Identity: policy.Anyone, Proto: policy.UDP, From: 53}
+	row := policy.Row{Direction: policy.Ingress, Class: 1, Identity: policy.Anyone, Proto: policy.UDP, Port: 53}
 	spare := row
-	spare.From = 54
+	spare.Port = 54
 	table.Rows = map[policy.Row]bool{row: true, spare: true}
 	if _, err := p.Sync(t.Context(), table, lease()); err != nil {
 		t.Fatal(err)

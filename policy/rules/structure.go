@@ -72,10 +72,6 @@ func blockSet(f subnet.Family) string { return fmt.Sprintf("block%d", f) }
 
 func classSet(d policy.Direction, f subnet.Family) string { return fmt.Sprintf("class_%s%d", d, f) }
 
-func portSet(proto uint8) string {
-	return "ports_" + map[uint8]string{policy.TCP: "tcp", policy.UDP: "udp", policy.SCTP: "sctp"}[proto]
-}
-
 func chainOf(d policy.Direction, f subnet.Family) string { return fmt.Sprintf("%s%d", d, f) }
 
 // portProtocols are the protocols that rows name ports of.
@@ -107,11 +103,8 @@ func Structure(p Params, g Generation) nft.Table {
 
 func sets() []nft.Set {
 	out := []nft.Set{
-		{Name: rowSet, Fields: []nft.Type{nft.Mark, nft.Mark, nft.Protocol, nft.Ports, nft.Mark}},
+		{Name: rowSet, Fields: []nft.Type{nft.Mark, nft.Mark, nft.Protocol, nft.PortWords, nft.Mark}},
 		{Name: protocolSet, Fields: []nft.Type{nft.Protocol}, Interval: true, Data: nft.Protocol},
-	}
-	for _, proto := range portProtocols() {
-		out = append(out, nft.Set{Name: portSet(proto), Fields: []nft.Type{nft.Port}, Interval: true, Data: nft.Ports})
 	}
 	for _, f := range subnet.Families() {
 		addr := nft.LoadSource(f).Type
@@ -150,8 +143,8 @@ func sides(d policy.Direction, f subnet.Family) (pod, peer nft.Load) {
 
 // direction is the chain that packets of pods go through which are isolated in
 // a direction. It returns what may pass and drops the rest. A row is found by
-// one of three identities and one of three ports, in the order in which that is
-// likely to be soon.
+// one of three identities, and by the port, all ports, or a run of ports, in the
+// order in which that is likely to be soon.
 func (p Params) direction(d policy.Direction, f subnet.Family) nft.Chain {
 	pod, peer := sides(d, f)
 	proto := nft.LoadFlowProtocol()
@@ -159,15 +152,15 @@ func (p Params) direction(d policy.Direction, f subnet.Family) nft.Chain {
 	port := nft.LoadTupleSourcePort(nft.Reply)
 	c := nft.Chain{Name: chainOf(d, f)}
 	// The first fields can be constants, the last cannot: see nft.Find.
-	row := func(comment string, identity, protocol, ports nft.Part, match ...nft.Expr) {
-		find := nft.Find{Set: rowSet, Parts: []nft.Part{{Value: direction(d)}, identity, protocol, ports, {Load: pod, Map: classSet(d, f)}}}
-		c.Rules = append(c.Rules, rule(comment, append(match, find, nft.Verdict{Code: nft.Return})...))
+	row := func(comment string, bits uint8, identity, protocol, ports nft.Part) {
+		find := nft.Find{Set: rowSet, Parts: []nft.Part{{Value: direction(d, bits)}, identity, protocol, ports, {Load: pod, Map: classSet(d, f)}}}
+		c.Rules = append(c.Rules, rule(comment, find, nft.Verdict{Code: nft.Return}))
 	}
 	exact := func(comment string, identity nft.Part) {
-		row(comment, identity, nft.Part{Load: proto}, nft.Part{Load: port})
+		row(comment, 0, identity, nft.Part{Load: proto}, nft.Part{Load: port})
 	}
 	all := func(comment string, identity nft.Part) {
-		row(comment, identity, nft.Part{Load: proto, Map: protocolSet}, nft.Part{})
+		row(comment, 0, identity, nft.Part{Load: proto, Map: protocolSet}, nft.Part{})
 	}
 	exact("a peer, a port", known)
 	exact("anyone, a port", anyone)
@@ -175,11 +168,9 @@ func (p Params) direction(d policy.Direction, f subnet.Family) nft.Chain {
 	all("anyone, all ports", anyone)
 	exact("a block, a port", block)
 	all("a block, all ports", block)
-	for _, number := range portProtocols() {
-		is := nft.Match{Load: proto, Value: string([]byte{number})}
-		ranges := nft.Part{Load: port, Map: portSet(number)}
-		for _, identity := range []nft.Part{known, anyone, block} {
-			row("ports", identity, nft.Part{Load: proto}, ranges, is)
+	for _, identity := range []nft.Part{known, anyone, block} {
+		for _, bits := range policy.Widths() {
+			row(fmt.Sprintf("%d ports", 1<<bits), bits, identity, nft.Part{Load: proto}, nft.Part{Load: port.Masked(16 - int(bits))})
 		}
 	}
 	counter := DeniedIngress

@@ -30,16 +30,12 @@ func sample() *policy.Table {
 			{From: addr("::"), To: addr("ff::"), Identity: 0x35},
 			{From: addr("ffff::"), To: addr("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"), Identity: 0x36},
 		},
-		Ranges: map[uint8][]policy.PortRange{
-			policy.TCP: {{From: 0, To: 99}, {From: 100, To: 200}, {From: 60000, To: 65535}},
-			policy.UDP: {{From: 1024, To: 65534}},
-		},
 		Rows: map[policy.Row]bool{
-			{Direction: policy.Ingress, Class: 0x11, Identity: 0x21, Proto: policy.TCP, From: 80}:                         true,
-			{Direction: policy.Ingress, Class: 0x11, Identity: policy.Anyone, Proto: policy.SCTP}:                         true,
-			{Direction: policy.Ingress, Class: 0x11, Identity: 0x33, Proto: policy.UDP, From: 1024, To: 65534}:            true,
-			{Direction: policy.Egress, Class: 0xffffffff, Identity: 0x34}:                                                 true,
-			{Direction: policy.Egress, Class: 0xffffffff, Identity: policy.Anyone, Proto: policy.TCP, From: 100, To: 200}: true,
+			{Direction: policy.Ingress, Class: 0x11, Identity: 0x21, Proto: policy.TCP, Port: 80}:                            true,
+			{Direction: policy.Ingress, Class: 0x11, Identity: policy.Anyone, Proto: policy.SCTP}:                            true,
+			{Direction: policy.Ingress, Class: 0x11, Identity: 0x33, Proto: policy.UDP, Port: 1024, Bits: 8}:                 true,
+			{Direction: policy.Egress, Class: 0xffffffff, Identity: 0x34}:                                                    true,
+			{Direction: policy.Egress, Class: 0xffffffff, Identity: policy.Anyone, Proto: policy.TCP, Port: 61440, Bits: 12}: true,
 		},
 	}
 }

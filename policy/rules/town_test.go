@@ -105,7 +105,7 @@ func (w *town) open() *policy.Table {
 }
 
 func rowOf(d policy.Direction, c policy.Class, id policy.Identity, port uint16) policy.Row {
-	return policy.Row{Direction: d, Class: c, Identity: id, Proto: policy.TCP, From: port}
+	return policy.Row{Direction: d, Class: c, Identity: id, Proto: policy.TCP, Port: port}
 }
 
 // clone copies what tests change.

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package policy
+
+import (
+	"net/netip"
+	"slices"
+)
+
+// identify gives addresses their identities: those of blocks, and those of
+// pods that are something else to a policy than their address alone says. It
+// returns the namespaces whose policies name too many peers for that.
+func (k *compiler) identify() (tooLarge []string) {
+	i := identifier{compiler: k, faces: map[digest]*face{}, named: make([]int, len(k.words.terms)), left: maxSteps}
+	var ok bool
+	if i.zones, ok = zones(k.words.blocks, i.spend); !ok || !i.pods() {
+		return i.spending().largest()
+	}
+	for _, z := range i.zones {
+		i.ofZones = append(i.ofZones, i.look(z.members, nil))
+	}
+	var keys []string
+	for key := range i.faces {
+		keys = append(keys, string(key[:]))
+	}
+	for key, n := range numbers(keys) {
+		i.faces[digest([]byte(key))].id = Identity(n)
+	}
+	for n, z := range i.zones {
+		k.table.Blocks = append(k.table.Blocks, AddrRange{z.from, z.to, i.ofZones[n].id})
+	}
+	k.table.Identities = make(map[netip.Addr]Identity, len(i.ofPods))
+	for _, p := range i.ofPods {
+		k.table.Identities[p.addr] = p.face.id
+	}
+	k.byTerm = make([][]*face, len(k.words.terms))
+	for _, f := range i.faces {
+		k.faces = append(k.faces, f)
+		for _, t := range f.terms {
+			k.byTerm[t] = append(k.byTerm[t], f)
+		}
+	}
+	return nil
+}
+
+// An identifier is identify at work.
+type identifier struct {
+	*compiler
+	zones   []zone
+	faces   map[digest]*face
+	ofZones []*face
+	ofPods  []podFace
+	named   []int // by term: how often it was among somebody's terms
+	left    int   // of maxSteps
+}
+
+// spend counts a list of terms, and reports whether there may be more.
+func (i *identifier) spend(terms []int) bool {
+	for _, t := range terms {
+		i.named[t]++
+	}
+	i.left -= len(terms)
+	return i.left >= 0
+}
+
+// spending is what was counted, by the namespaces that name the terms.
+func (i *identifier) spending() *spending {
+	var s spending
+	for t, n := range i.named {
+		for _, ns := range i.words.terms[t].of {
+			s.add(ns, n)
+		}
+	}
+	return &s
+}
+
+// look returns the face of terms and names of ports, the same for equal ones.
+func (i *identifier) look(terms []int, named []Port) *face {
+	key := i.words.key(terms, named)
+	f, ok := i.faces[key]
+	if !ok {
+		f = &face{terms: terms, named: named}
+		i.faces[key] = f
+	}
+	return f
+}
+
+// A podFace is the face of a pod's address.
+type podFace struct {
+	addr netip.Addr
+	face *face
+}
+
+// A spot is what the face of a pod's address depends on beside its choice.
+type spot struct {
+	zone  int // -1: none
+	ports string
+}
+
+// pods finds the faces of pods' addresses that need one.
+func (i *identifier) pods() bool {
+	i.ofPods = make([]podFace, 0, len(i.holders))
+	quarters := map[string]*quarter{}
+	for a, pod := range i.holders {
+		q, ok := quarters[pod.Namespace]
+		if !ok {
+			ns, exists := i.cluster.Namespaces[pod.Namespace]
+			q = &quarter{terms: i.words.of(pod.Namespace, ns, exists), kinds: map[*Labels]*choice{}}
+			quarters[pod.Namespace] = q
+		}
+		choice, looked := q.choice(i.words, pod.Labels)
+		if looked && !i.spend(choice.terms) {
+			return false
+		}
+		ports := i.words.resolved(pod)
+		if len(choice.terms) == 0 && len(ports) == 0 {
+			continue // what its address is
+		}
+		f, ok := i.face(choice, zoneAt(i.zones, a), ports)
+		if !ok {
+			return false
+		}
+		i.ofPods = append(i.ofPods, podFace{a, f})
+	}
+	return true
+}
+
+// face returns the face of the pods that a choice selects, with addresses of a
+// zone and ports that policies name; false if it is one too many.
+func (i *identifier) face(c *choice, zone int, ports []Port) (*face, bool) {
+	at := spot{zone, portKeys(ports)}
+	if f, ok := c.faces[at]; ok {
+		return f, true
+	}
+	terms := c.terms
+	if zone >= 0 {
+		terms = append(slices.Clone(terms), i.zones[zone].members...)
+		slices.Sort(terms)
+	}
+	if !i.spend(terms) {
+		return nil, false
+	}
+	f := i.look(terms, ports)
+	if c.faces == nil {
+		c.faces = map[spot]*face{}
+	}
+	c.faces[at] = f
+	return f, true
+}
+
+// A quarter is a namespace as peers see it.
+type quarter struct {
+	terms []int               // that may select its pods
+	kinds map[*Labels]*choice // equal labels are mostly the same
+	none  choice
+}
+
+// A choice is the terms that select pods, and the faces of these.
+type choice struct {
+	terms []int
+	faces map[spot]*face
+}
+
+// choice returns the terms that select pods of q with labels l, and whether it
+// had to look.
+func (q *quarter) choice(v *vocabulary, l *Labels) (c *choice, looked bool) {
+	if len(q.terms) == 0 {
+		return &q.none, false
+	}
+	if c, ok := q.kinds[l]; ok {
+		return c, false
+	}
+	c = &choice{terms: v.entitled(q.terms, l)}
+	q.kinds[l] = c
+	return c, true
+}
