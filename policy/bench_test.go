@@ -59,7 +59,7 @@ func BenchmarkCompile(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				t := m.Compile(c)
-				b.ReportMetric(float64(len(t.Rows)), "rows")
+				b.ReportMetric(float64(len(t.Pairs)+len(t.Rows)), "rows")
 				b.ReportMetric(float64(len(t.Identities)), "ids")
 			}
 		})

@@ -12,10 +12,11 @@ import (
 // ports or of blocks times exceptions; these bounds are what a node can spend on
 // them, and several times what whole clusters come to (BenchmarkCompile).
 const (
-	// MaxRows bounds Table.Rows: about 25 MiB of the kernel's memory.
+	// MaxRows bounds Table.Pairs and Table.Rows together: about 25 MiB of the
+	// kernel's memory.
 	MaxRows = 1 << 18
-	// maxSteps bounds peers by what they select, and rows before equal ones
-	// are one: about a tenth of a second.
+	// maxSteps bounds peers by what they select, and by ports, before equal
+	// ones are one: about a tenth of a second.
 	maxSteps = 1 << 21
 )
 

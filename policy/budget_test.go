@@ -51,7 +51,7 @@ func TestTooLarge(t *testing.T) {
 		},
 		"rules of the same peers": func() (out []Rule) {
 			r := Rule{}
-			for i := range n / 10 {
+			for i := range n / 6 {
 				r.Peers = append(r.Peers, Peer{Block: block(i)})
 			}
 			for i := range n {
@@ -77,8 +77,8 @@ func TestTooLarge(t *testing.T) {
 			if !slices.Equal(got.TooLarge, []string{"big"}) {
 				t.Fatalf("too large: %v, %d rows", got.TooLarge, len(got.Rows))
 			}
-			if !maps.Equal(got.Rows, small.Rows) {
-				t.Errorf("the others have %d rows, want %d", len(got.Rows), len(small.Rows))
+			if !maps.Equal(got.Pairs, small.Pairs) || !maps.Equal(got.Rows, small.Rows) {
+				t.Errorf("the others have %d pairs and %d rows, want %d and %d", len(got.Pairs), len(got.Rows), len(small.Pairs), len(small.Rows))
 			}
 			if _, isolated := got.Classes[Ingress][pod.Addrs[0]]; !isolated {
 				t.Error("the pod is not isolated")

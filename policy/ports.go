@@ -4,6 +4,7 @@ package policy
 
 import (
 	"cmp"
+	"encoding/binary"
 	"slices"
 )
 
@@ -15,24 +16,73 @@ const lastPort = 65535
 
 func (s span) every() bool { return s == span{0, lastPort} }
 
+// empty reports whether s, which is tidy, lets nothing pass.
+func (s *portSet) empty() bool { return s.rows() == 0 }
+
 // rows is how many rows s is, which is tidy.
 func (s *portSet) rows() int {
 	n := 0
-	if s.others {
+	for range s.each {
 		n++
 	}
-	for _, list := range s.spans {
-		for _, sp := range list {
+	return n
+}
+
+// each goes through the rows of s, which is tidy.
+func (s *portSet) each(yield func(Row) bool) {
+	if s.others && !yield(Row{Set: s.number}) {
+		return
+	}
+	for i, proto := range portProtocols() {
+		for _, sp := range s.spans[i] {
 			if sp.every() {
-				n++
+				if !yield(Row{s.number, proto, 0, 0}) {
+					return
+				}
 				continue
 			}
-			for range sp.runs {
-				n++
+			for r := range sp.runs {
+				if !yield(Row{s.number, proto, r.bits, r.port}) {
+					return
+				}
 			}
 		}
 	}
-	return n
+}
+
+// key is equal for equal sets that are tidy.
+func (s *portSet) key() string {
+	var b []byte
+	if s.others {
+		b = append(b, '*')
+	}
+	for i, list := range s.spans {
+		b = append(b, '/', byte(i))
+		b = binary.BigEndian.AppendUint32(b, uint32(len(list)))
+		for _, sp := range list {
+			b = binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(b, sp.from), sp.to)
+		}
+	}
+	return string(b)
+}
+
+// includes reports whether all of o is in s; both are tidy.
+func (s *portSet) includes(o *portSet) bool {
+	if o.others && !s.others {
+		return false
+	}
+	for i, list := range o.spans {
+		n := 0
+		for _, sp := range list {
+			for n < len(s.spans[i]) && s.spans[i][n].to < sp.from {
+				n++
+			}
+			if n == len(s.spans[i]) || s.spans[i][n].from > sp.from || sp.to > s.spans[i][n].to {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // A run is the 1<<bits ports from port on, which is a multiple of that.
@@ -62,6 +112,7 @@ func (s span) runs(yield func(run) bool) {
 
 // portSet is what some rules let pass between two ends.
 type portSet struct {
+	number PortSet
 	others bool // protocols without ports
 	spans  [3][]span
 }

@@ -3,6 +3,7 @@
 package policy
 
 import (
+	"maps"
 	"net/netip"
 	"testing"
 
@@ -61,11 +62,48 @@ func TestOverlappingRangesStayFew(t *testing.T) {
 			})
 		}
 		c.Policies = append(c.Policies, p)
-		return len(Compile(c, "here").Rows)
+		t := Compile(c, "here")
+		return len(t.Rows) + len(t.Pairs)
 	}
 	few, many := size(100), size(2000)
-	if many > 2000*104 || many > 25*few {
+	if many > 2000*105 || many > 25*few {
 		t.Errorf("%d rows of 100 rules, %d of 2,000", few, many)
 	}
 	t.Logf("%d rows of 100 rules, %d of 2,000", few, many)
+}
+
+// Sets that are equal have one number, and one that has all of another includes
+// it.
+func TestPortSetLaw(t *testing.T) {
+	rapid.Check(t, func(r *rapid.T) {
+		draw := func(name string) (*portSet, map[[2]int]bool) {
+			s, has := &portSet{}, map[[2]int]bool{}
+			for range rapid.IntRange(0, 4).Draw(r, name) {
+				proto := rapid.IntRange(0, 2).Draw(r, "proto")
+				from := rapid.IntRange(1, 40).Draw(r, "from")
+				to := rapid.IntRange(from, 40).Draw(r, "to")
+				s.spans[proto] = append(s.spans[proto], span{uint16(from), uint16(to)})
+				for n := from; n <= to; n++ {
+					has[[2]int{proto, n}] = true
+				}
+			}
+			s.tidy()
+			return s, has
+		}
+		a, hasA := draw("a")
+		b, hasB := draw("b")
+		within := true
+		for k := range hasB {
+			within = within && hasA[k]
+		}
+		if a.includes(b) != within {
+			t.Fatalf("%v includes %v: %t", a.spans, b.spans, !within)
+		}
+		if (a.key() == b.key()) != maps.Equal(hasA, hasB) {
+			t.Fatalf("%v and %v have keys %q and %q", a.spans, b.spans, a.key(), b.key())
+		}
+		if a.empty() != (len(hasA) == 0) {
+			t.Fatalf("%v is empty: %t", a.spans, a.empty())
+		}
+	})
 }

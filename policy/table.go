@@ -10,16 +10,17 @@ import (
 // A Class is what the policies of one direction say to pods, the same for all
 // that have it. An Identity is what an address is to the policies of a node:
 // which of their peers it is among, and which ports its names are. The zero
-// Identity is that of all addresses, whoever has them.
+// Identity is that of all addresses, whoever has them. A PortSet is ports.
 //
-// Both numbers follow from what they stand for, by a hash, and are the same
+// The numbers follow from what they stand for, by a hash, and are the same
 // after a restart and on another node.
 type (
 	Class    uint32
 	Identity uint32
+	PortSet  uint32
 )
 
-// Anyone is the Identity of rows that are for every address.
+// Anyone is the Identity of pairs that are for every address.
 const Anyone Identity = 0
 
 // A Table is all that the kernel of one node has to know.
@@ -35,10 +36,12 @@ type Table struct {
 	Identities map[netip.Addr]Identity
 	// Blocks are disjoint, ascending.
 	Blocks []AddrRange
-	// Rows are what may pass.
+	// Pairs are what may pass at some ports, and which these are.
+	Pairs map[Pair]PortSet
+	// Rows are the ports of each PortSet.
 	Rows map[Row]bool
 	// TooLarge are namespaces, sorted, whose policies come to more than there is
-	// room for (MaxRows): pods that they isolate have no rows.
+	// room for (MaxRows): pods that they isolate have no pairs.
 	TooLarge []string
 }
 
@@ -49,20 +52,25 @@ type AddrRange struct {
 	Identity Identity
 }
 
-// A Row lets packets pass: of pods of Class, to or from addresses of Identity.
-// Which ports of Proto it is for is said by Port and Bits:
+// A Pair is pods of Class, and addresses of Identity that send to them or are
+// sent to.
+type Pair struct {
+	Direction Direction
+	Class     Class
+	Identity  Identity
+}
+
+// A Row says that ports of Proto are in Set; which ones is said by Port and Bits:
 //
 //	Bits > 0            the 1<<Bits ports from Port on, which is a multiple of
 //	                    that; Bits is one of Widths
 //	Bits = 0, Port > 0  that port
 //	both 0              all; Proto 0 stands for all protocols without ports
 type Row struct {
-	Direction Direction
-	Class     Class
-	Identity  Identity
-	Proto     uint8
-	Bits      uint8
-	Port      uint16
+	Set   PortSet
+	Proto uint8
+	Bits  uint8
+	Port  uint16
 }
 
 // Widths are the values of Row.Bits but 0, ascending. A range of ports is at
@@ -87,7 +95,10 @@ func (t *Table) allows(d Direction, pod, peer netip.Addr, k Packet) bool {
 	}
 	for _, look := range []func(netip.Addr) (Identity, bool){t.exact, t.anyone, t.block} {
 		id, ok := look(peer)
-		if ok && (t.exactPort(d, class, id, k) || t.anyPort(d, class, id, k) || t.widePort(d, class, id, k)) {
+		if !ok {
+			continue
+		}
+		if set, ok := t.Pairs[Pair{d, class, id}]; ok && (t.exactPort(set, k) || t.anyPort(set, k) || t.widePort(set, k)) {
 			return true
 		}
 	}
@@ -109,21 +120,21 @@ func (t *Table) block(a netip.Addr) (Identity, bool) {
 	return t.Blocks[i].Identity, true
 }
 
-func (t *Table) exactPort(d Direction, c Class, id Identity, k Packet) bool {
-	return t.Rows[Row{d, c, id, k.Proto, 0, k.Port}]
+func (t *Table) exactPort(s PortSet, k Packet) bool {
+	return t.Rows[Row{s, k.Proto, 0, k.Port}]
 }
 
-func (t *Table) anyPort(d Direction, c Class, id Identity, k Packet) bool {
+func (t *Table) anyPort(s PortSet, k Packet) bool {
 	proto := k.Proto
 	if !hasPorts(proto) {
 		proto = 0
 	}
-	return t.Rows[Row{d, c, id, proto, 0, 0}]
+	return t.Rows[Row{s, proto, 0, 0}]
 }
 
-func (t *Table) widePort(d Direction, c Class, id Identity, k Packet) bool {
+func (t *Table) widePort(s PortSet, k Packet) bool {
 	for _, bits := range Widths() {
-		if t.Rows[Row{d, c, id, k.Proto, bits, k.Port >> bits << bits}] {
+		if t.Rows[Row{s, k.Proto, bits, k.Port >> bits << bits}] {
 			return true
 		}
 	}

@@ -31,7 +31,8 @@ func mapsTable() Table {
 			{Name: "words", Fields: []Type{Port}, Interval: true, Data: PortWords},
 			{Name: "ids", Fields: []Type{IPv4Addr}, Data: Mark},
 			{Name: "ids6", Fields: []Type{IPv6Addr}, Data: Mark},
-			{Name: "rows", Fields: []Type{Mark, Mark, Protocol, PortWords, Mark}},
+			{Name: "pairs", Fields: []Type{Mark, Mark, Mark}, Data: Mark},
+			{Name: "rows", Fields: []Type{Mark, Mark, Protocol, PortWords}},
 		},
 		Chains: []Chain{{Name: "other"}, {Name: "c", Hook: Forward, Rules: []Rule{
 			rule("", StateIs(StateInvalid|StateUntracked), Verdict{Code: Drop}),
@@ -40,8 +41,9 @@ func mapsTable() Table {
 			rule("", Has{from, "ids"}, Verdict{Goto, "other"}),
 			rule("", Has{LoadTupleSource(subnet.IPv4, Reply), "ids"}, Verdict{Goto, "other"}),
 			rule("", Has{LoadTupleSource(subnet.IPv6, Reply), "ids6"}, Verdict{Goto, "other"}),
-			rule("", Find{[]Part{{Value: MarkOf(1)}, {Load: from, Map: "ids"}, {Load: LoadFlowProtocol()}, {Load: port, Map: "words"}, {Load: from, Map: "ids"}}, "rows"}, Verdict{Code: Return}),
-			rule("", Find{[]Part{{}, {}, {}, {Load: port}, {Load: from, Map: "ids"}}, "rows"}, Verdict{Code: Return}),
+			rule("", Find{[]Part{{Value: MarkOf(1)}, {Load: from, Map: "ids"}, {Load: LoadFlowProtocol()}, {Load: port, Map: "words"}}, "rows"}, Verdict{Code: Return}),
+			rule("", Find{[]Part{{}, {}, {}, {Load: port.Masked(4)}}, "rows"}, Verdict{Code: Return}),
+			rule("", Find{[]Part{{}, {Key: []Part{{Value: MarkOf(2)}, {}, {Load: from, Map: "ids"}}, Map: "pairs"}, {Load: LoadFlowProtocol()}, {}}, "rows"}, Verdict{Code: Return}),
 			rule("", Between{LoadDestPort(), "\x00\x01", "\xff\xff"}, Limit{3, 4}, Log{5010, "prefix"}),
 		}}},
 	}
@@ -53,7 +55,7 @@ func TestMapsAreDumpedAsTheyWereSent(t *testing.T) {
 	want := Desired{Table: mapsTable(), Elements: []Element{
 		{Set: "ids", Key: "\x0a\x00\x00\x01", Data: MarkOf(7)}, {Set: "ids", Key: "\xff\xff\xff\xff", Data: MarkOf(0)},
 		{Set: "ids6", Key: string(addr("::").AsSlice()), Data: MarkOf(8)},
-		{Set: "rows", Key: MarkOf(1) + MarkOf(2) + "\x06\x00\x00\x00" + PortWord(80) + MarkOf(3)},
+		{Set: "rows", Key: MarkOf(1) + MarkOf(2) + "\x06\x00\x00\x00" + PortWord(80)},
 		{Set: "ports", Key: "\x00\x00"}, // all of them
 		{Set: "marks", Key: "\x00\x00", End: "\x00\x01", Data: MarkOf(1)}, {Set: "marks", Key: "\x00\x01", End: "\xff\xff", Data: MarkOf(1)},
 		{Set: "marks", Key: "\xff\xff", Data: MarkOf(1)},

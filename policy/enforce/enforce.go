@@ -277,7 +277,7 @@ func (p *pass) enforce(ctx context.Context, look bool) (Status, error) {
 		return Status{}, err
 	}
 	st := Status{
-		InForce: true, Policies: len(cluster.Policies), Pods: len(table.Known), Rows: len(table.Rows),
+		InForce: true, Policies: len(cluster.Policies), Pods: len(table.Known), Rows: len(table.Pairs) + len(table.Rows),
 		Compiled: compiled.Sub(start), Applied: time.Since(compiled), Generation: report.Generation,
 		Problems: slices.Clone(snap.Problems), Cluster: &cluster, Table: table, Subnets: at.subnets,
 	}

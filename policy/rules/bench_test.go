@@ -34,16 +34,16 @@ func BenchmarkPacket(b *testing.B) {
 			holders[id] = a
 		}
 	}
-	var row policy.Row
-	for r := range big.Rows {
-		if r.Direction == policy.Ingress && r.Class == big.Classes[policy.Ingress][pod] && r.Proto == policy.TCP && holders[r.Identity].IsValid() {
-			row = r
+	var pair policy.Pair
+	for p := range big.Pairs {
+		if p.Direction == policy.Ingress && p.Class == big.Classes[policy.Ingress][pod] && holders[p.Identity].IsValid() {
+			pair = p
 		}
 	}
-	peer := holders[row.Identity]
-	passes, port := policy.Packet{Src: peer, Dst: pod, Proto: policy.UDP, Port: 2000}, row.Port
+	peer, port := holders[pair.Identity], uint16(7)
+	passes := policy.Packet{Src: peer, Dst: pod, Proto: policy.UDP, Port: 2000}
 	exact := clone(big)
-	exact.Rows[policy.Row{Direction: policy.Ingress, Class: row.Class, Identity: row.Identity, Proto: policy.UDP, Port: port}] = true
+	exact.Rows[policy.Row{Set: big.Pairs[pair], Proto: policy.UDP, Port: port}] = true
 	for _, c := range []struct {
 		name  string
 		table *policy.Table

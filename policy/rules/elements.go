@@ -3,6 +3,7 @@
 package rules
 
 import (
+	"encoding/binary"
 	"iter"
 	"net/netip"
 	"slices"
@@ -20,7 +21,7 @@ func Desired(p Params, g Generation, t *policy.Table, subnets []netip.Prefix) nf
 
 // Elements returns what the table's sets hold.
 func Elements(t *policy.Table, subnets []netip.Prefix) []nft.Element {
-	b := builder{out: make([]nft.Element, 0, len(t.Rows)+len(t.Identities)+4*len(t.Known)+len(t.Blocks)+64)}
+	b := builder{out: make([]nft.Element, 0, len(t.Pairs)+len(t.Rows)+len(t.Identities)+4*len(t.Known)+len(t.Blocks)+64)}
 	b.lacking(&policy.Table{}, t)
 	b.leases(nil, subnets)
 	b.protocols()
@@ -72,8 +73,16 @@ func (b *builder) lacking(is, to *policy.Table) {
 			}
 		}
 	}
-	for r, passes := range missing(is.Rows, to.Rows) {
-		if passes {
+	for p, set := range missing(is.Pairs, to.Pairs) {
+		b.add(pairMap, pairKey(p), "", nft.MarkOf(uint32(set)))
+	}
+	b.rows(is.Rows, to.Rows)
+}
+
+// rows adds the rows of to that is lacks.
+func (b *builder) rows(is, to map[policy.Row]bool) {
+	for r, has := range missing(is, to) {
+		if has {
 			b.add(rowSet, rowKey(r), "", "")
 		}
 	}
@@ -132,14 +141,21 @@ func familyOf(a netip.Addr) subnet.Family {
 
 func key(a netip.Addr) string { return string(a.AsSlice()) }
 
-// direction is the first field of the keys of rows for runs of 1<<bits ports.
-func direction(d policy.Direction, bits uint8) string {
-	return nft.MarkOf(uint32(d) | uint32(bits)<<8)
+func pairKey(p policy.Pair) string {
+	return nft.MarkOf(uint32(p.Direction)) + nft.MarkOf(uint32(p.Identity)) + nft.MarkOf(uint32(p.Class))
 }
 
 func rowKey(r policy.Row) string {
-	return direction(r.Direction, r.Bits) + nft.MarkOf(uint32(r.Identity)) + string([]byte{r.Proto, 0, 0, 0}) +
-		nft.PortWord(r.Port) + nft.MarkOf(uint32(r.Class))
+	return nft.MarkOf(uint32(r.Bits)) + nft.MarkOf(uint32(r.Set)) + string([]byte{r.Proto, 0, 0, 0}) + nft.PortWord(r.Port)
+}
+
+// rowOfElement reads what rows made; false for another set's.
+func rowOfElement(e nft.Element) (policy.Row, bool) {
+	if e.Set != rowSet || len(e.Key) != 16 {
+		return policy.Row{}, false
+	}
+	k := []byte(e.Key)
+	return policy.Row{Bits: uint8(binary.NativeEndian.Uint32(k)), Set: policy.PortSet(binary.NativeEndian.Uint32(k[4:])), Proto: k[8], Port: binary.BigEndian.Uint16(k[12:])}, true
 }
 
 // disjoint leaves out prefixes that are in others.

@@ -53,7 +53,7 @@ func TestStreamsOutliveGenerations(t *testing.T) {
 	w := newTown(t)
 	w.update(func(*policy.Table) {})
 	b := w.stream("b", netip.AddrPortFrom(at("c", v4), 80))
-	spare := rowOf(policy.Ingress, classC, 0x77, 443)
+	spare := rowOf(policy.Ingress, classC, isB, 443)
 	row := rowOf(policy.Ingress, classC, isA, 80)
 	a := w.dial("a", netip.AddrPortFrom(at("c", v4), 80))
 	turn := func() bool {

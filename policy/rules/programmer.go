@@ -4,6 +4,7 @@ package rules
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -71,7 +72,7 @@ func (p *Programmer) Counters(ctx context.Context) (map[string]nft.Counts, error
 // Sync reads the table and makes it that of t, which must not be modified later,
 // on a node whose pods have addresses of subnets.
 func (p *Programmer) Sync(ctx context.Context, t *policy.Table, subnets []netip.Prefix) (Report, error) {
-	to := content{t, slices.Clone(subnets)}
+	to := content{table: t, subnets: slices.Clone(subnets)}
 	var err error
 	for i := range attempts {
 		p.known = false
@@ -93,10 +94,10 @@ func (p *Programmer) Update(ctx context.Context, t *policy.Table, subnets []neti
 	if !p.known || p.gen == None || p.touched.Load() {
 		return p.Sync(ctx, t, subnets)
 	}
-	to := content{t, slices.Clone(subnets)}
-	plan := delta(p.have, to)
+	plan, to := delta(p.have, content{table: t, subnets: slices.Clone(subnets)})
 	plan.Table = Structure(p.params, p.gen)
-	r, err := p.apply(ctx, plan, func(a netip.Addr) bool { return p.have.table.Known[a] }, to)
+	is := held{knows: func(a netip.Addr) bool { return p.have.table.Known[a] }, pairs: setsOf(p.have.table)}
+	r, err := p.apply(ctx, plan, is, to)
 	if outdated(err) {
 		return p.Sync(ctx, t, subnets)
 	}
@@ -134,18 +135,30 @@ func (p *Programmer) sync(ctx context.Context, to content, careful bool) (Report
 	p.gen = generationOf(have)
 	plan := nft.Diff(Desired(p.params, p.gen, to.table, to.subnets), have)
 	plan.Since = since
-	return p.apply(ctx, plan, func(a netip.Addr) bool {
+	return p.apply(ctx, plan, heldIn(have), to)
+}
+
+// heldIn is what a table that was read has.
+func heldIn(have nft.Content) held {
+	is := held{pairs: map[policy.PortSet]bool{}}
+	for e := range have.Elements {
+		if e.Set == pairMap && len(e.Data) == 4 {
+			is.pairs[policy.PortSet(binary.NativeEndian.Uint32([]byte(e.Data)))] = true
+		}
+	}
+	is.knows = func(a netip.Addr) bool {
 		_, ok := have.Elements[nft.Element{Set: knownSet(familyOf(a)), Key: key(a)}]
 		return ok
-	}, to)
+	}
+	return is
 }
 
 // apply carries out a plan of the present generation, in the next one if that
-// is necessary, given which pods the table knows. After it the table has what
-// is made from to.
-func (p *Programmer) apply(ctx context.Context, plan nft.Plan, knows func(netip.Addr) bool, to content) (Report, error) {
+// is necessary, given what the table has. After it the table has what is made
+// from to.
+func (p *Programmer) apply(ctx context.Context, plan nft.Plan, is held, to content) (Report, error) {
 	r := Report{Added: len(plan.Add), Deleted: len(plan.Delete), Replaced: plan.Why, Generation: p.gen}
-	if plan.Replace || p.gen == None || revokes(plan, knows, to.subnets) {
+	if plan.Replace || p.gen == None || revokes(plan, is, to.subnets) {
 		r.Generation, r.Unlabelled = p.advance(ctx)
 		plan.Table = Structure(p.params, r.Generation)
 		if r.Generation != p.gen {

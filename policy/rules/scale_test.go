@@ -76,7 +76,7 @@ func TestRulesDoNotGrowWithPolicies(t *testing.T) {
 			t.Errorf("%d policies: still to do:\n%.2000s", n, plan)
 		}
 		got := parts(have)
-		t.Logf("%d policies, %d rows: %s, %d elements, loaded in %v", n, len(table.Rows), got, len(have.Elements), loaded.Round(time.Millisecond))
+		t.Logf("%d policies, %d pairs, %d rows: %s, %d elements, loaded in %v", n, len(table.Pairs), len(table.Rows), got, len(have.Elements), loaded.Round(time.Millisecond))
 		if first == "" {
 			first = got
 		}
@@ -108,11 +108,11 @@ func TestCostOfChanges(t *testing.T) {
 		t.Logf("%s: +%d -%d, generation %d: %v", what, r.Added, r.Deleted, r.Generation, took.Round(10*time.Microsecond))
 	}
 	update := func(table *policy.Table) (Report, error) { return p.Update(t.Context(), table, lease()) }
-	row := policy.Row{Direction: policy.Ingress, Class: 1, Identity: 2, Proto: policy.TCP, Port: 80}
+	pair, row := policy.Pair{Direction: policy.Ingress, Class: 1, Identity: 2}, policy.Row{Set: 7, Proto: policy.TCP, Port: 80}
 	step("load", update)
 	step("nothing", update)
-	step("row added", func(t *policy.Table) (Report, error) { t.Rows[row] = true; return update(t) })
-	step("row deleted", func(t *policy.Table) (Report, error) { delete(t.Rows, row); return update(t) })
+	step("pair added", func(t *policy.Table) (Report, error) { t.Pairs[pair], t.Rows[row] = row.Set, true; return update(t) })
+	step("pair deleted", func(t *policy.Table) (Report, error) { delete(t.Pairs, pair); return update(t) })
 	step("sync", func(table *policy.Table) (Report, error) { return p.Sync(t.Context(), table, lease()) })
 	step("all deleted", func(t *policy.Table) (Report, error) { *t = policy.Table{}; return update(t) })
 }

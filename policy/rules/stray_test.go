@@ -105,7 +105,8 @@ func TestErrorsBelongToTheirFlow(t *testing.T) {
 	p := NewProgrammer(w.conn, params())
 	table := walled()
 	peer, pod := addr("1.0.0.1"), addr("10.42.1.2")
-	row := policy.Row{Direction: policy.Ingress, Class: 1, Identity: policy.Anyone, Proto: policy.UDP, Port: 53}
+	table.Pairs = map[policy.Pair]policy.PortSet{{Direction: policy.Ingress, Class: 1, Identity: policy.Anyone}: 9}
+	row := policy.Row{Set: 9, Proto: policy.UDP, Port: 53}
 	spare := row
 	spare.Port = 54
 	table.Rows = map[policy.Row]bool{row: true, spare: true}
@@ -202,7 +203,7 @@ func TestTampering(t *testing.T) {
 		"ruleset flushed":     "flush ruleset",
 		"element added":       "add element inet weft_policy class_egress4 { 10.42.1.11 : 5 }",
 		"element deleted":     "delete element inet weft_policy class_ingress4 { 10.42.1.12 }",
-		"row added":           "add element inet weft_policy rows { 0x00000000 . 0x00000000 . tcp . 0x00000000 . 0x0000000c }",
+		"row added":           "add element inet weft_policy rows { 0x00000000 . 0x0006001b . tcp . 0x00005100 }",
 		"range added":         "add element inet weft_policy block4 { 10.0.0.0/8 : 5, 255.0.0.0-255.255.255.255 : 6 }",
 		"range gone":          "flush set inet weft_policy lease4",
 		"range in the middle": "delete element inet weft_policy protocols { 18-131 }",

@@ -41,6 +41,7 @@ const (
 	forwardChain = "pod_forward"
 	passChain    = "pass"
 	strayChain   = "stray"
+	pairMap      = "pairs"
 	rowSet       = "rows"
 	protocolSet  = "protocols"
 )
@@ -103,7 +104,8 @@ func Structure(p Params, g Generation) nft.Table {
 
 func sets() []nft.Set {
 	out := []nft.Set{
-		{Name: rowSet, Fields: []nft.Type{nft.Mark, nft.Mark, nft.Protocol, nft.PortWords, nft.Mark}},
+		{Name: pairMap, Fields: []nft.Type{nft.Mark, nft.Mark, nft.Mark}, Data: nft.Mark},
+		{Name: rowSet, Fields: []nft.Type{nft.Mark, nft.Mark, nft.Protocol, nft.PortWords}},
 		{Name: protocolSet, Fields: []nft.Type{nft.Protocol}, Interval: true, Data: nft.Protocol},
 	}
 	for _, f := range subnet.Families() {
@@ -142,18 +144,18 @@ func sides(d policy.Direction, f subnet.Family) (pod, peer nft.Load) {
 }
 
 // direction is the chain that packets of pods go through which are isolated in
-// a direction. It returns what may pass and drops the rest. A row is found by
-// one of three identities, and by the port, all ports, or a run of ports, in the
-// order in which that is likely to be soon.
+// a direction. It returns what may pass and drops the rest. One of three
+// identities is one of the pair whose ports have the port, all ports, or a run of
+// ports, in the order in which that is likely to be soon.
 func (p Params) direction(d policy.Direction, f subnet.Family) nft.Chain {
 	pod, peer := sides(d, f)
 	proto := nft.LoadFlowProtocol()
 	known, anyone, block := nft.Part{Load: peer, Map: identitySet(f)}, nft.Part{}, nft.Part{Load: peer, Map: blockSet(f)}
 	port := nft.LoadTupleSourcePort(nft.Reply)
 	c := nft.Chain{Name: chainOf(d, f)}
-	// The first fields can be constants, the last cannot: see nft.Find.
 	row := func(comment string, bits uint8, identity, protocol, ports nft.Part) {
-		find := nft.Find{Set: rowSet, Parts: []nft.Part{{Value: direction(d, bits)}, identity, protocol, ports, {Load: pod, Map: classSet(d, f)}}}
+		pair := nft.Part{Key: []nft.Part{{Value: nft.MarkOf(uint32(d))}, identity, {Load: pod, Map: classSet(d, f)}}, Map: pairMap}
+		find := nft.Find{Set: rowSet, Parts: []nft.Part{{Value: nft.MarkOf(uint32(bits))}, pair, protocol, ports}}
 		c.Rules = append(c.Rules, rule(comment, find, nft.Verdict{Code: nft.Return}))
 	}
 	exact := func(comment string, identity nft.Part) {

@@ -30,12 +30,18 @@ func sample() *policy.Table {
 			{From: addr("::"), To: addr("ff::"), Identity: 0x35},
 			{From: addr("ffff::"), To: addr("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"), Identity: 0x36},
 		},
+		Pairs: map[policy.Pair]policy.PortSet{
+			{Direction: policy.Ingress, Class: 0x11, Identity: 0x21}:               0x41,
+			{Direction: policy.Ingress, Class: 0x11, Identity: policy.Anyone}:      0x42,
+			{Direction: policy.Egress, Class: 0xffffffff, Identity: 0x34}:          0x43,
+			{Direction: policy.Egress, Class: 0xffffffff, Identity: policy.Anyone}: 0x41,
+		},
 		Rows: map[policy.Row]bool{
-			{Direction: policy.Ingress, Class: 0x11, Identity: 0x21, Proto: policy.TCP, Port: 80}:                            true,
-			{Direction: policy.Ingress, Class: 0x11, Identity: policy.Anyone, Proto: policy.SCTP}:                            true,
-			{Direction: policy.Ingress, Class: 0x11, Identity: 0x33, Proto: policy.UDP, Port: 1024, Bits: 8}:                 true,
-			{Direction: policy.Egress, Class: 0xffffffff, Identity: 0x34}:                                                    true,
-			{Direction: policy.Egress, Class: 0xffffffff, Identity: policy.Anyone, Proto: policy.TCP, Port: 61440, Bits: 12}: true,
+			{Set: 0x41, Proto: policy.TCP, Port: 80}:              true,
+			{Set: 0x41, Proto: policy.TCP, Port: 61440, Bits: 12}: true,
+			{Set: 0x42, Proto: policy.SCTP}:                       true,
+			{Set: 0x42, Proto: policy.UDP, Port: 1024, Bits: 8}:   true,
+			{Set: 0x43}: true,
 		},
 	}
 }

@@ -100,18 +100,27 @@ func (w *town) open() *policy.Table {
 		t.Classes[policy.Ingress][at("c", like)] = classC
 		t.Classes[policy.Egress][at("a", like)] = classA
 	}
+	t.Pairs = map[policy.Pair]policy.PortSet{}
+	for _, p := range []policy.Pair{{Direction: policy.Egress, Class: classA, Identity: isC}, {Direction: policy.Ingress, Class: classC, Identity: isA}, {Direction: policy.Ingress, Class: classC, Identity: isB}} {
+		t.Pairs[p] = setOf(p)
+	}
 	t.Rows = map[policy.Row]bool{rowOf(policy.Egress, classA, isC, 80): true, rowOf(policy.Ingress, classC, isA, 80): true, rowOf(policy.Ingress, classC, isB, 80): true}
 	return t
 }
 
+// setOf is the ports of one pair alone.
+func setOf(p policy.Pair) policy.PortSet {
+	return policy.PortSet(uint32(p.Direction)<<30 | uint32(p.Class)<<15 | uint32(p.Identity))
+}
+
 func rowOf(d policy.Direction, c policy.Class, id policy.Identity, port uint16) policy.Row {
-	return policy.Row{Direction: d, Class: c, Identity: id, Proto: policy.TCP, Port: port}
+	return policy.Row{Set: setOf(policy.Pair{Direction: d, Class: c, Identity: id}), Proto: policy.TCP, Port: port}
 }
 
 // clone copies what tests change.
 func clone(t *policy.Table) *policy.Table {
 	c := *t
-	c.Known, c.Identities, c.Rows = maps.Clone(t.Known), maps.Clone(t.Identities), maps.Clone(t.Rows)
+	c.Known, c.Identities, c.Pairs, c.Rows = maps.Clone(t.Known), maps.Clone(t.Identities), maps.Clone(t.Pairs), maps.Clone(t.Rows)
 	c.Classes = [2]map[netip.Addr]policy.Class{maps.Clone(t.Classes[0]), maps.Clone(t.Classes[1])}
 	c.Blocks = slices.Clone(t.Blocks)
 	return &c
