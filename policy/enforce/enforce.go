@@ -60,7 +60,7 @@ type Options struct {
 	// where it does.
 	Bridge func(context.Context) error
 	// Resync is the pause between two looks at the kernel, and at the ledger;
-	// default 5 s.
+	// default 5 s, and more where a look takes long.
 	Resync time.Duration
 	Log    logrus.FieldLogger // edges; default: nowhere
 }
@@ -180,12 +180,15 @@ func (e *Enforcer) loop(ctx context.Context) error {
 		case <-rested.C:
 		case <-audit.C:
 			look = true
-			audit.Reset(e.o.Resync)
 		}
 		p.collect() // what has come together is one pass
 		start := time.Now()
 		p.make(ctx, look)
-		p.rest = time.Now().Add(restFactor * time.Since(start))
+		took := time.Since(start)
+		p.rest = time.Now().Add(restFactor * took)
+		if look {
+			audit.Reset(max(e.o.Resync, lookFactor*took))
+		}
 	}
 }
 
@@ -193,6 +196,11 @@ func (e *Enforcer) loop(ctx context.Context) error {
 // but for pods that wait: so a storm of changes takes at most a quarter of a
 // core.
 const restFactor = 3
+
+// lookFactor times the duration of a look at the kernel is the least time to the
+// next one, whatever Resync says: a table of a quarter of a million elements takes
+// a second to read. What somebody does to it is told by nft.Monitor meanwhile.
+const lookFactor = 10
 
 // pass is the state of Run's goroutine.
 type pass struct {

@@ -155,7 +155,7 @@ type chatter struct {
 }
 
 // chat starts a chatter at a place whose devices may come later.
-func chat(ctx context.Context, at *netlab.Place, targets []netip.Addr) (*chatter, error) {
+func chat(ctx context.Context, at *netlab.Place, targets []netip.Addr, every time.Duration) (*chatter, error) {
 	c := &chatter{heard: map[netip.Addr]bool{}}
 	c.targets.Store(&targets)
 	for _, network := range []string{"udp4", "udp6"} {
@@ -174,12 +174,12 @@ func chat(ctx context.Context, at *netlab.Place, targets []netip.Addr) (*chatter
 	for _, conn := range c.conns {
 		c.done.Go(func() { c.listen(conn) })
 	}
-	c.done.Go(func() { c.speak(ctx) })
+	c.done.Go(func() { c.speak(ctx, every) })
 	return c, nil
 }
 
-func (c *chatter) speak(ctx context.Context) {
-	for netlab.Pause(ctx, ghostSends) == nil {
+func (c *chatter) speak(ctx context.Context, every time.Duration) {
+	for netlab.Pause(ctx, every) == nil {
 		for _, to := range *c.targets.Load() {
 			conn := c.conns[0]
 			if to.Is6() {
@@ -294,7 +294,7 @@ func newHaunt(ctx context.Context, c *cluster.Cluster) (*haunt, func(context.Con
 		return err
 	}
 	for _, s := range sites {
-		v, err := chat(ctx, s.Place, nil)
+		v, err := chat(ctx, s.Place, nil, ghostSends)
 		if err != nil {
 			return nil, nil, errors.Join(err, end(ctx))
 		}
@@ -337,7 +337,7 @@ func (h *haunt) start(ctx context.Context, r *runtime, heard bool) (sum count, e
 	for _, v := range h.voices { // the address may have been another's
 		v.forget()
 	}
-	voice, err := chat(ctx, box.Place, h.all)
+	voice, err := chat(ctx, box.Place, h.all, ghostSends)
 	if err != nil {
 		return sum, err
 	}
