@@ -66,6 +66,12 @@ func LoadFlowProtocol() Load {
 	return Load{From: Conntrack, Key: unix.NFT_CT_PROTOCOL, Len: 1, Type: Protocol, Name: "ct protocol"}
 }
 
+// DirectionIs matches packets that go the way of the flow's first one, or back.
+func DirectionIs(t Tuple) Match {
+	l := Load{From: Conntrack, Key: unix.NFT_CT_DIRECTION, Len: 1, Type: Number, Name: "ct direction"}
+	return Match{Load: l, Value: string([]byte{byte(t)})}
+}
+
 // ofTuple reports whether l asks one of the flow's tuples.
 func (l Load) ofTuple() bool {
 	switch l.Key {

@@ -191,8 +191,8 @@ func (p *policies) readCopies(ctx context.Context, log *denials.Log) error {
 		if p.copies != nil {
 			said = false
 			err = p.copies.Watch(ctx, func(c nft.Copy) {
-				if d, ok := rules.Denied(c.Prefix); ok {
-					log.Tell(denials.Refusal{Direction: d, Packet: c.Packet})
+				if d, answer, ok := rules.Denied(c.Prefix); ok {
+					log.Tell(denials.Refusal{Direction: d, Answer: answer, Packet: c.Packet})
 				}
 			})
 			_ = p.copies.Close() // it is of no use any more

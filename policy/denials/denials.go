@@ -35,6 +35,7 @@ const (
 // A Refusal is one packet that was refused.
 type Refusal struct {
 	Direction policy.Direction
+	Answer    bool   // in a flow that was let pass before, and is judged as its first packet
 	Packet    []byte // begins with the IP header, and may be cut off
 }
 
@@ -95,30 +96,26 @@ func (l *Log) Run(ctx context.Context) error {
 
 // say says why a packet was refused, unless that was said.
 func (l *Log) say(r Refusal, now time.Time) {
-	there, back, ok := Parse(r.Packet)
+	k, back, ok := Parse(r.Packet)
 	if !ok {
 		return
+	}
+	if r.Answer {
+		k = back
 	}
 	if now.Sub(l.since) >= every {
 		clear(l.said)
 		l.since = now
 	}
-	for _, k := range []policy.Packet{there, back} {
-		if _, known := l.said[line{k, r.Direction}]; known {
-			return
-		}
+	if _, known := l.said[line{k, r.Direction}]; known {
+		return
 	}
-	e, ok := l.explain(there)
+	e, ok := l.explain(k)
 	if !ok || len(l.said) == most {
 		return
 	}
-	if e.Reasons[r.Direction].Allowed { // it may be an answer, and judged as its question
-		if o, ok := l.explain(back); ok && !o.Reasons[r.Direction].Allowed {
-			there, e = back, o
-		}
-	}
-	l.said[line{there, r.Direction}] = struct{}{}
-	fields := logrus.Fields{"op": "deny", "direction": r.Direction.String(), "src": there.Src.String(), "dst": there.Dst.String()}
+	l.said[line{k, r.Direction}] = struct{}{}
+	fields := logrus.Fields{"op": "deny", "direction": r.Direction.String(), "src": k.Src.String(), "dst": k.Dst.String()}
 	if p := e.Reasons[r.Direction].Pod; p != nil {
 		fields["pod"] = p.String()
 	}

@@ -112,38 +112,38 @@ func TestRun(t *testing.T) {
 		}
 		in := policy.Ingress
 		for range 10 * waiting {
-			l.Tell(Refusal{in, packet(k)})
+			l.Tell(Refusal{Direction: in, Packet: packet(k)})
 		}
-		tell(Refusal{in, packet(k)})
+		tell(Refusal{Direction: in, Packet: packet(k)})
 		want := `level=info msg="10.0.9.9 to pod shop/web (10.0.0.2), TCP port 80: ingress of shop/web is isolated by shop/shut" direction=ingress dst=10.0.0.2 op=deny pod=shop/web policies=shop/shut src=10.0.9.9` + "\n"
 		if out.String() != want {
 			t.Errorf("got\n%swant\n%s", out.String(), want)
 		}
-		if n := tell(Refusal{in, []byte("junk")}); n != 1 {
+		if n := tell(Refusal{Direction: in, Packet: []byte("junk")}); n != 1 {
 			t.Errorf("junk: %d lines", n)
 		}
 		// The answer to a question that is denied by now: from port 80 to the client's.
 		answer := packet(policy.Packet{Src: k.Dst, Dst: k.Src, Proto: k.Proto, Port: 40000})
 		binary.BigEndian.PutUint16(answer[20:], k.Port)
-		if n := tell(Refusal{in, answer}); n != 1 {
+		if n := tell(Refusal{Direction: in, Answer: true, Packet: answer}); n != 1 {
 			t.Errorf("an answer to what was said: %d lines\n%s", n, out.String())
 		}
 		time.Sleep(every)
-		if n := tell(Refusal{in, answer}); n != 2 || strings.Count(out.String(), want) != 2 {
+		if n := tell(Refusal{Direction: in, Answer: true, Packet: answer}); n != 2 || strings.Count(out.String(), want) != 2 {
 			t.Errorf("an answer alone: %d lines\n%s", n, out.String())
 		}
 		time.Sleep(every)
-		if n := tell(Refusal{in, packet(k)}); n != 3 {
+		if n := tell(Refusal{Direction: in, Packet: packet(k)}); n != 3 {
 			t.Errorf("a while later: %d lines\n%s", n, out.String())
 		}
 		c.Policies = nil
 		time.Sleep(every)
-		if tell(Refusal{in, packet(k)}); !strings.Contains(out.String(), "is allowed by now") {
+		if tell(Refusal{Direction: in, Packet: packet(k)}); !strings.Contains(out.String(), "is allowed by now") {
 			t.Errorf("%s", out.String())
 		}
 		known = false
 		time.Sleep(every)
-		if n := tell(Refusal{in, packet(k)}); n != 4 {
+		if n := tell(Refusal{Direction: in, Packet: packet(k)}); n != 4 {
 			t.Errorf("said without knowing why: %s", out.String())
 		}
 		cancel()

@@ -47,18 +47,26 @@ const (
 )
 
 // logPrefix is the prefix of copies of packets that a direction's policies
-// refuse.
-func logPrefix(d policy.Direction) string { return "weft denied " + d.String() }
+// refuse, and of answers that they do.
+func logPrefix(d policy.Direction, answer bool) string {
+	if answer {
+		return "weft denied " + d.String() + " answer"
+	}
+	return "weft denied " + d.String()
+}
 
 // Denied returns the direction in which a packet was refused whose copy has the
-// given prefix; false for a copy that no rule of the table has made.
-func Denied(prefix string) (policy.Direction, bool) {
+// given prefix, and whether it is an answer in a flow that is refused by now;
+// false for a copy that no rule of the table has made.
+func Denied(prefix string) (d policy.Direction, answer, ok bool) {
 	for _, d := range policy.Directions() {
-		if prefix == logPrefix(d) {
-			return d, true
+		for _, answer := range []bool{false, true} {
+			if prefix == logPrefix(d, answer) {
+				return d, answer, true
+			}
 		}
 	}
-	return 0, false
+	return 0, false, false
 }
 
 func knownSet(f subnet.Family) string { return fmt.Sprintf("known%d", f) }
@@ -180,7 +188,10 @@ func (p Params) direction(d policy.Direction, f subnet.Family) nft.Chain {
 		counter = DeniedEgress
 	}
 	if p.LogGroup != 0 {
-		c.Rules = append(c.Rules, rule("", nft.Limit{PerSecond: logsPerSecond, Burst: logBurst}, nft.Log{Group: p.LogGroup, Prefix: logPrefix(d)}))
+		limit := nft.Limit{PerSecond: logsPerSecond, Burst: logBurst}
+		c.Rules = append(c.Rules,
+			rule("", nft.DirectionIs(nft.Original), limit, nft.Log{Group: p.LogGroup, Prefix: logPrefix(d, false)}),
+			rule("", nft.DirectionIs(nft.Reply), limit, nft.Log{Group: p.LogGroup, Prefix: logPrefix(d, true)}))
 	}
 	c.Rules = append(c.Rules, rule("no policy lets it pass", drop(counter)...))
 	return c
