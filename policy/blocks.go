@@ -16,9 +16,8 @@ type zone struct {
 
 // zones cuts the addresses that are in any block into zones: disjoint,
 // ascending, neighbours with the same members made one. blocks maps a term to
-// its block. Where spend, which is told of terms that are looked at, refuses,
-// there are none.
-func zones(blocks map[int]*Block, spend func([]int) bool) ([]zone, bool) {
+// its block. What that takes is added to s; where it is too much, there are none.
+func zones(blocks map[int]*Block, s *spending) ([]zone, bool) {
 	type edge struct {
 		at   netip.Addr
 		term int
@@ -43,7 +42,6 @@ func zones(blocks map[int]*Block, spend func([]int) bool) ([]zone, bool) {
 	slices.SortFunc(edges, func(a, b edge) int { return a.at.Compare(b.at) })
 	depth := map[int][2]int{}
 	var out []zone
-	var looked []int
 	for i := 0; i < len(edges); {
 		at := edges[i].at
 		for ; i < len(edges) && edges[i].at == at; i++ {
@@ -56,14 +54,14 @@ func zones(blocks map[int]*Block, spend func([]int) bool) ([]zone, bool) {
 			}
 		}
 		var members []int
-		looked = looked[:0]
+		s.steps += len(depth)
 		for term, d := range depth {
-			looked = append(looked, term)
 			if d[0] > 0 && d[1] == 0 {
 				members = append(members, term)
 			}
 		}
-		if !spend(looked) {
+		s.items += len(members)
+		if s.rows = 2 * len(out); s.over() {
 			return nil, false
 		}
 		slices.Sort(members)
@@ -83,7 +81,8 @@ func zones(blocks map[int]*Block, spend func([]int) bool) ([]zone, bool) {
 			clear(depth) // what reaches to the end of a family has no edge there
 		}
 	}
-	return out, true
+	s.rows = 2 * len(out)
+	return out, !s.over()
 }
 
 // zoneAt returns which zone a is in, -1 if it is in no block.

@@ -90,13 +90,106 @@ func TestTooLarge(t *testing.T) {
 	}
 }
 
-func TestLargest(t *testing.T) {
-	var s spending
-	s.add("a", 10)
-	s.add("b", 5)
-	s.add("c", 4)
-	s.add("d", 0)
-	if got := s.largest(); !slices.Equal(got, []string{"a", "b"}) || s.total != 19 {
-		t.Errorf("%v of %d", got, s.total)
+// Whoever says the most is refused, and not who comes to the most by the blocks
+// of others.
+func TestBystandersAreNotRefused(t *testing.T) {
+	const n = 50000
+	any4 := netip.MustParsePrefix("0.0.0.0/0")
+	single := func(i int) netip.Prefix {
+		return netip.PrefixFrom(netip.AddrFrom4([4]byte{11, byte(i >> 16), byte(i >> 8), byte(i)}), 32)
+	}
+	https := []Port{{Proto: TCP, From: 443, To: 443}}
+	for name, rules := range map[string]func() []Rule{
+		"blocks at a port that nobody has": func() []Rule {
+			r := Rule{Ports: []Port{{Proto: TCP, Name: "none"}}}
+			for i := range n {
+				r.Peers = append(r.Peers, Peer{Block: &Block{CIDR: single(i)}})
+			}
+			return []Rule{r}
+		},
+		"exceptions": func() (out []Rule) {
+			for j := range 4 {
+				b := &Block{CIDR: any4}
+				for i := range n {
+					b.Except = append(b.Except, single(4*i+j))
+				}
+				out = append(out, Rule{Peers: []Peer{{Block: b}}, Ports: https})
+			}
+			return out
+		},
+		"values": func() (out []Rule) {
+			var list []string
+			for i := range n {
+				list = append(list, fmt.Sprint("v", i))
+			}
+			s, err := metav1.LabelSelectorAsSelector(&metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "app", Operator: metav1.LabelSelectorOpNotIn, Values: list}}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return []Rule{{Peers: []Peer{{Namespaces: labels.Everything(), Pods: s}}}}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := crowd(10000, 0)
+			add := func(ns string, pods int, rules []Rule) {
+				c.Namespaces[ns] = NewLabels(nil)
+				p := &Policy{Namespace: ns, Name: "np", Subject: labels.Everything(), Isolates: [2]bool{Ingress: true, Egress: true}}
+				p.Rules[Ingress], p.Rules[Egress] = rules, rules
+				for i := range pods {
+					l := NewLabels(map[string]string{"n": fmt.Sprint(i)})
+					only := labels.SelectorFromSet(labels.Set{"n": fmt.Sprint(i)})
+					c.Pods = append(c.Pods, &Pod{Namespace: ns, Name: fmt.Sprint(i), UID: ns + fmt.Sprint(i), Node: "node0", Labels: l, Addrs: []netip.Addr{netip.AddrFrom4([4]byte{10, 99, byte(len(ns)), byte(1 + i)})}})
+					one := *p
+					one.Name, one.Subject = fmt.Sprint("np", i), only
+					c.Policies = append(c.Policies, &one)
+				}
+			}
+			world := []Rule{{Peers: []Peer{{Block: &Block{CIDR: any4}}, {Block: &Block{CIDR: any4, Except: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}}, {Namespaces: labels.Everything()}}, Ports: https}}
+			add("victim", 6, world)
+			add("evil", 1, rules())
+			var first *Table
+			for range 3 {
+				got := Compile(c, "node0")
+				if !slices.Equal(got.TooLarge, []string{"evil"}) {
+					t.Fatalf("too large: %v", got.TooLarge)
+				}
+				if first == nil {
+					first = got
+				}
+				if !maps.Equal(first.Pairs, got.Pairs) || !maps.Equal(first.Rows, got.Rows) {
+					t.Error("one cluster gives two tables")
+				}
+			}
+			if !first.Allows(Packet{Src: netip.MustParseAddr("10.99.6.1"), Dst: netip.MustParseAddr("93.184.216.34"), Proto: TCP, Port: 443}) {
+				t.Error("the victim's policy does not let pass what it says")
+			}
+		})
+	}
+}
+
+// Whole clusters come to a fraction of what is allowed.
+func TestCommonClustersFit(t *testing.T) {
+	for _, n := range [][2]int{{300, 5000}, {10000, 5000}, {30000, 30000}} {
+		c := crowd(n[0], n[1])
+		k := &compiler{cluster: c, words: newVocabulary(), said: map[*Policy]*saying{}, weights: map[string]int{},
+			table: &Table{Known: map[netip.Addr]bool{}, Identities: map[netip.Addr]Identity{}, Pairs: map[Pair]PortSet{}, Rows: map[Row]bool{}, Classes: [2]map[netip.Addr]Class{{}, {}}}}
+		k.pods("node0")
+		k.classify()
+		if !k.identify() || !k.permit() {
+			t.Errorf("%d pods, %d policies: %+v is too much", n[0], n[1], k.spent)
+		}
+		if s := k.spent; 5*s.rows > MaxRows || 5*s.items > maxItems || 5*s.steps > maxSteps {
+			t.Errorf("%d pods, %d policies: %+v is near the bounds", n[0], n[1], s)
+		}
+		t.Logf("%d pods, %d policies: %+v", n[0], n[1], k.spent)
+	}
+}
+
+func TestHeaviest(t *testing.T) {
+	weights := map[string]int{"a": 10, "b": 5, "c": 10, "d": 1}
+	for n, want := range [][]string{{}, {"a"}, {"a", "b"}, {"a", "b", "d"}} {
+		if got := heaviest(weights, map[string]bool{"c": true}, n); !slices.Equal(got, want) {
+			t.Errorf("%d of them: %v, want %v", n, got, want)
+		}
 	}
 }

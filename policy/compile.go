@@ -3,6 +3,7 @@
 package policy
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"maps"
@@ -27,10 +28,10 @@ func NewCompiler(node string) *Compiler { return &Compiler{node: node} }
 
 // Compile returns the Table of c.
 func (m *Compiler) Compile(c *Cluster) *Table {
-	refused := map[string]bool{}
-	for {
+	refused, said := map[string]bool{}, map[*Policy]*saying{}
+	for more := 1; ; more *= 2 {
 		k := &compiler{
-			cluster: c, words: newVocabulary(), known: m.said, said: map[*Policy]*saying{}, refused: refused,
+			cluster: c, words: newVocabulary(), known: m.said, said: said, refused: refused, weights: map[string]int{},
 			table: &Table{
 				Known: map[netip.Addr]bool{}, Identities: map[netip.Addr]Identity{}, Pairs: map[Pair]PortSet{}, Rows: map[Row]bool{},
 				Classes: [2]map[netip.Addr]Class{{}, {}}, TooLarge: slices.Sorted(maps.Keys(refused)),
@@ -38,15 +39,11 @@ func (m *Compiler) Compile(c *Cluster) *Table {
 		}
 		k.pods(m.node)
 		k.classify()
-		too := k.identify()
-		if too == nil {
-			too = k.permit()
-		}
-		if too == nil {
-			m.said = k.said
+		if k.identify() && k.permit() {
+			m.said = said
 			return k.table
 		}
-		for _, ns := range too { // at least one more each time
+		for _, ns := range heaviest(k.weights, refused, more) { // there is one: else there are no rules
 			refused[ns] = true
 		}
 	}
@@ -58,6 +55,8 @@ type compiler struct {
 	words   *vocabulary
 	table   *Table
 	refused map[string]bool // namespaces whose policies let nothing pass
+	weights map[string]int  // of namespaces whose policies let something pass
+	spent   spending
 
 	known, said map[*Policy]*saying // from before, and now
 
@@ -114,30 +113,29 @@ func (k *compiler) classify() {
 	var members [2]map[string][]*Pod
 	for _, d := range Directions() {
 		k.classes[d], members[d] = map[string]*class{}, map[string][]*Pod{}
-		alike := map[kind][]*Policy{} // what selects pods of a kind
+		alike := map[kind]*isolation{}
 		for _, pod := range k.local {
 			kd := kind{pod.Namespace, pod.Labels.Key()}
-			policies, known := alike[kd]
+			by, known := alike[kd]
 			if !known {
-				policies = selecting(in[pod.Namespace], pod, d)
-				alike[kd] = policies
+				by = &isolation{policies: selecting(in[pod.Namespace], pod, d)}
+				if d == Ingress && !k.refused[pod.Namespace] {
+					by.names = portNames(by.policies)
+				}
+				alike[kd] = by
 			}
-			if len(policies) == 0 {
+			if len(by.policies) == 0 {
 				continue
 			}
-			cl := &class{policies: policies}
-			if d == Ingress {
-				cl.named = namedPorts(policies, pod)
-			}
+			cl := &class{policies: by.policies, named: by.named(pod)}
 			key := cl.key()
 			members[d][key] = append(members[d][key], pod)
 			if k.classes[d][key] == nil {
 				k.classes[d][key] = cl
-				k.learn(policies)
+				k.learn(by.policies)
 			}
 		}
 	}
-	k.words.finish()
 	for _, d := range Directions() {
 		var keys []string
 		for key := range k.classes[d] {
@@ -171,20 +169,31 @@ func (k *compiler) classify() {
 // learn learns what policies say, each once.
 func (k *compiler) learn(policies []*Policy) {
 	for _, p := range policies {
-		if k.said[p] != nil || k.refused[p.Namespace] {
+		if _, learned := k.words.rules[p]; learned {
 			continue
 		}
-		s := k.known[p]
+		s := cmp.Or(k.said[p], k.known[p])
 		if s == nil {
 			s = newSaying(p)
 		}
 		k.said[p] = s
+		if k.refused[p.Namespace] {
+			continue
+		}
+		k.weights[p.Namespace] += s.weight
 		k.words.learn(p, s)
 	}
 }
 
 // A kind is pods that no selector tells apart.
 type kind struct{ namespace, labels string }
+
+// An isolation is the policies that select pods of a kind, and the names of
+// ports in their Ingress rules.
+type isolation struct {
+	policies []*Policy
+	names    map[Port]bool
+}
 
 // selecting returns those of policies that isolate pod in direction d.
 func selecting(policies []*Policy, pod *Pod, d Direction) []*Policy {
@@ -196,9 +205,6 @@ func selecting(policies []*Policy, pod *Pod, d Direction) []*Policy {
 	}
 	return out
 }
-
-// namespace is that of the policies, and of the pods.
-func (c *class) namespace() string { return c.policies[0].Namespace }
 
 // key tells classes of one direction apart.
 func (c *class) key() string {
@@ -212,21 +218,33 @@ func (c *class) key() string {
 	return b.String()
 }
 
-// namedPorts returns what the names in Ingress rules of policies are to pod.
-func namedPorts(policies []*Policy, pod *Pod) []Port {
-	if len(pod.Ports) == 0 {
-		return nil
-	}
-	var out []Port
+// portNames returns the names in Ingress rules of policies, by protocol.
+func portNames(policies []*Policy) map[Port]bool {
+	out := map[Port]bool{}
 	for _, p := range policies {
 		for _, r := range p.Rules[Ingress] {
 			for _, port := range r.Ports {
-				for _, n := range pod.Ports {
-					if port.Name != "" && n.Name == port.Name && n.Proto == port.Proto {
-						out = append(out, Port{Proto: n.Proto, Name: n.Name, From: n.Number})
-					}
+				if port.Name != "" {
+					out[Port{Proto: port.Proto, Name: port.Name}] = true
 				}
 			}
+		}
+	}
+	return out
+}
+
+// named returns what the names are to pod.
+func (i *isolation) named(pod *Pod) []Port { return resolve(i.names, pod) }
+
+// resolve returns which ports of pod names stand for, in order.
+func resolve(names map[Port]bool, pod *Pod) []Port {
+	if len(names) == 0 {
+		return nil
+	}
+	var out []Port
+	for _, n := range pod.Ports {
+		if names[Port{Proto: n.Proto, Name: n.Name}] {
+			out = append(out, Port{Proto: n.Proto, Name: n.Name, From: n.Number})
 		}
 	}
 	slices.SortFunc(out, comparePort)
@@ -234,7 +252,8 @@ func namedPorts(policies []*Policy, pod *Pod) []Port {
 }
 
 // hash returns a number for key. Two keys of one number are told apart by
-// numbers; that nobody can choose such keys keeps the numbers where they are.
+// numbers; who makes such keys on purpose has other numbers change with theirs,
+// and nothing pass by that.
 func hash(key string) uint32 {
 	sum := sha256.Sum256([]byte(key))
 	return binary.BigEndian.Uint32(sum[:4])

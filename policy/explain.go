@@ -34,7 +34,7 @@ type Miss struct {
 // of (Table.TooLarge).
 func (e Explanation) Without(refused func(*Pod) bool) Explanation {
 	for _, d := range Directions() {
-		if r := e.Reasons[d]; r.Policy != nil && refused(r.Pod) {
+		if r := e.Reasons[d]; r.Policy != nil && e.Packet.Src != e.Packet.Dst && refused(r.Pod) {
 			e.TooLarge[d], e.Allowed = true, false
 		}
 	}
@@ -60,13 +60,13 @@ func (c *Cluster) Explain(k Packet) Explanation {
 		if r.Allowed {
 			continue
 		}
-		peer, at := src, k.Src
+		peer, at, target := src, k.Src, r.Pod
 		if r.Direction == Egress {
-			peer, at = dst, k.Dst
+			peer, at, target = dst, k.Dst, dst
 		}
 		for _, p := range r.Isolating {
 			for i, rule := range p.Rules[r.Direction] {
-				peers, ports := c.peers(p, rule, at, peer), rule.ports(dst, k)
+				peers, ports := c.peers(p, rule, at, peer), rule.ports(target, k)
 				if peers != ports {
 					e.Misses[r.Direction] = append(e.Misses[r.Direction], Miss{p, i, peers})
 				}

@@ -2,7 +2,10 @@
 
 package policy
 
-import "testing"
+import (
+	"fmt"
+	"testing"
+)
 
 // Explanations name the policy and the rule, or what comes close and what is
 // missing.
@@ -57,12 +60,13 @@ func TestExplainTooLarge(t *testing.T) {
 	e := c.Explain(Packet{Src: at["frontend"], Dst: at["backend"], Proto: TCP, Port: 80}).Without(func(p *Pod) bool { return p.Name == "backend" })
 	want := `DENIED: pod app/frontend (10.42.0.3) to pod app/backend (10.42.0.4), TCP port 80
 egress: allowed: no policy of app selects app/frontend
-ingress: denied: app/allow-frontend-to-backend, rule ingress[0] would let it pass, but the policies of namespace app come to more than the node's table has room for (262144 rows for all)
+ingress: denied: app/allow-frontend-to-backend, rule ingress[0] would let it pass, but the policies of namespace app come to more than the node's table has room for (%d rows for all)
 `
+	want = fmt.Sprintf(want, MaxRows)
 	if got := e.String(); got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
 	}
-	if got := e.Denial(Ingress); got != "pod app/frontend (10.42.0.3) to pod app/backend (10.42.0.4), TCP port 80: the policies of namespace app come to more than the node's table has room for (262144 rows for all)" {
+	if got := e.Denial(Ingress); got != "pod app/frontend (10.42.0.3) to pod app/backend (10.42.0.4), TCP port 80: the policies of namespace app come to more than the node's table has room for ("+fmt.Sprint(MaxRows)+" rows for all)" {
 		t.Error(got)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -173,6 +174,11 @@ func (g gen) cluster() *Cluster {
 	for i := range 1 + g.IntN(14) {
 		c.Pods = append(c.Pods, g.pod(i))
 	}
+	for i, p := range c.Pods {
+		if g.one(4) && slices.ContainsFunc(p.Addrs, func(a netip.Addr) bool { return c.podAt(a) == p }) {
+			p.Extra = []netip.Addr{netip.AddrFrom4([4]byte{10, 0, 0, byte(40 + i)})} // nobody's own
+		}
+	}
 	for i := range g.IntN(8) {
 		c.Policies = append(c.Policies, g.policy(i))
 	}
@@ -182,7 +188,7 @@ func (g gen) cluster() *Cluster {
 func (g gen) packet(c *Cluster) Packet {
 	end := func() netip.Addr {
 		if p := pick(g, c.Pods...); !g.one(4) && len(p.Addrs) > 0 {
-			return pick(g, p.Addrs...)
+			return pick(g, append(slices.Clone(p.Addrs), p.Extra...)...)
 		}
 		return g.address()
 	}

@@ -8,13 +8,13 @@ import (
 )
 
 // identify gives addresses their identities: those of blocks, and those of
-// pods that are something else to a policy than their address alone says. It
-// returns the namespaces whose policies name too many peers for that.
-func (k *compiler) identify() (tooLarge []string) {
-	i := identifier{compiler: k, faces: map[digest]*face{}, named: make([]int, len(k.words.terms)), left: maxSteps}
+// pods that are something else to a policy than their address alone says. It is
+// false if that is too much.
+func (k *compiler) identify() bool {
+	i := identifier{compiler: k, faces: map[digest]*face{}}
 	var ok bool
-	if i.zones, ok = zones(k.words.blocks, i.spend); !ok || !i.pods() {
-		return i.spending().largest()
+	if i.zones, ok = zones(k.words.blocks, &k.spent); !ok || !i.pods() {
+		return false
 	}
 	for _, z := range i.zones {
 		i.ofZones = append(i.ofZones, i.look(z.members, nil))
@@ -40,7 +40,7 @@ func (k *compiler) identify() (tooLarge []string) {
 			k.byTerm[t] = append(k.byTerm[t], f)
 		}
 	}
-	return nil
+	return true
 }
 
 // An identifier is identify at work.
@@ -50,28 +50,6 @@ type identifier struct {
 	faces   map[digest]*face
 	ofZones []*face
 	ofPods  []podFace
-	named   []int // by term: how often it was among somebody's terms
-	left    int   // of maxSteps
-}
-
-// spend counts a list of terms, and reports whether there may be more.
-func (i *identifier) spend(terms []int) bool {
-	for _, t := range terms {
-		i.named[t]++
-	}
-	i.left -= len(terms)
-	return i.left >= 0
-}
-
-// spending is what was counted, by the namespaces that name the terms.
-func (i *identifier) spending() *spending {
-	var s spending
-	for t, n := range i.named {
-		for _, ns := range i.words.terms[t].of {
-			s.add(ns, n)
-		}
-	}
-	return &s
 }
 
 // look returns the face of terms and names of ports, the same for equal ones.
@@ -105,14 +83,20 @@ func (i *identifier) pods() bool {
 		q, ok := quarters[pod.Namespace]
 		if !ok {
 			ns, exists := i.cluster.Namespaces[pod.Namespace]
+			if exists {
+				i.spent.steps += i.words.crossing
+			}
 			q = &quarter{terms: i.words.of(pod.Namespace, ns, exists), kinds: map[*Labels]*choice{}}
+			for _, t := range q.terms {
+				q.cost += i.words.terms[t].cost
+			}
 			quarters[pod.Namespace] = q
 		}
-		choice, looked := q.choice(i.words, pod.Labels)
-		if looked && !i.spend(choice.terms) {
+		choice := q.choice(i.words, pod.Labels, &i.spent)
+		if i.spent.over() {
 			return false
 		}
-		ports := i.words.resolved(pod)
+		ports := resolve(i.words.names, pod)
 		if len(choice.terms) == 0 && len(ports) == 0 {
 			continue // what its address is
 		}
@@ -137,7 +121,7 @@ func (i *identifier) face(c *choice, zone int, ports []Port) (*face, bool) {
 		terms = append(slices.Clone(terms), i.zones[zone].members...)
 		slices.Sort(terms)
 	}
-	if !i.spend(terms) {
+	if i.spent.items += len(terms); i.spent.over() {
 		return nil, false
 	}
 	f := i.look(terms, ports)
@@ -152,6 +136,7 @@ func (i *identifier) face(c *choice, zone int, ports []Port) (*face, bool) {
 type quarter struct {
 	terms []int               // that may select its pods
 	kinds map[*Labels]*choice // equal labels are mostly the same
+	cost  int                 // of comparing labels with terms
 	none  choice
 }
 
@@ -161,16 +146,20 @@ type choice struct {
 	faces map[spot]*face
 }
 
-// choice returns the terms that select pods of q with labels l, and whether it
-// had to look.
-func (q *quarter) choice(v *vocabulary, l *Labels) (c *choice, looked bool) {
+// choice returns the terms that select pods of q with labels l. Once s is over,
+// it may be none.
+func (q *quarter) choice(v *vocabulary, l *Labels, s *spending) *choice {
 	if len(q.terms) == 0 {
-		return &q.none, false
+		return &q.none
 	}
 	if c, ok := q.kinds[l]; ok {
-		return c, false
+		return c
 	}
-	c = &choice{terms: v.entitled(q.terms, l)}
+	if s.steps += q.cost; s.over() {
+		return &q.none
+	}
+	c := &choice{terms: v.entitled(q.terms, l)}
+	s.items += len(c.terms)
 	q.kinds[l] = c
-	return c, true
+	return c
 }

@@ -20,8 +20,8 @@ type Reason struct {
 // Allows reports whether c's policies let k pass from its source, and to its
 // destination, wherever these are, with the reasons. It is the oracle.
 func (c *Cluster) Allows(k Packet) (bool, [2]Reason) {
-	src, dst := c.podAt(k.Src), c.podAt(k.Dst)
-	in, out := c.judge(Ingress, c.subjectAt(k.Dst), k.Src, src, dst, k), c.judge(Egress, c.subjectAt(k.Src), k.Dst, dst, dst, k)
+	src, dst, to := c.podAt(k.Src), c.podAt(k.Dst), c.subjectAt(k.Dst)
+	in, out := c.judge(Ingress, to, k.Src, src, to, k), c.judge(Egress, c.subjectAt(k.Src), k.Dst, dst, dst, k)
 	if src != nil && src == dst {
 		in.Allowed, out.Allowed = true, true // a pod reaches itself
 	}
@@ -54,7 +54,8 @@ func (c *Cluster) subjectAt(a netip.Addr) *Pod {
 }
 
 // judge judges k in one direction: pod is subject, peer is at the other end,
-// at address at; target is the pod that is sent to.
+// at address at; target is the pod that is sent to, by as much as pod's policies
+// can know of it.
 func (c *Cluster) judge(d Direction, pod *Pod, at netip.Addr, peer, target *Pod, k Packet) Reason {
 	r := Reason{Direction: d, Pod: pod, Allowed: true}
 	if pod == nil {

@@ -6,49 +6,36 @@ import (
 	"slices"
 )
 
-// permit writes pairs and rows, or returns the namespaces whose policies come
-// to too many.
-func (k *compiler) permit() (tooLarge []string) {
-	if tooLarge = k.estimate(); tooLarge != nil {
-		return tooLarge
-	}
+// permit writes pairs and rows. It is false if they are too many.
+func (k *compiler) permit() bool {
 	p := permitter{compiler: k, sets: map[ends]*portSet{}, distinct: map[string]*portSet{}}
 	for _, d := range Directions() {
 		for _, cl := range k.classes[d] {
 			for _, np := range cl.policies {
 				for _, r := range k.words.rules[np][d] {
+					if k.spent.items += k.reach(d, r) * (1 + len(r.ports)); k.spent.over() {
+						return false
+					}
 					for _, f := range k.addressees(d, r) {
 						p.at(ends{d, cl, f}).add(r.ports, cl.names(d, f))
+					}
+					if len(p.sets) > MaxRows {
+						return false
 					}
 				}
 			}
 		}
 	}
 	p.tidy()
-	if tooLarge = p.tooLarge(); tooLarge != nil {
-		return tooLarge
+	k.spent.rows += len(p.sets)
+	for _, s := range p.distinct {
+		k.spent.rows += s.rows()
+	}
+	if k.spent.over() {
+		return false
 	}
 	p.write()
-	return nil
-}
-
-// estimate returns the namespaces whose rules come to too many ports of peers,
-// equal ones counted each.
-func (k *compiler) estimate() (tooLarge []string) {
-	var steps spending
-	for _, d := range Directions() {
-		for _, cl := range k.classes[d] {
-			for _, p := range cl.policies {
-				for _, r := range k.words.rules[p][d] {
-					steps.add(p.Namespace, k.reach(d, r)*(1+len(r.ports)))
-				}
-			}
-		}
-	}
-	if steps.total > maxSteps {
-		return steps.largest()
-	}
-	return nil
+	return true
 }
 
 // A permitter is permit at work.
@@ -91,29 +78,6 @@ func (p *permitter) tidy() {
 			p.distinct[key] = s
 		}
 	}
-}
-
-// tooLarge returns the namespaces that come to the most, if all together come to
-// too much.
-func (p *permitter) tooLarge() []string {
-	var s spending
-	type use struct {
-		namespace string
-		set       *portSet
-	}
-	seen := map[use]bool{}
-	for e, set := range p.sets {
-		u := use{e.class.namespace(), set}
-		s.add(u.namespace, 1)
-		if !seen[u] {
-			seen[u] = true
-			s.add(u.namespace, set.rows())
-		}
-	}
-	if s.total > MaxRows {
-		return s.largest()
-	}
-	return nil
 }
 
 // write writes the table.

@@ -17,7 +17,12 @@ const lastPort = 65535
 func (s span) every() bool { return s == span{0, lastPort} }
 
 // empty reports whether s, which is tidy, lets nothing pass.
-func (s *portSet) empty() bool { return s.rows() == 0 }
+func (s *portSet) empty() bool {
+	for range s.each {
+		return false
+	}
+	return true
+}
 
 // rows is how many rows s is, which is tidy.
 func (s *portSet) rows() int {

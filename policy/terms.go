@@ -20,7 +20,7 @@ type term struct {
 	namespace  string          // where there is no namespaces
 	namespaces labels.Selector // or nil
 	pods       labels.Selector // nil: all
-	of         []string        // namespaces whose policies name it
+	cost       int             // of comparing labels with it
 }
 
 // A digest tells apart what it is made from.
@@ -37,7 +37,7 @@ func newTerm(namespace string, p Peer) term {
 		slices.Sort(except)
 		return term{key: sha256.Sum256([]byte("b " + p.Block.CIDR.Masked().String() + " " + strings.Join(except, " "))), block: p.Block}
 	}
-	t := term{namespace: namespace, namespaces: p.Namespaces, pods: p.Pods}
+	t := term{namespace: namespace, namespaces: p.Namespaces, pods: p.Pods, cost: 1 + values(p.Namespaces) + values(p.Pods)}
 	where := "n " + namespace
 	if p.Namespaces != nil {
 		where, t.namespace = "s "+p.Namespaces.String(), ""
@@ -53,8 +53,9 @@ func newTerm(namespace string, p Peer) term {
 // A saying is a Policy with its peers as terms. Making it costs more than all
 // that is done with it.
 type saying struct {
-	rules [2][]sayingRule
-	names []Port // in Egress rules
+	rules  [2][]sayingRule
+	names  []Port // in Egress rules
+	weight int    // see weigh
 }
 
 type sayingRule struct {
@@ -63,7 +64,7 @@ type sayingRule struct {
 }
 
 func newSaying(p *Policy) *saying {
-	s := &saying{}
+	s := &saying{weight: weigh(p)}
 	for _, d := range Directions() {
 		for _, r := range p.Rules[d] {
 			sr := sayingRule{ports: r.Ports}
@@ -84,13 +85,14 @@ func newSaying(p *Policy) *saying {
 // vocabulary is all that the active policies ask of an address: terms, and
 // for Egress the names of ports. It is built from the policies alone.
 type vocabulary struct {
-	terms  []term
-	byKey  map[digest]int
-	names  []Port                    // each once, sorted by protocol and name
-	blocks map[int]*Block            // by term
-	inside map[string][]int          // terms of one namespace
-	across []int                     // terms of selected namespaces
-	rules  map[*Policy][2][]termRule // of active policies
+	terms    []term
+	byKey    map[digest]int
+	names    map[Port]bool             // by protocol and name
+	blocks   map[int]*Block            // by term
+	inside   map[string][]int          // terms of one namespace
+	across   []int                     // terms of selected namespaces
+	crossing int                       // what comparing a namespace with all of these costs
+	rules    map[*Policy][2][]termRule // of active policies
 }
 
 // A termRule is a Rule whose peers are terms; nil terms: anyone.
@@ -100,7 +102,7 @@ type termRule struct {
 }
 
 func newVocabulary() *vocabulary {
-	return &vocabulary{byKey: map[digest]int{}, blocks: map[int]*Block{}, inside: map[string][]int{}, rules: map[*Policy][2][]termRule{}}
+	return &vocabulary{byKey: map[digest]int{}, names: map[Port]bool{}, blocks: map[int]*Block{}, inside: map[string][]int{}, rules: map[*Policy][2][]termRule{}}
 }
 
 // learn adds what p says.
@@ -110,42 +112,35 @@ func (v *vocabulary) learn(p *Policy, s *saying) {
 		for _, r := range s.rules[d] {
 			tr := termRule{ports: r.ports}
 			for i := range r.terms {
-				tr.terms = append(tr.terms, v.term(&r.terms[i], p.Namespace))
+				tr.terms = append(tr.terms, v.term(&r.terms[i]))
 			}
 			both[d] = append(both[d], tr)
 		}
 	}
-	v.names = append(v.names, s.names...)
+	for _, n := range s.names {
+		v.names[n] = true
+	}
 	v.rules[p] = both
 }
 
-// term returns the number of t, which a policy of a namespace names.
-func (v *vocabulary) term(t *term, namespace string) int {
+// term returns the number of t.
+func (v *vocabulary) term(t *term) int {
 	if i, ok := v.byKey[t.key]; ok {
-		if of := v.terms[i].of; !slices.Contains(of, namespace) {
-			v.terms[i].of = append(of, namespace)
-		}
 		return i
 	}
 	i := len(v.terms)
 	v.terms = append(v.terms, *t)
-	v.terms[i].of = []string{namespace}
 	v.byKey[t.key] = i
 	switch {
 	case t.block != nil:
 		v.blocks[i] = t.block
 	case t.namespaces != nil:
 		v.across = append(v.across, i)
+		v.crossing += t.cost
 	default:
 		v.inside[t.namespace] = append(v.inside[t.namespace], i)
 	}
 	return i
-}
-
-// finish is called after the last learn.
-func (v *vocabulary) finish() {
-	slices.SortFunc(v.names, comparePort)
-	v.names = slices.Compact(v.names)
 }
 
 func comparePort(a, b Port) int { return strings.Compare(portKey(a), portKey(b)) }
@@ -175,23 +170,6 @@ func (v *vocabulary) of(namespace string, ns *Labels, known bool) []int {
 	}
 	slices.Sort(out)
 	return out
-}
-
-// resolved returns which ports of pod the names stand for, in order.
-func (v *vocabulary) resolved(pod *Pod) []Port {
-	if len(pod.Ports) == 0 || len(v.names) == 0 {
-		return nil
-	}
-	var out []Port
-	for _, n := range v.names {
-		for _, p := range pod.Ports {
-			if p.Name == n.Name && p.Proto == n.Proto {
-				out = append(out, Port{Proto: n.Proto, Name: n.Name, From: p.Number})
-			}
-		}
-	}
-	slices.SortFunc(out, comparePort)
-	return slices.Compact(out)
 }
 
 // entitled returns the terms, of candidates, that select a pod with labels l.

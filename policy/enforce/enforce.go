@@ -186,8 +186,11 @@ func (e *Enforcer) loop(ctx context.Context) error {
 		p.make(ctx, look)
 		took := time.Since(start)
 		p.rest = time.Now().Add(restFactor * took)
-		if look {
-			audit.Reset(max(e.o.Resync, lookFactor*took))
+		switch {
+		case !p.Status().InForce:
+			audit.Reset(e.o.Resync)
+		case look:
+			audit.Reset(max(e.o.Resync, min(lookFactor*took, longestPause)))
 		}
 	}
 }
@@ -200,7 +203,10 @@ const restFactor = 3
 // lookFactor times the duration of a look at the kernel is the least time to the
 // next one, whatever Resync says: a table of a quarter of a million elements takes
 // a second to read. What somebody does to it is told by nft.Monitor meanwhile.
-const lookFactor = 10
+const (
+	lookFactor   = 10
+	longestPause = time.Minute
+)
 
 // pass is the state of Run's goroutine.
 type pass struct {
@@ -294,7 +300,7 @@ func (p *pass) enforce(ctx context.Context, look bool) (Status, error) {
 	}
 	for _, ns := range table.TooLarge {
 		st.Problems = append(st.Problems, subnet.Problem{Kind: "PolicyTooLarge", Object: ns,
-			Detail: fmt.Sprintf("nothing passes that policies of this namespace would let pass to and from pods of this node: with theirs, the table had more than %d rows, or took too long to make; fewer peers and ports in a rule help", policy.MaxRows)})
+			Detail: fmt.Sprintf("nothing passes that policies of this namespace would let pass to and from pods of this node: of all that have policies here they say the most, and with them the node's table had more than %d rows, or took too long to make; fewer peers, exceptions and ports help", policy.MaxRows)})
 	}
 	if report.Unlabelled != nil {
 		st.Problems = append(st.Problems, subnet.Problem{Kind: "PolicySlowPath", Object: rules.TableName,

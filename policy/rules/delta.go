@@ -20,8 +20,8 @@ type content struct {
 
 // delta returns what turns the elements of one content into those of another,
 // and that with what stays. Rows of sets that no pair has any more stay until
-// the next Sync: a packet on its way may have found the pair as it was, and would
-// find nothing.
+// the change after the next: a packet on its way may have found the pair as it
+// was, and would find nothing.
 func delta(is, to content) (nft.Plan, content) {
 	var add, del builder
 	add.lacking(is.table, to.table)
@@ -30,7 +30,6 @@ func delta(is, to content) (nft.Plan, content) {
 	del.leases(to.subnets, is.subnets)
 	used := setsOf(to.table)
 	to.stale = map[policy.Row]bool{}
-	del.rows(to.table.Rows, is.stale)
 	del.out = slices.DeleteFunc(del.out, func(e nft.Element) bool {
 		row, ok := rowOfElement(e)
 		if !ok || used[row.Set] {
@@ -39,6 +38,7 @@ func delta(is, to content) (nft.Plan, content) {
 		to.stale[row] = true
 		return true
 	})
+	del.rows(to.table.Rows, is.stale) // that change is over
 	add.out = slices.DeleteFunc(add.out, func(e nft.Element) bool {
 		row, ok := rowOfElement(e)
 		return ok && is.stale[row]

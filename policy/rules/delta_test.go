@@ -9,9 +9,9 @@ import (
 	"weft.dev/weft/policy"
 )
 
-// Rows of a set that no pair has any more stay, for packets that have found the
-// pair before, until the next Sync; those of a set that is in use do not, be it
-// that it comes back as another one.
+// Rows of a set that no pair has any more stay for one change, for packets that
+// have found the pair before; those of a set that is in use do not, be it that it
+// comes back as another one.
 func TestRowsOfSetsThatGoStay(t *testing.T) {
 	pair := policy.Pair{Direction: policy.Ingress, Class: 1, Identity: 2}
 	table := func(set policy.PortSet, ports ...uint16) content {
@@ -31,8 +31,9 @@ func TestRowsOfSetsThatGoStay(t *testing.T) {
 		{name: "first", to: table(5, 80, 81), added: 3},
 		{name: "another set", to: table(6, 80), added: 2, gone: 1, stale: 2},
 		{name: "the first, with fewer ports", to: table(5, 80), added: 1, gone: 2, stale: 1},
-		{name: "with more", to: table(5, 80, 82), added: 1, stale: 1},
-		{name: "no set at all", to: content{table: &policy.Table{}}, gone: 1, stale: 3},
+		{name: "with more", to: table(5, 80, 82), added: 1, gone: 1},
+		{name: "no set at all", to: content{table: &policy.Table{}}, gone: 1, stale: 2},
+		{name: "nothing", to: content{table: &policy.Table{}}, gone: 2},
 	} {
 		plan, now := delta(have, step.to)
 		if len(plan.Add) != step.added || len(plan.Delete) != step.gone || len(now.stale) != step.stale {

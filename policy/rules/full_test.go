@@ -5,6 +5,8 @@ package rules
 import (
 	"os"
 	"regexp"
+	"runtime"
+	"runtime/debug"
 	"strconv"
 	"testing"
 	"time"
@@ -16,6 +18,7 @@ import (
 // A table of policy.MaxRows can be loaded, changed, read and taken away.
 func TestFullTable(t *testing.T) {
 	h := nshost.New(t)
+	defer debug.SetGCPercent(debug.SetGCPercent(50)) // as weftd
 	p := NewProgrammer(dial(t, h), params())
 	table := &policy.Table{Pairs: map[policy.Pair]policy.PortSet{}, Rows: map[policy.Row]bool{}}
 	for i := range policy.MaxRows / 2 {
@@ -30,7 +33,10 @@ func TestFullTable(t *testing.T) {
 		if err != nil || r.Unlabelled != nil {
 			t.Fatalf("%s: %+v, %v", what, r, err)
 		}
-		t.Logf("%s: +%d -%d in %v, the kernel's slabs are %d MiB larger", what, r.Added, r.Deleted, time.Since(start).Round(time.Millisecond), (slab(t)-was)>>20)
+		t.Logf("%s: +%d -%d in %v, the kernel's slabs are %d MiB larger, %d MiB from the system", what, r.Added, r.Deleted, time.Since(start).Round(time.Millisecond), (slab(t)-was)>>20, system())
+		if n := system(); n > mostMemory {
+			t.Errorf("%s: %d MiB from the system, want at most %d", what, n, mostMemory)
+		}
 	}
 	step("load", func() (Report, error) { return p.Update(t.Context(), table, lease()) })
 	step("read", func() (Report, error) { return p.Sync(t.Context(), table, lease()) })
@@ -42,6 +48,16 @@ func TestFullTable(t *testing.T) {
 		t.Errorf("%d rows stay, want %d", n, len(less.Rows))
 	}
 	step("read again", func() (Report, error) { return p.Sync(t.Context(), &policy.Table{}, lease()) })
+}
+
+// mostMemory is what the limit in the manifest leaves, in MiB.
+const mostMemory = 150
+
+// system is what the runtime has from the system and has not given back, in MiB.
+func system() int {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int(m.Sys-m.HeapReleased) >> 20
 }
 
 // slab is the size of the machine's slabs, in bytes.

@@ -5,7 +5,6 @@ package cases
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -54,17 +53,24 @@ func (f *folk) welcome(ctx context.Context) error {
 	if err := f.c.Apply(ctx, senderManifest("app", "newcomer", newcomers, elsewhere, server.IPs)); err != nil {
 		return err
 	}
-	want := newcomers * len(server.IPs)
-	err := eventually(ctx, 5*time.Minute, func(context.Context) error {
-		if n := len(heard.list()); n < want {
-			return fmt.Errorf("%d of %d addresses of new pods are heard", n, want)
+	var after []time.Duration
+	err := eventually(ctx, 5*time.Minute, func(ctx context.Context) error {
+		pods, err := f.c.Pods(ctx, "app", "role=newcomer")
+		if err != nil {
+			return err
+		}
+		var addrs []netip.Addr
+		for _, p := range pods {
+			addrs = append(addrs, p.IPs...)
+		}
+		if after = heard.of(addrs); len(after) < newcomers*len(server.IPs) {
+			return fmt.Errorf("%d of %d addresses of %d new pods are heard", len(after), len(addrs), len(pods))
 		}
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	after := heard.list()
 	p99 := after[len(after)*99/100]
 	f.c.Progress("  %d addresses of new pods were let in on another node %s after the first instruction, p99 %s, the last %s", len(after), after[len(after)/2], p99, after[len(after)-1])
 	if p99 > heardWithin {
@@ -83,11 +89,11 @@ func (r *register) keep(l net.PacketConn, request byte) {
 	buf := make([]byte, 1500)
 	for {
 		n, from, err := l.ReadFrom(buf)
-		if errors.Is(err, net.ErrClosed) {
+		if err != nil {
 			return
 		}
 		ip, ok := from.(*net.IPAddr)
-		if err != nil || !ok || n < 8 || buf[0] != request {
+		if !ok || n < 8 || buf[0] != request {
 			continue
 		}
 		a, _ := netip.AddrFromSlice(ip.IP) // none is nobody's
@@ -99,13 +105,16 @@ func (r *register) keep(l net.PacketConn, request byte) {
 	}
 }
 
-// list returns how long after their first request sources were heard, ascending.
-func (r *register) list() []time.Duration {
+// of returns how long after their first request those of addrs were heard that
+// were, ascending.
+func (r *register) of(addrs []netip.Addr) []time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var out []time.Duration
-	for _, n := range r.first {
-		out = append(out, time.Duration(n-1)*pingEvery)
+	for _, a := range addrs {
+		if n, ok := r.first[a]; ok {
+			out = append(out, time.Duration(n-1)*pingEvery)
+		}
 	}
 	slices.Sort(out)
 	return out

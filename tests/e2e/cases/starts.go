@@ -150,13 +150,14 @@ type chatter struct {
 	targets atomic.Pointer[[]netip.Addr]
 	mu      sync.Mutex
 	heard   map[netip.Addr]bool
+	said    map[netip.Addr]bool // what left for these
 	done    sync.WaitGroup
 	stop    context.CancelFunc
 }
 
 // chat starts a chatter at a place whose devices may come later.
 func chat(ctx context.Context, at *netlab.Place, targets []netip.Addr, every time.Duration) (*chatter, error) {
-	c := &chatter{heard: map[netip.Addr]bool{}}
+	c := &chatter{heard: map[netip.Addr]bool{}, said: map[netip.Addr]bool{}}
 	c.targets.Store(&targets)
 	for _, network := range []string{"udp4", "udp6"} {
 		err := at.Do(func() error {
@@ -186,7 +187,11 @@ func (c *chatter) speak(ctx context.Context, every time.Duration) {
 				conn = c.conns[1]
 			}
 			// There may be no route yet, or nobody there.
-			_, _ = conn.WriteTo([]byte("boo"), net.UDPAddrFromAddrPort(netip.AddrPortFrom(to, ghostPort)))
+			if _, err := conn.WriteTo([]byte("boo"), net.UDPAddrFromAddrPort(netip.AddrPortFrom(to, ghostPort))); err == nil {
+				c.mu.Lock()
+				c.said[to] = true
+				c.mu.Unlock()
+			}
 		}
 	}
 }
@@ -219,10 +224,18 @@ func (c *chatter) hears(addrs []netip.Addr) (n int) {
 	return n
 }
 
+// calls reports whether something left for a since forget.
+func (c *chatter) calls(a netip.Addr) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.said[a]
+}
+
 func (c *chatter) forget() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	clear(c.heard)
+	clear(c.said)
 }
 
 func (c *chatter) close() error {

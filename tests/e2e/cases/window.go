@@ -169,8 +169,7 @@ func (w *watch) round(ctx context.Context, namespace string, n int) (sum crossin
 			}
 		}
 	}
-	called, err := w.ahead(ctx)
-	if err != nil {
+	if err := w.ahead(ctx); err != nil {
 		return sum, err
 	}
 	if err := scaleSenders(ctx, w.c, namespace, n); err != nil {
@@ -193,8 +192,10 @@ func (w *watch) round(ctx context.Context, namespace string, n int) (sum crossin
 			return sum, err
 		}
 		for _, a := range p.IPs {
-			if !called[a] {
-				return sum, fmt.Errorf("%s of %s was called by nobody: it proves nothing", a, p.Name)
+			for i, v := range w.voices {
+				if !v.calls(a) {
+					return sum, fmt.Errorf("%s of %s was not called by %s: it proves nothing", a, p.Name, w.sites[i].Name())
+				}
 			}
 			sum.addrs++
 			if seen[a] {
@@ -209,40 +210,39 @@ func (w *watch) round(ctx context.Context, namespace string, n int) (sum crossin
 }
 
 // ahead makes the pods of w call the addresses that host-local gives next.
-func (w *watch) ahead(ctx context.Context) (map[netip.Addr]bool, error) {
-	called := map[netip.Addr]bool{}
+func (w *watch) ahead(ctx context.Context) error {
 	var list []netip.Addr
 	for _, s := range w.sites {
 		state, err := w.c.Node(ctx, s.node.Name())
 		if err != nil {
-			return nil, err
+			return err
 		}
 		for i, text := range state.PodCIDRs {
 			subnet, err := netip.ParsePrefix(text)
 			if err != nil {
-				return nil, fmt.Errorf("podCIDR of %s: %w", s.node.Name(), err)
+				return fmt.Errorf("podCIDR of %s: %w", s.node.Name(), err)
 			}
 			b, err := os.ReadFile(s.node.Path(fmt.Sprint("/var/lib/cni/networks/weft/last_reserved_ip.", i)))
 			if err != nil {
-				return nil, fmt.Errorf("on %s: %w", s.node.Name(), err)
+				return fmt.Errorf("on %s: %w", s.node.Name(), err)
 			}
 			a, err := netip.ParseAddr(strings.TrimSpace(string(b)))
 			if err != nil {
-				return nil, fmt.Errorf("last address of %s: %w", s.node.Name(), err)
+				return fmt.Errorf("last address of %s: %w", s.node.Name(), err)
 			}
 			for range windowAhead {
 				if a = a.Next(); !subnet.Contains(a) || !subnet.Contains(a.Next()) {
 					a = subnet.Addr().Next().Next() // after the bridge's
 				}
-				called[a] = true
 				list = append(list, a)
 			}
 		}
 	}
 	for _, v := range w.voices {
 		v.targets.Store(&list)
+		v.forget()
 	}
-	return called, nil
+	return nil
 }
 
 // seen are the addresses that the sites have had echo requests of.
