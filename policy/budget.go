@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"maps"
 	"slices"
+	"sort"
 
 	"k8s.io/apimachinery/pkg/labels"
 )
@@ -22,8 +23,9 @@ const (
 	// maxItems bounds what is kept meanwhile: who is selected by whom, and ports
 	// of peers before equal ones are one. Some 30 MiB.
 	maxItems = 1 << 21
-	// maxSteps bounds comparisons of labels, and of addresses with blocks: about
-	// a second.
+	// maxSteps bounds comparisons of labels with peers, and of blocks with each
+	// other: about a second. Which policies select the node's own pods is not
+	// counted, for without that nothing could be refused either.
 	maxSteps = 1 << 24
 )
 
@@ -35,14 +37,64 @@ func (s *spending) over() bool {
 	return s.rows > MaxRows || s.items > maxItems || s.steps > maxSteps
 }
 
-// heaviest returns the n namespaces of policies that say the most, and are not
-// refused yet, in that order. What they say is theirs alone: what it comes to
-// depends on others too, whose blocks cut theirs, and who could so get them
-// refused.
-func heaviest(weights map[string]int, refused map[string]bool, n int) []string {
-	list := slices.DeleteFunc(slices.Sorted(maps.Keys(weights)), func(ns string) bool { return refused[ns] })
-	slices.SortStableFunc(list, func(a, b string) int { return cmp.Compare(weights[b], weights[a]) })
-	return list[:min(n, len(list))]
+// refuse returns the compilation that refuses as few namespaces as it takes, of
+// those that have a part in it in an order of their own.
+func (k *compiler) refuse() *trial {
+	list := k.ranking()
+	tried := map[int]*trial{}
+	first := func(n int) bool {
+		refused := map[string]bool{}
+		for _, ns := range list[:n] {
+			refused[ns] = true
+		}
+		tried[n] = k.try(refused)
+		return !tried[n].over()
+	}
+	n := sort.Search(len(list), first) // without any rules there is nothing that could be too much
+	if tried[n] == nil {
+		first(n)
+	}
+	return tried[n]
+}
+
+// ranking returns the namespaces of the node's policies: first those that alone
+// come to the most, and of those that are too much alone those that say the most.
+// Neither depends on others: what a namespace comes to beside them does, for
+// their blocks cut its own, and who could so get it refused.
+func (k *compiler) ranking() []string {
+	weights := map[string]int{}
+	seen := map[*Policy]bool{}
+	for _, d := range Directions() {
+		for _, cl := range k.classes[d] {
+			for _, p := range cl.policies {
+				if !seen[p] {
+					seen[p] = true
+					weights[p.Namespace] += k.saying(p).weight
+				}
+			}
+		}
+	}
+	list := slices.Sorted(maps.Keys(weights))
+	shares := map[string]int{}
+	for _, ns := range list {
+		others := map[string]bool{}
+		for _, o := range list {
+			others[o] = o != ns
+		}
+		shares[ns] = k.try(others).share()
+	}
+	slices.SortStableFunc(list, func(a, b string) int {
+		return cmp.Or(cmp.Compare(shares[b], shares[a]), cmp.Compare(weights[b], weights[a]))
+	})
+	return list
+}
+
+// share is how much of what is allowed t came to, in thousandths.
+func (t *trial) share() int {
+	if t.over() {
+		return 1000
+	}
+	return max(1000*t.rows/MaxRows, 1000*t.items/maxItems, 1000*t.steps/maxSteps)
 }
 
 // weigh returns how much p says: its peers, what is excepted from them, the

@@ -171,25 +171,59 @@ func TestBystandersAreNotRefused(t *testing.T) {
 func TestCommonClustersFit(t *testing.T) {
 	for _, n := range [][2]int{{300, 5000}, {10000, 5000}, {30000, 30000}} {
 		c := crowd(n[0], n[1])
-		k := &compiler{cluster: c, words: newVocabulary(), said: map[*Policy]*saying{}, weights: map[string]int{},
-			table: &Table{Known: map[netip.Addr]bool{}, Identities: map[netip.Addr]Identity{}, Pairs: map[Pair]PortSet{}, Rows: map[Row]bool{}, Classes: [2]map[netip.Addr]Class{{}, {}}}}
+		k := &compiler{cluster: c, said: map[*Policy]*saying{}}
 		k.pods("node0")
 		k.classify()
-		if !k.identify() || !k.permit() {
-			t.Errorf("%d pods, %d policies: %+v is too much", n[0], n[1], k.spent)
+		got := k.try(nil)
+		if got.over() {
+			t.Errorf("%d pods, %d policies: %+v is too much", n[0], n[1], got.spending)
 		}
-		if s := k.spent; 5*s.rows > MaxRows || 5*s.items > maxItems || 5*s.steps > maxSteps {
+		if s := got.spending; 5*s.rows > MaxRows || 5*s.items > maxItems || 5*s.steps > maxSteps {
 			t.Errorf("%d pods, %d policies: %+v is near the bounds", n[0], n[1], s)
 		}
-		t.Logf("%d pods, %d policies: %+v", n[0], n[1], k.spent)
+		t.Logf("%d pods, %d policies: %+v", n[0], n[1], got.spending)
 	}
 }
 
-func TestHeaviest(t *testing.T) {
-	weights := map[string]int{"a": 10, "b": 5, "c": 10, "d": 1}
-	for n, want := range [][]string{{}, {"a"}, {"a", "b"}, {"a", "b", "d"}} {
-		if got := heaviest(weights, map[string]bool{"c": true}, n); !slices.Equal(got, want) {
-			t.Errorf("%d of them: %v, want %v", n, got, want)
+// Whoever makes a little text come to much is refused, and no heavier one that
+// comes to little; and no more of them than it takes.
+func TestAsFewAsItTakesAreRefused(t *testing.T) {
+	single := func(net, i int) Peer {
+		return Peer{Block: &Block{CIDR: netip.PrefixFrom(netip.AddrFrom4([4]byte{byte(net), byte(i >> 16), byte(i >> 8), byte(i)}), 32)}}
+	}
+	blocks := func(net, n int, p Port) []Rule {
+		r := Rule{Ports: []Port{p}}
+		for i := range n {
+			r.Peers = append(r.Peers, single(net, i))
 		}
+		return []Rule{r}
+	}
+	https := Port{Proto: TCP, From: 443, To: 443}
+	for name, tt := range map[string]struct {
+		rules map[string][]Rule
+		want  []string
+	}{
+		"many numbers of one name": {map[string][]Rule{"light": blocks(11, 1900, Port{Proto: TCP, Name: "p"}), "heavy": blocks(12, 2500, https)}, []string{"light"}},
+		"two among others":         {map[string][]Rule{"e1": blocks(11, 40000, https), "e2": blocks(12, 40000, https), "f": blocks(13, 2, https), "g": blocks(14, 300, https)}, []string{"e1"}},
+		"three, each too much":     {map[string][]Rule{"e1": blocks(11, 100000, https), "e2": blocks(12, 100000, https), "e3": blocks(13, 100001, https), "f": blocks(14, 2, https)}, []string{"e1", "e2", "e3"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := crowd(300, 0)
+			for ns, rules := range tt.rules {
+				c.Namespaces[ns] = NewLabels(nil)
+				pods := 1
+				if ns == "light" {
+					pods = 100
+				}
+				for i := range pods {
+					c.Pods = append(c.Pods, &Pod{Namespace: ns, Name: fmt.Sprint(i), UID: ns + fmt.Sprint(i), Node: "node0", Labels: NewLabels(nil), Ports: []NamedPort{{Name: "p", Proto: TCP, Number: uint16(1000 + i)}},
+						Addrs: []netip.Addr{netip.AddrFrom4([4]byte{10, 99, ns[len(ns)-1], byte(1 + i)})}})
+				}
+				c.Policies = append(c.Policies, &Policy{Namespace: ns, Name: "np", Subject: labels.Everything(), Isolates: [2]bool{Ingress: true}, Rules: [2][]Rule{Ingress: rules}})
+			}
+			if got := Compile(c, "node0"); !slices.Equal(got.TooLarge, tt.want) {
+				t.Errorf("too large: %v, want %v; %d pairs, %d rows, %d blocks", got.TooLarge, tt.want, len(got.Pairs), len(got.Rows), len(got.Blocks))
+			}
+		})
 	}
 }

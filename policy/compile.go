@@ -28,44 +28,68 @@ func NewCompiler(node string) *Compiler { return &Compiler{node: node} }
 
 // Compile returns the Table of c.
 func (m *Compiler) Compile(c *Cluster) *Table {
-	refused, said := map[string]bool{}, map[*Policy]*saying{}
-	for more := 1; ; more *= 2 {
-		k := &compiler{
-			cluster: c, words: newVocabulary(), known: m.said, said: said, refused: refused, weights: map[string]int{},
-			table: &Table{
-				Known: map[netip.Addr]bool{}, Identities: map[netip.Addr]Identity{}, Pairs: map[Pair]PortSet{}, Rows: map[Row]bool{},
-				Classes: [2]map[netip.Addr]Class{{}, {}}, TooLarge: slices.Sorted(maps.Keys(refused)),
-			},
-		}
-		k.pods(m.node)
-		k.classify()
-		if k.identify() && k.permit() {
-			m.said = said
-			return k.table
-		}
-		for _, ns := range heaviest(k.weights, refused, more) { // there is one: else there are no rules
-			refused[ns] = true
-		}
+	k := &compiler{cluster: c, known: m.said, said: map[*Policy]*saying{}}
+	k.pods(m.node)
+	k.classify()
+	m.said = k.said
+	all := k.try(nil)
+	if !all.over() {
+		return all.table
 	}
+	return k.refuse().table
 }
 
 // compiler is one compilation.
 type compiler struct {
-	cluster *Cluster
-	words   *vocabulary
-	table   *Table
-	refused map[string]bool // namespaces whose policies let nothing pass
-	weights map[string]int  // of namespaces whose policies let something pass
-	spent   spending
-
+	cluster     *Cluster
 	known, said map[*Policy]*saying // from before, and now
 
 	holders map[netip.Addr]*Pod // who has an address
 	local   []*Pod
 	classes [2]map[string]*class // by key
-	faces   []*face
-	byTerm  [][]*face // faces that have a term
+	numbers [2]map[netip.Addr]Class
 }
+
+// A trial is a compilation in which the policies of some namespaces let nothing
+// pass.
+type trial struct {
+	*compiler
+	spending
+	words  *vocabulary
+	table  *Table
+	faces  []*face
+	byTerm [][]*face // faces that have a term
+}
+
+// try compiles without what policies of refused namespaces let pass. If it comes
+// to too much there is no table.
+func (k *compiler) try(refused map[string]bool) *trial {
+	t := &trial{compiler: k, words: newVocabulary(), table: &Table{
+		Known: map[netip.Addr]bool{}, Identities: map[netip.Addr]Identity{}, Pairs: map[Pair]PortSet{}, Rows: map[Row]bool{},
+		Classes: k.numbers, TooLarge: slices.Sorted(maps.Keys(refused)),
+	}}
+	for _, pod := range k.local {
+		for _, a := range pod.Addrs {
+			if k.holders[a] == pod {
+				t.table.Known[a] = true
+			}
+		}
+	}
+	for _, d := range Directions() {
+		for _, cl := range k.classes[d] {
+			if !refused[cl.namespace()] {
+				t.learn(cl.policies)
+			}
+		}
+	}
+	if !t.identify() || !t.permit() {
+		t.table = nil
+	}
+	return t
+}
+
+// over reports whether t came to too much.
+func (t *trial) over() bool { return t.table == nil }
 
 // A class is the policies that select some pods, and what the ports that they
 // name are to those.
@@ -73,6 +97,7 @@ type class struct {
 	number   Class
 	policies []*Policy
 	named    []Port // for Ingress
+	byName   map[Port][]uint16
 }
 
 // pods finds out who has which address, and which pods are the node's.
@@ -118,25 +143,22 @@ func (k *compiler) classify() {
 			kd := kind{pod.Namespace, pod.Labels.Key()}
 			by, known := alike[kd]
 			if !known {
-				by = &isolation{policies: selecting(in[pod.Namespace], pod, d)}
-				if d == Ingress && !k.refused[pod.Namespace] {
-					by.names = portNames(by.policies)
-				}
+				by = k.isolation(selecting(in[pod.Namespace], pod, d), d)
 				alike[kd] = by
 			}
 			if len(by.policies) == 0 {
 				continue
 			}
-			cl := &class{policies: by.policies, named: by.named(pod)}
-			key := cl.key()
+			cl := newClass(by, pod)
+			key := by.key + cl.key()
 			members[d][key] = append(members[d][key], pod)
 			if k.classes[d][key] == nil {
 				k.classes[d][key] = cl
-				k.learn(by.policies)
 			}
 		}
 	}
 	for _, d := range Directions() {
+		k.numbers[d] = map[netip.Addr]Class{}
 		var keys []string
 		for key := range k.classes[d] {
 			keys = append(keys, key)
@@ -146,54 +168,75 @@ func (k *compiler) classify() {
 			for _, pod := range members[d][key] {
 				for _, a := range pod.Addrs {
 					if k.holders[a] == pod {
-						k.table.Classes[d][a] = Class(n)
+						k.numbers[d][a] = Class(n)
 					}
 				}
 				for _, a := range pod.Extra {
 					if k.holders[a] == nil {
-						k.table.Classes[d][a] = Class(n)
+						k.numbers[d][a] = Class(n)
 					}
 				}
-			}
-		}
-	}
-	for _, pod := range k.local {
-		for _, a := range pod.Addrs {
-			if k.holders[a] == pod {
-				k.table.Known[a] = true
 			}
 		}
 	}
 }
 
+// saying returns what p says, which is made once.
+func (k *compiler) saying(p *Policy) *saying {
+	s := cmp.Or(k.said[p], k.known[p])
+	if s == nil {
+		s = newSaying(p)
+	}
+	k.said[p] = s
+	return s
+}
+
 // learn learns what policies say, each once.
-func (k *compiler) learn(policies []*Policy) {
+func (t *trial) learn(policies []*Policy) {
 	for _, p := range policies {
-		if _, learned := k.words.rules[p]; learned {
-			continue
+		if _, learned := t.words.rules[p]; !learned {
+			t.words.learn(p, t.saying(p))
 		}
-		s := cmp.Or(k.said[p], k.known[p])
-		if s == nil {
-			s = newSaying(p)
-		}
-		k.said[p] = s
-		if k.refused[p.Namespace] {
-			continue
-		}
-		k.weights[p.Namespace] += s.weight
-		k.words.learn(p, s)
 	}
 }
 
 // A kind is pods that no selector tells apart.
 type kind struct{ namespace, labels string }
 
-// An isolation is the policies that select pods of a kind, and the names of
-// ports in their Ingress rules.
+// An isolation is the policies that select pods of a kind in one direction, and
+// those of them that name ports in Ingress rules.
 type isolation struct {
 	policies []*Policy
-	names    map[Port]bool
+	naming   []*saying
+	key      string // tells policies from others
 }
+
+func (k *compiler) isolation(policies []*Policy, d Direction) *isolation {
+	i := &isolation{policies: policies}
+	var b strings.Builder
+	for _, p := range policies {
+		b.WriteString(p.String() + "\x00")
+		if s := k.saying(p); d == Ingress && len(s.names[Ingress]) > 0 {
+			i.naming = append(i.naming, s)
+		}
+	}
+	i.key = b.String()
+	return i
+}
+
+// names reports whether a policy names a port of a pod.
+func (i *isolation) names(p Port) bool {
+	return slices.ContainsFunc(i.naming, func(s *saying) bool { return s.names[Ingress][p] })
+}
+
+func newClass(by *isolation, pod *Pod) *class {
+	c := &class{policies: by.policies, named: resolve(by.names, pod)}
+	c.byName = byName(c.named)
+	return c
+}
+
+// namespace is that of the policies, and of the pods.
+func (c *class) namespace() string { return c.policies[0].Namespace }
 
 // selecting returns those of policies that isolate pod in direction d.
 func selecting(policies []*Policy, pod *Pod, d Direction) []*Policy {
@@ -206,49 +249,35 @@ func selecting(policies []*Policy, pod *Pod, d Direction) []*Policy {
 	return out
 }
 
-// key tells classes of one direction apart.
+// key tells classes of the same policies apart.
 func (c *class) key() string {
 	var b strings.Builder
-	for _, p := range c.policies {
-		b.WriteString(p.String() + "\x00")
-	}
 	for _, p := range c.named {
 		b.WriteString("\x01" + portKey(p))
 	}
 	return b.String()
 }
 
-// portNames returns the names in Ingress rules of policies, by protocol.
-func portNames(policies []*Policy) map[Port]bool {
-	out := map[Port]bool{}
-	for _, p := range policies {
-		for _, r := range p.Rules[Ingress] {
-			for _, port := range r.Ports {
-				if port.Name != "" {
-					out[Port{Proto: port.Proto, Name: port.Name}] = true
-				}
-			}
-		}
-	}
-	return out
-}
-
-// named returns what the names are to pod.
-func (i *isolation) named(pod *Pod) []Port { return resolve(i.names, pod) }
-
-// resolve returns which ports of pod names stand for, in order.
-func resolve(names map[Port]bool, pod *Pod) []Port {
-	if len(names) == 0 {
-		return nil
-	}
+// resolve returns the ports of pod that are named, in order.
+func resolve(isNamed func(Port) bool, pod *Pod) []Port {
 	var out []Port
 	for _, n := range pod.Ports {
-		if names[Port{Proto: n.Proto, Name: n.Name}] {
+		if isNamed(Port{Proto: n.Proto, Name: n.Name}) {
 			out = append(out, Port{Proto: n.Proto, Name: n.Name, From: n.Number})
 		}
 	}
 	slices.SortFunc(out, comparePort)
 	return slices.Compact(out)
+}
+
+// byName returns the numbers that each name stands for.
+func byName(named []Port) map[Port][]uint16 {
+	out := make(map[Port][]uint16, len(named))
+	for _, p := range named {
+		name := Port{Proto: p.Proto, Name: p.Name}
+		out[name] = append(out[name], p.From)
+	}
+	return out
 }
 
 // hash returns a number for key. Two keys of one number are told apart by

@@ -10,10 +10,10 @@ import (
 // identify gives addresses their identities: those of blocks, and those of
 // pods that are something else to a policy than their address alone says. It is
 // false if that is too much.
-func (k *compiler) identify() bool {
-	i := identifier{compiler: k, faces: map[digest]*face{}}
+func (t *trial) identify() bool {
+	i := identifier{trial: t, faces: map[digest]*face{}}
 	var ok bool
-	if i.zones, ok = zones(k.words.blocks, &k.spent); !ok || !i.pods() {
+	if i.zones, ok = zones(t.words.blocks, &t.spending); !ok || !i.pods() {
 		return false
 	}
 	for _, z := range i.zones {
@@ -27,17 +27,17 @@ func (k *compiler) identify() bool {
 		i.faces[digest([]byte(key))].id = Identity(n)
 	}
 	for n, z := range i.zones {
-		k.table.Blocks = append(k.table.Blocks, AddrRange{z.from, z.to, i.ofZones[n].id})
+		t.table.Blocks = append(t.table.Blocks, AddrRange{z.from, z.to, i.ofZones[n].id})
 	}
-	k.table.Identities = make(map[netip.Addr]Identity, len(i.ofPods))
+	t.table.Identities = make(map[netip.Addr]Identity, len(i.ofPods))
 	for _, p := range i.ofPods {
-		k.table.Identities[p.addr] = p.face.id
+		t.table.Identities[p.addr] = p.face.id
 	}
-	k.byTerm = make([][]*face, len(k.words.terms))
+	t.byTerm = make([][]*face, len(t.words.terms))
 	for _, f := range i.faces {
-		k.faces = append(k.faces, f)
-		for _, t := range f.terms {
-			k.byTerm[t] = append(k.byTerm[t], f)
+		t.faces = append(t.faces, f)
+		for _, n := range f.terms {
+			t.byTerm[n] = append(t.byTerm[n], f)
 		}
 	}
 	return true
@@ -45,7 +45,7 @@ func (k *compiler) identify() bool {
 
 // An identifier is identify at work.
 type identifier struct {
-	*compiler
+	*trial
 	zones   []zone
 	faces   map[digest]*face
 	ofZones []*face
@@ -57,7 +57,7 @@ func (i *identifier) look(terms []int, named []Port) *face {
 	key := i.words.key(terms, named)
 	f, ok := i.faces[key]
 	if !ok {
-		f = &face{terms: terms, named: named}
+		f = &face{terms: terms, named: named, byName: byName(named)}
 		i.faces[key] = f
 	}
 	return f
@@ -84,7 +84,7 @@ func (i *identifier) pods() bool {
 		if !ok {
 			ns, exists := i.cluster.Namespaces[pod.Namespace]
 			if exists {
-				i.spent.steps += i.words.crossing
+				i.steps += i.words.crossing
 			}
 			q = &quarter{terms: i.words.of(pod.Namespace, ns, exists), kinds: map[*Labels]*choice{}}
 			for _, t := range q.terms {
@@ -92,11 +92,11 @@ func (i *identifier) pods() bool {
 			}
 			quarters[pod.Namespace] = q
 		}
-		choice := q.choice(i.words, pod.Labels, &i.spent)
-		if i.spent.over() {
+		choice := q.choice(i.words, pod.Labels, &i.spending)
+		if i.spending.over() {
 			return false
 		}
-		ports := resolve(i.words.names, pod)
+		ports := i.resolved(pod)
 		if len(choice.terms) == 0 && len(ports) == 0 {
 			continue // what its address is
 		}
@@ -121,7 +121,7 @@ func (i *identifier) face(c *choice, zone int, ports []Port) (*face, bool) {
 		terms = append(slices.Clone(terms), i.zones[zone].members...)
 		slices.Sort(terms)
 	}
-	if i.spent.items += len(terms); i.spent.over() {
+	if i.items += len(terms); i.spending.over() {
 		return nil, false
 	}
 	f := i.look(terms, ports)
@@ -130,6 +130,15 @@ func (i *identifier) face(c *choice, zone int, ports []Port) (*face, bool) {
 	}
 	c.faces[at] = f
 	return f, true
+}
+
+// resolved returns which ports of pod the names of Egress rules stand for.
+func (i *identifier) resolved(pod *Pod) []Port {
+	if len(i.words.names) == 0 {
+		return nil
+	}
+	i.steps += len(pod.Ports)
+	return resolve(func(p Port) bool { return i.words.names[p] }, pod)
 }
 
 // A quarter is a namespace as peers see it.

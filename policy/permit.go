@@ -7,19 +7,13 @@ import (
 )
 
 // permit writes pairs and rows. It is false if they are too many.
-func (k *compiler) permit() bool {
-	p := permitter{compiler: k, sets: map[ends]*portSet{}, distinct: map[string]*portSet{}}
+func (t *trial) permit() bool {
+	p := permitter{trial: t, sets: map[ends]*portSet{}, distinct: map[string]*portSet{}}
 	for _, d := range Directions() {
-		for _, cl := range k.classes[d] {
+		for _, cl := range t.classes[d] {
 			for _, np := range cl.policies {
-				for _, r := range k.words.rules[np][d] {
-					if k.spent.items += k.reach(d, r) * (1 + len(r.ports)); k.spent.over() {
-						return false
-					}
-					for _, f := range k.addressees(d, r) {
-						p.at(ends{d, cl, f}).add(r.ports, cl.names(d, f))
-					}
-					if len(p.sets) > MaxRows {
+				for _, r := range t.words.rules[np][d] {
+					if !p.rule(d, cl, r) {
 						return false
 					}
 				}
@@ -27,11 +21,11 @@ func (k *compiler) permit() bool {
 		}
 	}
 	p.tidy()
-	k.spent.rows += len(p.sets)
+	t.rows += len(p.sets)
 	for _, s := range p.distinct {
-		k.spent.rows += s.rows()
+		t.rows += s.rows()
 	}
-	if k.spent.over() {
+	if t.spending.over() {
 		return false
 	}
 	p.write()
@@ -40,7 +34,7 @@ func (k *compiler) permit() bool {
 
 // A permitter is permit at work.
 type permitter struct {
-	*compiler
+	*trial
 	sets     map[ends]*portSet
 	distinct map[string]*portSet // by key, once tidy
 }
@@ -50,6 +44,21 @@ type ends struct {
 	direction Direction
 	class     *class
 	face      *face // nil: anyone
+}
+
+// rule adds what r lets pass between pods of cl and others. It is false once that
+// is too much.
+func (p *permitter) rule(d Direction, cl *class, r termRule) bool {
+	if p.items += p.reach(d, r) * (1 + len(r.ports)); p.spending.over() {
+		return false
+	}
+	for _, f := range p.addressees(d, r) {
+		p.items += p.at(ends{d, cl, f}).add(r.ports, cl.names(d, f))
+		if len(p.sets) > MaxRows || p.spending.over() {
+			return false
+		}
+	}
+	return true
 }
 
 func (p *permitter) at(e ends) *portSet {
@@ -103,13 +112,13 @@ func (p *permitter) write() {
 }
 
 // reach is how many faces addressees returns at most, and at least 1.
-func (k *compiler) reach(d Direction, r termRule) int {
+func (t *trial) reach(d Direction, r termRule) int {
 	if r.terms == nil && d == Egress {
-		return 1 + len(k.faces)
+		return 1 + len(t.faces)
 	}
 	n := 1
-	for _, t := range r.terms {
-		n += len(k.byTerm[t])
+	for _, i := range r.terms {
+		n += len(t.byTerm[i])
 	}
 	return n
 }
@@ -117,11 +126,11 @@ func (k *compiler) reach(d Direction, r termRule) int {
 // addressees returns the faces that rule r is for; nil among them is anyone.
 // Names of ports make an Egress rule without peers one for pods alone, as far
 // as those go.
-func (k *compiler) addressees(d Direction, r termRule) []*face {
+func (t *trial) addressees(d Direction, r termRule) []*face {
 	if r.terms == nil {
 		out := []*face{nil}
 		if d == Egress && slices.ContainsFunc(r.ports, func(p Port) bool { return p.Name != "" }) {
-			for _, f := range k.faces {
+			for _, f := range t.faces {
 				if len(f.named) > 0 {
 					out = append(out, f)
 				}
@@ -130,28 +139,19 @@ func (k *compiler) addressees(d Direction, r termRule) []*face {
 		return out
 	}
 	var out []*face
-	for _, t := range r.terms {
-		out = append(out, k.byTerm[t]...)
+	for _, i := range r.terms {
+		out = append(out, t.byTerm[i]...)
 	}
 	return out
 }
 
 // names returns what resolves port names between pods of c and addresses of f.
-func (c *class) names(d Direction, f *face) func(Port) []uint16 {
-	named := c.named
-	if d == Egress {
-		named = nil
-		if f != nil {
-			named = f.named
-		}
+func (c *class) names(d Direction, f *face) map[Port][]uint16 {
+	switch {
+	case d == Ingress:
+		return c.byName
+	case f != nil:
+		return f.byName
 	}
-	return func(p Port) []uint16 {
-		var out []uint16
-		for _, n := range named {
-			if n.Name == p.Name && n.Proto == p.Proto {
-				out = append(out, n.From)
-			}
-		}
-		return out
-	}
+	return nil
 }

@@ -122,8 +122,9 @@ type portSet struct {
 	spans  [3][]span
 }
 
-// add adds what a rule's ports let pass. named resolves names.
-func (s *portSet) add(ports []Port, named func(Port) []uint16) {
+// add adds what a rule's ports let pass, and returns for how many names there
+// are numbers. byName has these.
+func (s *portSet) add(ports []Port, byName map[Port][]uint16) (numbers int) {
 	if len(ports) == 0 {
 		s.others = true
 		for i := range s.spans {
@@ -136,8 +137,9 @@ func (s *portSet) add(ports []Port, named func(Port) []uint16) {
 		switch {
 		case i < 0:
 		case p.Name != "":
-			for _, n := range named(p) {
+			for _, n := range byName[Port{Proto: p.Proto, Name: p.Name}] {
 				s.spans[i] = append(s.spans[i], span{n, n})
+				numbers++
 			}
 		case p.all():
 			s.spans[i] = append(s.spans[i], span{0, lastPort})
@@ -145,6 +147,7 @@ func (s *portSet) add(ports []Port, named func(Port) []uint16) {
 			s.spans[i] = append(s.spans[i], span{p.From, p.To})
 		}
 	}
+	return numbers
 }
 
 // tidy makes spans ascending, with a gap between any two.

@@ -4,6 +4,7 @@ package policy
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"fmt"
 	"slices"
@@ -54,8 +55,8 @@ func newTerm(namespace string, p Peer) term {
 // that is done with it.
 type saying struct {
 	rules  [2][]sayingRule
-	names  []Port // in Egress rules
-	weight int    // see weigh
+	names  [2]map[Port]bool // in rules, by Direction: protocol and name
+	weight int              // see weigh
 }
 
 type sayingRule struct {
@@ -66,20 +67,34 @@ type sayingRule struct {
 func newSaying(p *Policy) *saying {
 	s := &saying{weight: weigh(p)}
 	for _, d := range Directions() {
+		s.names[d] = map[Port]bool{}
 		for _, r := range p.Rules[d] {
-			sr := sayingRule{ports: r.Ports}
+			sr := sayingRule{ports: once(r.Ports)}
 			for _, peer := range r.Peers {
 				sr.terms = append(sr.terms, newTerm(p.Namespace, peer))
 			}
 			s.rules[d] = append(s.rules[d], sr)
-			for _, port := range r.Ports {
-				if d == Egress && port.Name != "" {
-					s.names = append(s.names, Port{Proto: port.Proto, Name: port.Name})
+			for _, port := range sr.ports {
+				if port.Name != "" {
+					s.names[d][Port{Proto: port.Proto, Name: port.Name}] = true
 				}
 			}
 		}
 	}
 	return s
+}
+
+// once returns ports without those that are there twice.
+func once(ports []Port) []Port {
+	seen := make(map[Port]bool, len(ports))
+	var out []Port
+	for _, p := range ports {
+		if !seen[p] {
+			seen[p] = true
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 // vocabulary is all that the active policies ask of an address: terms, and
@@ -117,7 +132,7 @@ func (v *vocabulary) learn(p *Policy, s *saying) {
 			both[d] = append(both[d], tr)
 		}
 	}
-	for _, n := range s.names {
+	for n := range s.names[Egress] {
 		v.names[n] = true
 	}
 	v.rules[p] = both
@@ -143,7 +158,9 @@ func (v *vocabulary) term(t *term) int {
 	return i
 }
 
-func comparePort(a, b Port) int { return strings.Compare(portKey(a), portKey(b)) }
+func comparePort(a, b Port) int {
+	return cmp.Or(cmp.Compare(a.Proto, b.Proto), strings.Compare(a.Name, b.Name), cmp.Compare(a.From, b.From))
+}
 
 // portKeys is equal for equal lists, and empty for none.
 func portKeys(list []Port) string {
@@ -185,9 +202,10 @@ func (v *vocabulary) entitled(candidates []int, l *Labels) []int {
 
 // A face is what an address is to the active policies.
 type face struct {
-	id    Identity
-	terms []int
-	named []Port
+	id     Identity
+	terms  []int
+	named  []Port
+	byName map[Port][]uint16
 }
 
 // key is equal for faces that are the same to the same policies. It is made of

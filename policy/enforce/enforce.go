@@ -158,11 +158,13 @@ func (e *Enforcer) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// loop makes a pass for each poke and each admission, and every Resync.
+// loop makes a pass for each poke and each admission, and looks at the kernel
+// every Resync or so.
 func (e *Enforcer) loop(ctx context.Context) error {
 	p := &pass{Enforcer: e, compiler: policy.NewCompiler(e.o.Node)}
 	audit := time.NewTimer(0)
 	defer audit.Stop()
+	due := time.Now()
 	rested := time.NewTimer(0)
 	defer rested.Stop()
 	for {
@@ -185,13 +187,17 @@ func (e *Enforcer) loop(ctx context.Context) error {
 		start := time.Now()
 		p.make(ctx, look)
 		took := time.Since(start)
-		p.rest = time.Now().Add(restFactor * took)
-		switch {
-		case !p.Status().InForce:
-			audit.Reset(e.o.Resync)
-		case look:
-			audit.Reset(max(e.o.Resync, min(lookFactor*took, longestPause)))
+		now := time.Now()
+		p.rest = now.Add(restFactor * took)
+		if again := now.Add(max(e.o.Resync, restFactor*took)); look {
+			due = again
+			if p.Status().InForce {
+				due = now.Add(max(e.o.Resync, min(lookFactor*took, longestPause), restFactor*took))
+			}
+		} else if !p.Status().InForce && again.Before(due) {
+			due = again
 		}
+		audit.Reset(time.Until(due))
 	}
 }
 
@@ -200,9 +206,10 @@ func (e *Enforcer) loop(ctx context.Context) error {
 // core.
 const restFactor = 3
 
-// lookFactor times the duration of a look at the kernel is the least time to the
-// next one, whatever Resync says: a table of a quarter of a million elements takes
-// a second to read. What somebody does to it is told by nft.Monitor meanwhile.
+// lookFactor times the duration of a look at the kernel is the time to the next
+// one if that is longer than Resync, up to longestPause: a table of a quarter of a
+// million elements takes a second to read. What somebody does to it is told by
+// nft.Monitor meanwhile.
 const (
 	lookFactor   = 10
 	longestPause = time.Minute
@@ -300,7 +307,7 @@ func (p *pass) enforce(ctx context.Context, look bool) (Status, error) {
 	}
 	for _, ns := range table.TooLarge {
 		st.Problems = append(st.Problems, subnet.Problem{Kind: "PolicyTooLarge", Object: ns,
-			Detail: fmt.Sprintf("nothing passes that policies of this namespace would let pass to and from pods of this node: of all that have policies here they say the most, and with them the node's table had more than %d rows, or took too long to make; fewer peers, exceptions and ports help", policy.MaxRows)})
+			Detail: fmt.Sprintf("nothing passes that policies of this namespace would let pass to and from pods of this node: of all that have policies here they come to the most, and with them the node's table had more than %d rows, or took too long to make; fewer peers, exceptions and ports help", policy.MaxRows)})
 	}
 	if report.Unlabelled != nil {
 		st.Problems = append(st.Problems, subnet.Problem{Kind: "PolicySlowPath", Object: rules.TableName,

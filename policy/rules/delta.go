@@ -20,8 +20,8 @@ type content struct {
 
 // delta returns what turns the elements of one content into those of another,
 // and that with what stays. Rows of sets that no pair has any more stay until
-// the change after the next: a packet on its way may have found the pair as it
-// was, and would find nothing.
+// the next change, or the next Sync: a packet on its way may have found the pair
+// as it was, and would find nothing.
 func delta(is, to content) (nft.Plan, content) {
 	var add, del builder
 	add.lacking(is.table, to.table)

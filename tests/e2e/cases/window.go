@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -169,7 +170,8 @@ func (w *watch) round(ctx context.Context, namespace string, n int) (sum crossin
 			}
 		}
 	}
-	if err := w.ahead(ctx); err != nil {
+	called, err := w.ahead(ctx)
+	if err != nil {
 		return sum, err
 	}
 	if err := scaleSenders(ctx, w.c, namespace, n); err != nil {
@@ -192,10 +194,8 @@ func (w *watch) round(ctx context.Context, namespace string, n int) (sum crossin
 			return sum, err
 		}
 		for _, a := range p.IPs {
-			for i, v := range w.voices {
-				if !v.calls(a) {
-					return sum, fmt.Errorf("%s of %s was not called by %s: it proves nothing", a, p.Name, w.sites[i].Name())
-				}
+			if !slices.Contains(called, a) {
+				return sum, fmt.Errorf("%s of %s was not called before it was there: it proves nothing", a, p.Name)
 			}
 			sum.addrs++
 			if seen[a] {
@@ -209,26 +209,27 @@ func (w *watch) round(ctx context.Context, namespace string, n int) (sum crossin
 	return sum, scaleSenders(ctx, w.c, namespace, 0)
 }
 
-// ahead makes the pods of w call the addresses that host-local gives next.
-func (w *watch) ahead(ctx context.Context) error {
+// ahead makes the pods of w call the addresses that host-local gives next, until
+// each of them has been called by each.
+func (w *watch) ahead(ctx context.Context) ([]netip.Addr, error) {
 	var list []netip.Addr
 	for _, s := range w.sites {
 		state, err := w.c.Node(ctx, s.node.Name())
 		if err != nil {
-			return err
+			return nil, err
 		}
 		for i, text := range state.PodCIDRs {
 			subnet, err := netip.ParsePrefix(text)
 			if err != nil {
-				return fmt.Errorf("podCIDR of %s: %w", s.node.Name(), err)
+				return nil, fmt.Errorf("podCIDR of %s: %w", s.node.Name(), err)
 			}
 			b, err := os.ReadFile(s.node.Path(fmt.Sprint("/var/lib/cni/networks/weft/last_reserved_ip.", i)))
 			if err != nil {
-				return fmt.Errorf("on %s: %w", s.node.Name(), err)
+				return nil, fmt.Errorf("on %s: %w", s.node.Name(), err)
 			}
 			a, err := netip.ParseAddr(strings.TrimSpace(string(b)))
 			if err != nil {
-				return fmt.Errorf("last address of %s: %w", s.node.Name(), err)
+				return nil, fmt.Errorf("last address of %s: %w", s.node.Name(), err)
 			}
 			for range windowAhead {
 				if a = a.Next(); !subnet.Contains(a) || !subnet.Contains(a.Next()) {
@@ -239,10 +240,17 @@ func (w *watch) ahead(ctx context.Context) error {
 		}
 	}
 	for _, v := range w.voices {
-		v.targets.Store(&list)
 		v.forget()
+		v.targets.Store(&list)
 	}
-	return nil
+	return list, eventually(ctx, 10*time.Second, func(context.Context) error {
+		for i, v := range w.voices {
+			if at := slices.IndexFunc(list, func(a netip.Addr) bool { return !v.calls(a) }); at >= 0 {
+				return fmt.Errorf("%s does not call %s", w.sites[i].Name(), list[at])
+			}
+		}
+		return nil
+	})
 }
 
 // seen are the addresses that the sites have had echo requests of.
