@@ -86,10 +86,7 @@ func (i *identifier) pods() bool {
 			if exists {
 				i.steps += i.words.crossing
 			}
-			q = &quarter{terms: i.words.of(pod.Namespace, ns, exists), kinds: map[*Labels]*choice{}}
-			for _, t := range q.terms {
-				q.cost += i.words.terms[t].cost
-			}
+			q = newQuarter(i.words, i.words.of(pod.Namespace, ns, exists))
 			quarters[pod.Namespace] = q
 		}
 		choice := q.choice(i.words, pod.Labels, &i.spending)
@@ -143,10 +140,24 @@ func (i *identifier) resolved(pod *Pod) []Port {
 
 // A quarter is a namespace as peers see it.
 type quarter struct {
-	terms []int               // that may select its pods
-	kinds map[*Labels]*choice // equal labels are mostly the same
-	cost  int                 // of comparing labels with terms
-	none  choice
+	byLabel map[[2]string][]int // terms that may select its pods, by one that these must have
+	others  []int
+	cost    int                 // of comparing labels with others
+	kinds   map[*Labels]*choice // equal labels are mostly the same
+	none    choice
+}
+
+func newQuarter(v *vocabulary, terms []int) *quarter {
+	q := &quarter{byLabel: map[[2]string][]int{}, kinds: map[*Labels]*choice{}}
+	for _, t := range terms {
+		if label := v.terms[t].label; label != ([2]string{}) {
+			q.byLabel[label] = append(q.byLabel[label], t)
+			continue
+		}
+		q.others = append(q.others, t)
+		q.cost += v.terms[t].cost
+	}
+	return q
 }
 
 // A choice is the terms that select pods, and the faces of these.
@@ -158,16 +169,26 @@ type choice struct {
 // choice returns the terms that select pods of q with labels l. Once s is over,
 // it may be none.
 func (q *quarter) choice(v *vocabulary, l *Labels, s *spending) *choice {
-	if len(q.terms) == 0 {
+	if len(q.byLabel)+len(q.others) == 0 {
 		return &q.none
 	}
 	if c, ok := q.kinds[l]; ok {
 		return c
 	}
-	if s.steps += q.cost; s.over() {
+	candidates := slices.Clone(q.others)
+	s.steps += q.cost
+	if l != nil {
+		for name, value := range l.set {
+			for _, t := range q.byLabel[[2]string{name, value}] {
+				candidates = append(candidates, t)
+				s.steps += v.terms[t].cost
+			}
+		}
+	}
+	if s.over() {
 		return &q.none
 	}
-	c := &choice{terms: v.entitled(q.terms, l)}
+	c := &choice{terms: v.entitled(candidates, l)}
 	s.items += len(c.terms)
 	q.kinds[l] = c
 	return c

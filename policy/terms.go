@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/selection"
 )
 
 // A term is a peer that an active policy names: a block, or pods of one
@@ -22,6 +23,7 @@ type term struct {
 	namespaces labels.Selector // or nil
 	pods       labels.Selector // nil: all
 	cost       int             // of comparing labels with it
+	label      [2]string       // name and value of one that pods must have; empty: none
 }
 
 // A digest tells apart what it is made from.
@@ -38,7 +40,7 @@ func newTerm(namespace string, p Peer) term {
 		slices.Sort(except)
 		return term{key: sha256.Sum256([]byte("b " + p.Block.CIDR.Masked().String() + " " + strings.Join(except, " "))), block: p.Block}
 	}
-	t := term{namespace: namespace, namespaces: p.Namespaces, pods: p.Pods, cost: 1 + values(p.Namespaces) + values(p.Pods)}
+	t := term{namespace: namespace, namespaces: p.Namespaces, pods: p.Pods, cost: 1 + values(p.Namespaces) + values(p.Pods), label: labelOf(p.Pods)}
 	where := "n " + namespace
 	if p.Namespaces != nil {
 		where, t.namespace = "s "+p.Namespaces.String(), ""
@@ -49,6 +51,23 @@ func newTerm(namespace string, p Peer) term {
 	}
 	t.key = sha256.Sum256([]byte(where + "\x00" + what))
 	return t
+}
+
+// labelOf returns a label that s asks for, empty if it asks for none.
+func labelOf(s labels.Selector) [2]string {
+	if s == nil {
+		return [2]string{}
+	}
+	requirements, _ := s.Requirements() // of one that selects nothing, none
+	for _, r := range requirements {
+		switch r.Operator() {
+		case selection.Equals, selection.DoubleEquals, selection.In:
+			if list := r.Values().UnsortedList(); len(list) == 1 {
+				return [2]string{r.Key(), list[0]}
+			}
+		}
+	}
+	return [2]string{}
 }
 
 // A saying is a Policy with its peers as terms. Making it costs more than all
@@ -189,7 +208,8 @@ func (v *vocabulary) of(namespace string, ns *Labels, known bool) []int {
 	return out
 }
 
-// entitled returns the terms, of candidates, that select a pod with labels l.
+// entitled returns the terms, of candidates, that select a pod with labels l,
+// ascending.
 func (v *vocabulary) entitled(candidates []int, l *Labels) []int {
 	var out []int
 	for _, i := range candidates {
@@ -197,6 +217,7 @@ func (v *vocabulary) entitled(candidates []int, l *Labels) []int {
 			out = append(out, i)
 		}
 	}
+	slices.Sort(out)
 	return out
 }
 

@@ -59,7 +59,11 @@ func (st *stageSet) polices(ctx context.Context) error {
 			return err
 		}
 		for _, count := range []int{fewPolicies, manyPolicies} {
-			p.tables[count] = policy.Compile(st.town(count), fmt.Sprint("node", i))
+			table := policy.Compile(st.town(count), fmt.Sprint("node", i))
+			if len(table.TooLarge) > 0 {
+				return fmt.Errorf("%d policies are too many: %v", count, table.TooLarge)
+			}
+			p.tables[count] = table
 		}
 		if p.pod, err = linkOf(st.pods[few][i]); err != nil {
 			return err
