@@ -17,7 +17,7 @@ type zone struct {
 // zones cuts the addresses that are in any block into zones: disjoint,
 // ascending, neighbours with the same members made one. blocks maps a term to
 // its block. What that takes is added to s; where it is too much, there are none.
-func zones(blocks map[int]*Block, s *spending) ([]zone, bool) {
+func zones(blocks map[int]*Block, s *meter) ([]zone, bool) {
 	type edge struct {
 		at   netip.Addr
 		term int
@@ -61,7 +61,7 @@ func zones(blocks map[int]*Block, s *spending) ([]zone, bool) {
 			}
 		}
 		s.items += len(members)
-		if s.rows = 2 * len(out); s.over() {
+		if s.rows = 2 * len(out); s.full() {
 			return nil, false
 		}
 		slices.Sort(members)
@@ -82,7 +82,7 @@ func zones(blocks map[int]*Block, s *spending) ([]zone, bool) {
 		}
 	}
 	s.rows = 2 * len(out)
-	return out, !s.over()
+	return out, !s.full()
 }
 
 // zoneAt returns which zone a is in, -1 if it is in no block.

@@ -29,12 +29,21 @@ const (
 	maxSteps = 1 << 24
 )
 
-// spending is what a compilation has come to.
+// spending is what a compilation has come to, or may.
 type spending struct{ rows, items, steps int }
 
-// over reports whether that is too much.
-func (s *spending) over() bool {
-	return s.rows > MaxRows || s.items > maxItems || s.steps > maxSteps
+// limits are what it may.
+func limits() spending { return spending{MaxRows, maxItems, maxSteps} }
+
+// A meter compares what a compilation has come to with what it may.
+type meter struct {
+	spending
+	most spending
+}
+
+// full reports whether that is too much.
+func (m *meter) full() bool {
+	return m.rows > m.most.rows || m.items > m.most.items || m.steps > m.most.steps
 }
 
 // refuse returns the compilation that refuses as few namespaces as it takes, of
@@ -94,7 +103,7 @@ func (t *trial) share() int {
 	if t.over() {
 		return 1000
 	}
-	return max(1000*t.rows/MaxRows, 1000*t.items/maxItems, 1000*t.steps/maxSteps)
+	return max(1000*t.rows/t.most.rows, 1000*t.items/t.most.items, 1000*t.steps/t.most.steps)
 }
 
 // weigh returns how much p says: its peers, what is excepted from them, the

@@ -13,10 +13,18 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 )
 
+// strict compiles for node0 within a sixteenth of what is allowed, so that tests of
+// what is too much are quick.
+func strict(c *Cluster) *Table {
+	m := NewCompiler("node0")
+	m.limits = spending{MaxRows / 16, maxItems / 16, maxSteps / 16}
+	return m.Compile(c)
+}
+
 // Policies that come to the square of their size are refused: nothing of their
 // namespace passes, and all of the others'.
 func TestTooLarge(t *testing.T) {
-	const n = 3000
+	const n = 750
 	block := func(i int) *Block {
 		return &Block{CIDR: netip.PrefixFrom(netip.AddrFrom4([4]byte{11, 0, byte(i >> 8), byte(i)}), 32)}
 	}
@@ -62,7 +70,7 @@ func TestTooLarge(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := crowd(300, 300)
-			small := Compile(c, "node0")
+			small := strict(c)
 			if len(small.TooLarge) > 0 || len(small.Rows) == 0 {
 				t.Fatalf("of a common cluster %v are too large, %d rows", small.TooLarge, len(small.Rows))
 			}
@@ -73,7 +81,7 @@ func TestTooLarge(t *testing.T) {
 				c.Pods = append(c.Pods, &Pod{Namespace: "big", Name: fmt.Sprint("q", i), UID: fmt.Sprint("q", i), Node: "else", Labels: NewLabels(map[string]string{"a": fmt.Sprint(i)}), Addrs: []netip.Addr{netip.AddrFrom4([4]byte{10, 98, byte(i >> 8), byte(i)})}})
 			}
 			c.Policies = append(c.Policies, &Policy{Namespace: "big", Name: "np", Subject: labels.Everything(), Isolates: [2]bool{Ingress: true}, Rules: [2][]Rule{Ingress: rules()}})
-			got := Compile(c, "node0")
+			got := strict(c)
 			if !slices.Equal(got.TooLarge, []string{"big"}) {
 				t.Fatalf("too large: %v, %d rows", got.TooLarge, len(got.Rows))
 			}
@@ -93,7 +101,7 @@ func TestTooLarge(t *testing.T) {
 // Whoever says the most is refused, and not who comes to the most by the blocks
 // of others.
 func TestBystandersAreNotRefused(t *testing.T) {
-	const n = 50000
+	const n = 3500
 	any4 := netip.MustParsePrefix("0.0.0.0/0")
 	single := func(i int) netip.Prefix {
 		return netip.PrefixFrom(netip.AddrFrom4([4]byte{11, byte(i >> 16), byte(i >> 8), byte(i)}), 32)
@@ -130,7 +138,7 @@ func TestBystandersAreNotRefused(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c := crowd(10000, 0)
+			c := crowd(1500, 0)
 			add := func(ns string, pods int, rules []Rule) {
 				c.Namespaces[ns] = NewLabels(nil)
 				p := &Policy{Namespace: ns, Name: "np", Subject: labels.Everything(), Isolates: [2]bool{Ingress: true, Egress: true}}
@@ -149,7 +157,7 @@ func TestBystandersAreNotRefused(t *testing.T) {
 			add("evil", 1, rules())
 			var first *Table
 			for range 3 {
-				got := Compile(c, "node0")
+				got := strict(c)
 				if !slices.Equal(got.TooLarge, []string{"evil"}) {
 					t.Fatalf("too large: %v", got.TooLarge)
 				}
@@ -191,7 +199,7 @@ func TestCommonClustersFit(t *testing.T) {
 		if n[1] == 0 {
 			c = street(n[0])
 		}
-		k := &compiler{cluster: c, said: map[*Policy]*saying{}}
+		k := &compiler{cluster: c, limits: limits(), said: map[*Policy]*saying{}}
 		k.pods("node0")
 		k.classify()
 		got := k.try(nil)
@@ -223,9 +231,9 @@ func TestAsFewAsItTakesAreRefused(t *testing.T) {
 		rules map[string][]Rule
 		want  []string
 	}{
-		"many numbers of one name": {map[string][]Rule{"light": blocks(11, 1900, Port{Proto: TCP, Name: "p"}), "heavy": blocks(12, 2500, https)}, []string{"light"}},
-		"two among others":         {map[string][]Rule{"e1": blocks(11, 40000, https), "e2": blocks(12, 40000, https), "f": blocks(13, 2, https), "g": blocks(14, 300, https)}, []string{"e1"}},
-		"three, each too much":     {map[string][]Rule{"e1": blocks(11, 100000, https), "e2": blocks(12, 100000, https), "e3": blocks(13, 100001, https), "f": blocks(14, 2, https)}, []string{"e1", "e2", "e3"}},
+		"many numbers of one name": {map[string][]Rule{"light": blocks(11, 130, Port{Proto: TCP, Name: "p"}), "heavy": blocks(12, 200, https)}, []string{"light"}},
+		"two among others":         {map[string][]Rule{"e1": blocks(11, 2500, https), "e2": blocks(12, 2500, https), "f": blocks(13, 2, https), "g": blocks(14, 20, https)}, []string{"e1"}},
+		"three, each too much":     {map[string][]Rule{"e1": blocks(11, 6250, https), "e2": blocks(12, 6250, https), "e3": blocks(13, 6251, https), "f": blocks(14, 2, https)}, []string{"e1", "e2", "e3"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := crowd(300, 0)
@@ -241,7 +249,7 @@ func TestAsFewAsItTakesAreRefused(t *testing.T) {
 				}
 				c.Policies = append(c.Policies, &Policy{Namespace: ns, Name: "np", Subject: labels.Everything(), Isolates: [2]bool{Ingress: true}, Rules: [2][]Rule{Ingress: rules}})
 			}
-			if got := Compile(c, "node0"); !slices.Equal(got.TooLarge, tt.want) {
+			if got := strict(c); !slices.Equal(got.TooLarge, tt.want) {
 				t.Errorf("too large: %v, want %v; %d pairs, %d rows, %d blocks", got.TooLarge, tt.want, len(got.Pairs), len(got.Rows), len(got.Blocks))
 			}
 		})

@@ -19,16 +19,17 @@ func Compile(c *Cluster, node string) *Table { return NewCompiler(node).Compile(
 // Cluster to the next only saves time; it knows policies by their pointers. It
 // is for one goroutine.
 type Compiler struct {
-	node string
-	said map[*Policy]*saying // of the last Cluster
+	node   string
+	limits spending
+	said   map[*Policy]*saying // of the last Cluster
 }
 
 // NewCompiler returns a Compiler for node.
-func NewCompiler(node string) *Compiler { return &Compiler{node: node} }
+func NewCompiler(node string) *Compiler { return &Compiler{node: node, limits: limits()} }
 
 // Compile returns the Table of c.
 func (m *Compiler) Compile(c *Cluster) *Table {
-	k := &compiler{cluster: c, known: m.said, said: map[*Policy]*saying{}}
+	k := &compiler{cluster: c, limits: m.limits, known: m.said, said: map[*Policy]*saying{}}
 	k.pods(m.node)
 	k.classify()
 	m.said = k.said
@@ -42,6 +43,7 @@ func (m *Compiler) Compile(c *Cluster) *Table {
 // compiler is one compilation.
 type compiler struct {
 	cluster     *Cluster
+	limits      spending
 	known, said map[*Policy]*saying // from before, and now
 
 	holders map[netip.Addr]*Pod // who has an address
@@ -54,7 +56,7 @@ type compiler struct {
 // pass.
 type trial struct {
 	*compiler
-	spending
+	meter
 	words  *vocabulary
 	table  *Table
 	faces  []*face
@@ -64,7 +66,7 @@ type trial struct {
 // try compiles without what policies of refused namespaces let pass. If it comes
 // to too much there is no table.
 func (k *compiler) try(refused map[string]bool) *trial {
-	t := &trial{compiler: k, words: newVocabulary(), table: &Table{
+	t := &trial{compiler: k, meter: meter{most: k.limits}, words: newVocabulary(), table: &Table{
 		Known: map[netip.Addr]bool{}, Identities: map[netip.Addr]Identity{}, Pairs: map[Pair]PortSet{}, Rows: map[Row]bool{},
 		Classes: k.numbers, TooLarge: slices.Sorted(maps.Keys(refused)),
 	}}

@@ -13,7 +13,7 @@ import (
 func (t *trial) identify() bool {
 	i := identifier{trial: t, faces: map[digest]*face{}}
 	var ok bool
-	if i.zones, ok = zones(t.words.blocks, &t.spending); !ok || !i.pods() {
+	if i.zones, ok = zones(t.words.blocks, &t.meter); !ok || !i.pods() {
 		return false
 	}
 	for _, z := range i.zones {
@@ -89,8 +89,8 @@ func (i *identifier) pods() bool {
 			q = newQuarter(i.words, i.words.of(pod.Namespace, ns, exists))
 			quarters[pod.Namespace] = q
 		}
-		choice := q.choice(i.words, pod.Labels, &i.spending)
-		if i.spending.over() {
+		choice := q.choice(i.words, pod.Labels, &i.meter)
+		if i.full() {
 			return false
 		}
 		ports := i.resolved(pod)
@@ -118,7 +118,7 @@ func (i *identifier) face(c *choice, zone int, ports []Port) (*face, bool) {
 		terms = append(slices.Clone(terms), i.zones[zone].members...)
 		slices.Sort(terms)
 	}
-	if i.items += len(terms); i.spending.over() {
+	if i.items += len(terms); i.full() {
 		return nil, false
 	}
 	f := i.look(terms, ports)
@@ -166,9 +166,9 @@ type choice struct {
 	faces map[spot]*face
 }
 
-// choice returns the terms that select pods of q with labels l. Once s is over,
+// choice returns the terms that select pods of q with labels l. Once s is full,
 // it may be none.
-func (q *quarter) choice(v *vocabulary, l *Labels, s *spending) *choice {
+func (q *quarter) choice(v *vocabulary, l *Labels, s *meter) *choice {
 	if len(q.byLabel)+len(q.others) == 0 {
 		return &q.none
 	}
@@ -185,7 +185,7 @@ func (q *quarter) choice(v *vocabulary, l *Labels, s *spending) *choice {
 			}
 		}
 	}
-	if s.over() {
+	if s.full() {
 		return &q.none
 	}
 	c := &choice{terms: v.entitled(candidates, l)}

@@ -25,7 +25,7 @@ func (t *trial) permit() bool {
 	for _, s := range p.distinct {
 		t.rows += s.rows()
 	}
-	if t.spending.over() {
+	if t.full() {
 		return false
 	}
 	p.write()
@@ -49,12 +49,12 @@ type ends struct {
 // rule adds what r lets pass between pods of cl and others. It is false once that
 // is too much.
 func (p *permitter) rule(d Direction, cl *class, r termRule) bool {
-	if p.items += p.reach(d, r) * (1 + len(r.ports)); p.spending.over() {
+	if p.items += p.reach(d, r) * (1 + len(r.ports)); p.full() {
 		return false
 	}
 	for _, f := range p.addressees(d, r) {
 		p.items += p.at(ends{d, cl, f}).add(r.ports, cl.names(d, f))
-		if len(p.sets) > MaxRows || p.spending.over() {
+		if len(p.sets) > p.most.rows || p.full() {
 			return false
 		}
 	}

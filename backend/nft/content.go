@@ -32,11 +32,6 @@ func (c *Content) forget(typ uint16) {
 	switch typ {
 	case unix.NFT_MSG_GETCHAIN:
 		clear(c.Chains)
-	case unix.NFT_MSG_GETRULE:
-		for name, ch := range c.Chains {
-			ch.Rules = nil
-			c.Chains[name] = ch
-		}
 	case unix.NFT_MSG_GETSET:
 		clear(c.Sets)
 		clear(c.sizes)

@@ -94,22 +94,17 @@ func decodeChain(f map[uint16][]byte) (ChainContent, error) {
 	return ch, err
 }
 
-// readRule needs the rule's chain to be there already.
-func (c *Content) readRule(t Table, msg []byte) error {
+// readRule returns a rule of t and its chain, which is empty for another table's.
+func readRule(t Table, msg []byte) (r RuleContent, chain string, err error) {
 	f, ok, err := fields(t, msg)
 	if !ok {
-		return err
+		return r, "", err
 	}
-	r := RuleContent{}
 	if r.Does, err = digest(f[unix.NFTA_RULE_EXPRESSIONS]); err != nil {
-		return err
+		return r, "", err
 	}
 	r.Comment, r.Stamp = readUserdata(f[unix.NFTA_RULE_USERDATA])
-	name := text(f[unix.NFTA_RULE_CHAIN])
-	ch := c.Chains[name]
-	ch.Rules = append(ch.Rules, r)
-	c.Chains[name] = ch
-	return nil
+	return r, text(f[unix.NFTA_RULE_CHAIN]), nil
 }
 
 // readUserdata reads what userdata wrote. Anybody may have written something

@@ -92,7 +92,6 @@ func (c *Conn) dumpOnce(ctx context.Context, t Table, each func(string, rawEleme
 		read func(Table, []byte) error
 	}{
 		{unix.NFT_MSG_GETCHAIN, "chains", have.readChain},
-		{unix.NFT_MSG_GETRULE, "rules", have.readRule},
 		{unix.NFT_MSG_GETSET, "sets", have.readSet},
 		{unix.NFT_MSG_GETOBJ, "objects", have.readObject},
 		{unix.NFT_MSG_GETFLOWTABLE, "flowtables", have.readFlowtable},
@@ -102,6 +101,11 @@ func (c *Conn) dumpOnce(ctx context.Context, t Table, each func(string, rawEleme
 			return fail(part.what, err)
 		}
 	}
+	for chain := range have.Chains {
+		if err := c.dumpRules(ctx, t, &have, chain); err != nil {
+			return fail("rules of chain "+chain, err)
+		}
+	}
 	var keys keyList
 	for set := range have.Sets {
 		if err := c.dumpElements(ctx, t, &have, set, &keys, each); err != nil {
@@ -109,6 +113,26 @@ func (c *Conn) dumpOnce(ctx context.Context, t Table, each func(string, rawEleme
 		}
 	}
 	return have, nil
+}
+
+// dumpRules reads the rules of one chain. Those of all are more than the kernel
+// answers at once, and a list of several answers is interrupted by whatever
+// transaction comes between: beside somebody who changes some table all the time
+// it would never be whole.
+func (c *Conn) dumpRules(ctx context.Context, t Table, have *Content, chain string) error {
+	req := body(t.Family, 0)
+	req.text(unix.NFTA_RULE_TABLE, t.Name)
+	req.text(unix.NFTA_RULE_CHAIN, chain)
+	ch := have.Chains[chain]
+	err := c.whole(ctx, unix.NFT_MSG_GETRULE, req, func() { ch.Rules = nil }, func(m []byte) error {
+		r, of, err := readRule(t, m)
+		if err == nil && of == chain {
+			ch.Rules = append(ch.Rules, r)
+		}
+		return err
+	})
+	have.Chains[chain] = ch
+	return err
 }
 
 // dumpElements hands out a set's elements when it has them all.

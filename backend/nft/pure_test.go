@@ -70,7 +70,11 @@ func (c *Content) read(t Table, typ uint16, body []byte) error {
 	case unix.NFT_MSG_NEWCHAIN:
 		return c.readChain(t, body)
 	case unix.NFT_MSG_NEWRULE:
-		return c.readRule(t, body)
+		r, name, err := readRule(t, body)
+		ch := c.Chains[name]
+		ch.Rules = append(ch.Rules, r)
+		c.Chains[name] = ch
+		return err
 	case unix.NFT_MSG_NEWSET:
 		return c.readSet(t, body)
 	case unix.NFT_MSG_NEWOBJ:
