@@ -46,8 +46,8 @@ func (m *meter) full() bool {
 	return m.rows > m.most.rows || m.items > m.most.items || m.steps > m.most.steps
 }
 
-// refuse returns the compilation that refuses as few namespaces as it takes, of
-// those that have a part in it in an order of their own.
+// refuse returns the trial that refuses as few namespaces as it takes, in the
+// order of ranking.
 func (k *compiler) refuse() *trial {
 	list := k.ranking()
 	tried := map[int]*trial{}
@@ -72,16 +72,8 @@ func (k *compiler) refuse() *trial {
 // their blocks cut its own, and who could so get it refused.
 func (k *compiler) ranking() []string {
 	weights := map[string]int{}
-	seen := map[*Policy]bool{}
-	for _, d := range Directions() {
-		for _, cl := range k.classes[d] {
-			for _, p := range cl.policies {
-				if !seen[p] {
-					seen[p] = true
-					weights[p.Namespace] += k.saying(p).weight
-				}
-			}
-		}
+	for p, s := range k.said {
+		weights[p.Namespace] += s.weight
 	}
 	list := slices.Sorted(maps.Keys(weights))
 	shares := map[string]int{}

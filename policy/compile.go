@@ -44,12 +44,12 @@ func (m *Compiler) Compile(c *Cluster) *Table {
 type compiler struct {
 	cluster     *Cluster
 	limits      spending
-	known, said map[*Policy]*saying // from before, and now
+	known, said map[*Policy]*saying // from before, and of the active policies now
 
 	holders map[netip.Addr]*Pod // who has an address
 	local   []*Pod
 	classes [2]map[string]*class // by key
-	numbers [2]map[netip.Addr]Class
+	base    Table                // what does not depend on what policies let pass
 }
 
 // A trial is a compilation in which the policies of some namespaces let nothing
@@ -66,22 +66,12 @@ type trial struct {
 // try compiles without what policies of refused namespaces let pass. If it comes
 // to too much there is no table.
 func (k *compiler) try(refused map[string]bool) *trial {
-	t := &trial{compiler: k, meter: meter{most: k.limits}, words: newVocabulary(), table: &Table{
-		Known: map[netip.Addr]bool{}, Identities: map[netip.Addr]Identity{}, Pairs: map[Pair]PortSet{}, Rows: map[Row]bool{},
-		Classes: k.numbers, TooLarge: slices.Sorted(maps.Keys(refused)),
-	}}
-	for _, pod := range k.local {
-		for _, a := range pod.Addrs {
-			if k.holders[a] == pod {
-				t.table.Known[a] = true
-			}
-		}
-	}
-	for _, d := range Directions() {
-		for _, cl := range k.classes[d] {
-			if !refused[cl.namespace()] {
-				t.learn(cl.policies)
-			}
+	table := k.base
+	table.Pairs, table.Rows, table.TooLarge = map[Pair]PortSet{}, map[Row]bool{}, slices.Sorted(maps.Keys(refused))
+	t := &trial{compiler: k, meter: meter{most: k.limits}, words: newVocabulary(), table: &table}
+	for p, s := range k.said {
+		if !refused[p.Namespace] {
+			t.words.learn(p, s)
 		}
 	}
 	if !t.identify() || !t.permit() {
@@ -122,8 +112,8 @@ func (k *compiler) pods(node string) {
 	}
 }
 
-// classify gives the node's pods their classes; the policies that select any
-// are the active ones.
+// classify finds out which pods are known and gives them their classes; the
+// policies that select any are the active ones.
 func (k *compiler) classify() {
 	in := map[string][]*Policy{}
 	for _, pod := range k.local {
@@ -160,7 +150,7 @@ func (k *compiler) classify() {
 		}
 	}
 	for _, d := range Directions() {
-		k.numbers[d] = map[netip.Addr]Class{}
+		k.base.Classes[d] = map[netip.Addr]Class{}
 		var keys []string
 		for key := range k.classes[d] {
 			keys = append(keys, key)
@@ -170,14 +160,22 @@ func (k *compiler) classify() {
 			for _, pod := range members[d][key] {
 				for _, a := range pod.Addrs {
 					if k.holders[a] == pod {
-						k.numbers[d][a] = Class(n)
+						k.base.Classes[d][a] = Class(n)
 					}
 				}
 				for _, a := range pod.Extra {
 					if k.holders[a] == nil {
-						k.numbers[d][a] = Class(n)
+						k.base.Classes[d][a] = Class(n)
 					}
 				}
+			}
+		}
+	}
+	k.base.Known = map[netip.Addr]bool{}
+	for _, pod := range k.local {
+		for _, a := range pod.Addrs {
+			if k.holders[a] == pod {
+				k.base.Known[a] = true
 			}
 		}
 	}
@@ -191,15 +189,6 @@ func (k *compiler) saying(p *Policy) *saying {
 	}
 	k.said[p] = s
 	return s
-}
-
-// learn learns what policies say, each once.
-func (t *trial) learn(policies []*Policy) {
-	for _, p := range policies {
-		if _, learned := t.words.rules[p]; !learned {
-			t.words.learn(p, t.saying(p))
-		}
-	}
 }
 
 // A kind is pods that no selector tells apart.
@@ -236,9 +225,6 @@ func newClass(by *isolation, pod *Pod) *class {
 	c.byName = byName(c.named)
 	return c
 }
-
-// namespace is that of the policies, and of the pods.
-func (c *class) namespace() string { return c.policies[0].Namespace }
 
 // selecting returns those of policies that isolate pod in direction d.
 func selecting(policies []*Policy, pod *Pod, d Direction) []*Policy {

@@ -10,6 +10,8 @@
 // the shape of what is in the kernel: a constant number of maps, in which a
 // packet's verdict is found by its classes, identities, protocol and port,
 // however many policies there are. Table.Allows looks it up as the kernel does.
+// What a Table may come to is bounded: namespaces that are too much for it are
+// refused, their pods stay isolated, and Table.TooLarge names them.
 //
 // Semantics are those of networking.k8s.io/v1 (Kubernetes 1.37). Where these
 // leave a choice: a pod always reaches itself; pods on the host's network are

@@ -57,7 +57,7 @@ func (i *identifier) look(terms []int, named []Port) *face {
 	key := i.words.key(terms, named)
 	f, ok := i.faces[key]
 	if !ok {
-		f = &face{terms: terms, named: named, byName: byName(named)}
+		f = &face{terms: terms, byName: byName(named)}
 		i.faces[key] = f
 	}
 	return f

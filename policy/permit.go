@@ -131,7 +131,7 @@ func (t *trial) addressees(d Direction, r termRule) []*face {
 		out := []*face{nil}
 		if d == Egress && slices.ContainsFunc(r.ports, func(p Port) bool { return p.Name != "" }) {
 			for _, f := range t.faces {
-				if len(f.named) > 0 {
+				if len(f.byName) > 0 {
 					out = append(out, f)
 				}
 			}

@@ -16,80 +16,6 @@ const lastPort = 65535
 
 func (s span) every() bool { return s == span{0, lastPort} }
 
-// empty reports whether s, which is tidy, lets nothing pass.
-func (s *portSet) empty() bool {
-	for range s.each {
-		return false
-	}
-	return true
-}
-
-// rows is how many rows s is, which is tidy.
-func (s *portSet) rows() int {
-	n := 0
-	for range s.each {
-		n++
-	}
-	return n
-}
-
-// each goes through the rows of s, which is tidy.
-func (s *portSet) each(yield func(Row) bool) {
-	if s.others && !yield(Row{Set: s.number}) {
-		return
-	}
-	for i, proto := range portProtocols() {
-		for _, sp := range s.spans[i] {
-			if sp.every() {
-				if !yield(Row{s.number, proto, 0, 0}) {
-					return
-				}
-				continue
-			}
-			for r := range sp.runs {
-				if !yield(Row{s.number, proto, r.bits, r.port}) {
-					return
-				}
-			}
-		}
-	}
-}
-
-// key is equal for equal sets that are tidy.
-func (s *portSet) key() string {
-	var b []byte
-	if s.others {
-		b = append(b, '*')
-	}
-	for i, list := range s.spans {
-		b = append(b, '/', byte(i))
-		b = binary.BigEndian.AppendUint32(b, uint32(len(list)))
-		for _, sp := range list {
-			b = binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(b, sp.from), sp.to)
-		}
-	}
-	return string(b)
-}
-
-// includes reports whether all of o is in s; both are tidy.
-func (s *portSet) includes(o *portSet) bool {
-	if o.others && !s.others {
-		return false
-	}
-	for i, list := range o.spans {
-		n := 0
-		for _, sp := range list {
-			for n < len(s.spans[i]) && s.spans[i][n].to < sp.from {
-				n++
-			}
-			if n == len(s.spans[i]) || s.spans[i][n].from > sp.from || sp.to > s.spans[i][n].to {
-				return false
-			}
-		}
-	}
-	return true
-}
-
 // A run is the 1<<bits ports from port on, which is a multiple of that.
 type run struct {
 	port uint16
@@ -168,4 +94,78 @@ func tidied(list []span) []span {
 		out = append(out, s)
 	}
 	return out
+}
+
+// empty reports whether s, which is tidy, lets nothing pass.
+func (s *portSet) empty() bool {
+	for range s.each {
+		return false
+	}
+	return true
+}
+
+// rows is how many rows s is, which is tidy.
+func (s *portSet) rows() int {
+	n := 0
+	for range s.each {
+		n++
+	}
+	return n
+}
+
+// each goes through the rows of s, which is tidy.
+func (s *portSet) each(yield func(Row) bool) {
+	if s.others && !yield(Row{Set: s.number}) {
+		return
+	}
+	for i, proto := range portProtocols() {
+		for _, sp := range s.spans[i] {
+			if sp.every() {
+				if !yield(Row{s.number, proto, 0, 0}) {
+					return
+				}
+				continue
+			}
+			for r := range sp.runs {
+				if !yield(Row{s.number, proto, r.bits, r.port}) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// key is equal for equal sets that are tidy.
+func (s *portSet) key() string {
+	var b []byte
+	if s.others {
+		b = append(b, '*')
+	}
+	for i, list := range s.spans {
+		b = append(b, '/', byte(i))
+		b = binary.BigEndian.AppendUint32(b, uint32(len(list)))
+		for _, sp := range list {
+			b = binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(b, sp.from), sp.to)
+		}
+	}
+	return string(b)
+}
+
+// includes reports whether all of o is in s; both are tidy.
+func (s *portSet) includes(o *portSet) bool {
+	if o.others && !s.others {
+		return false
+	}
+	for i, list := range o.spans {
+		n := 0
+		for _, sp := range list {
+			for n < len(s.spans[i]) && s.spans[i][n].to < sp.from {
+				n++
+			}
+			if n == len(s.spans[i]) || s.spans[i][n].from > sp.from || sp.to > s.spans[i][n].to {
+				return false
+			}
+		}
+	}
+	return true
 }

@@ -225,8 +225,7 @@ func (v *vocabulary) entitled(candidates []int, l *Labels) []int {
 type face struct {
 	id     Identity
 	terms  []int
-	named  []Port
-	byName map[Port][]uint16
+	byName map[Port][]uint16 // what names of ports stand for
 }
 
 // key is equal for faces that are the same to the same policies. It is made of

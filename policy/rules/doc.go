@@ -4,8 +4,9 @@
 //
 // Structure makes the table: its chains, rules and sets are always the same,
 // whatever the policies are. Elements is what the sets hold; a change of policies
-// or pods changes those alone. Programmer applies both, with no packet meeting
-// half of a change, and no memory but the kernel's.
+// or pods changes those alone. Programmer applies both, a change in one
+// transaction, and remembers what it has written only to save reading it: Sync
+// goes by what the kernel has.
 //
 // Packets are judged by their flow's conntrack entry: the source before any
 // translation, the destination after it, the port of that. So the verdict on a

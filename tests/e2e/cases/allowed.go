@@ -83,7 +83,7 @@ const (
 // them. It is a matter of IPv4, for which the example is.
 func (f *folk) outsiders(ctx context.Context) (err error) {
 	web := f.at["web"]
-	subnets, err := f.subnets(ctx, web.Node)
+	subnets, err := subnets(ctx, f.c, web.Node)
 	if err != nil {
 		return err
 	}
@@ -240,7 +240,7 @@ func (f *folk) services(ctx context.Context) error {
 // its subnets, and its own.
 func (f *folk) hostSources(ctx context.Context) ([]netip.Addr, error) {
 	host := f.at["host"]
-	subnets, err := f.subnets(ctx, host.Node)
+	subnets, err := subnets(ctx, f.c, host.Node)
 	if err != nil {
 		return nil, err
 	}
@@ -252,8 +252,8 @@ func (f *folk) hostSources(ctx context.Context) ([]netip.Addr, error) {
 }
 
 // subnets are those of a node's pods.
-func (f *folk) subnets(ctx context.Context, node string) ([]netip.Prefix, error) {
-	state, err := f.c.Node(ctx, node)
+func subnets(ctx context.Context, c *cluster.Cluster, node string) ([]netip.Prefix, error) {
+	state, err := c.Node(ctx, node)
 	if err != nil {
 		return nil, err
 	}

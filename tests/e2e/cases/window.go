@@ -214,15 +214,11 @@ func (w *watch) round(ctx context.Context, namespace string, n int) (sum crossin
 func (w *watch) ahead(ctx context.Context) ([]netip.Addr, error) {
 	var list []netip.Addr
 	for _, s := range w.sites {
-		state, err := w.c.Node(ctx, s.node.Name())
+		of, err := subnets(ctx, w.c, s.node.Name())
 		if err != nil {
 			return nil, err
 		}
-		for i, text := range state.PodCIDRs {
-			subnet, err := netip.ParsePrefix(text)
-			if err != nil {
-				return nil, fmt.Errorf("podCIDR of %s: %w", s.node.Name(), err)
-			}
+		for i, subnet := range of {
 			b, err := os.ReadFile(s.node.Path(fmt.Sprint("/var/lib/cni/networks/weft/last_reserved_ip.", i)))
 			if err != nil {
 				return nil, fmt.Errorf("on %s: %w", s.node.Name(), err)
