@@ -28,21 +28,23 @@ func delta(is, to content) (nft.Plan, content) {
 	add.leases(is.subnets, to.subnets)
 	del.lacking(to.table, is.table)
 	del.leases(to.subnets, is.subnets)
+	for r := range missing(is.table.Rows, to.table.Rows) {
+		if !is.stale[r] {
+			add.row(r)
+		}
+	}
 	used := setsOf(to.table)
 	to.stale = map[policy.Row]bool{}
-	del.out = slices.DeleteFunc(del.out, func(e nft.Element) bool {
-		row, ok := rowOfElement(e)
-		if !ok || used[row.Set] {
-			return false
+	for r := range missing(to.table.Rows, is.table.Rows) {
+		if used[r.Set] {
+			del.row(r)
+		} else {
+			to.stale[r] = true
 		}
-		to.stale[row] = true
-		return true
-	})
-	del.rows(to.table.Rows, is.stale) // that change is over
-	add.out = slices.DeleteFunc(add.out, func(e nft.Element) bool {
-		row, ok := rowOfElement(e)
-		return ok && is.stale[row]
-	})
+	}
+	for r := range missing(to.table.Rows, is.stale) { // that change is over
+		del.row(r)
+	}
 	return nft.Plan{Add: add.out, Delete: del.out}, to
 }
 

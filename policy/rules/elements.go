@@ -23,6 +23,9 @@ func Desired(p Params, g Generation, t *policy.Table, subnets []netip.Prefix) nf
 func Elements(t *policy.Table, subnets []netip.Prefix) []nft.Element {
 	b := builder{out: make([]nft.Element, 0, len(t.Pairs)+len(t.Rows)+len(t.Identities)+4*len(t.Known)+len(t.Blocks)+64)}
 	b.lacking(&policy.Table{}, t)
+	for r := range t.Rows {
+		b.row(r)
+	}
 	b.leases(nil, subnets)
 	b.protocols()
 	return b.out
@@ -42,7 +45,7 @@ func (b *builder) addresses(set string, from, to netip.Addr, data string) {
 	b.add(set, key(from), end, data)
 }
 
-// lacking adds what is to have and is not, one set after another.
+// lacking adds what is to have and is not, one set after another, but for rows.
 func (b *builder) lacking(is, to *policy.Table) {
 	for _, f := range subnet.Families() {
 		for a := range missing(is.Known, to.Known) {
@@ -76,17 +79,9 @@ func (b *builder) lacking(is, to *policy.Table) {
 	for p, set := range missing(is.Pairs, to.Pairs) {
 		b.add(pairMap, pairKey(p), "", nft.MarkOf(uint32(set)))
 	}
-	b.rows(is.Rows, to.Rows)
 }
 
-// rows adds the rows of to that is lacks.
-func (b *builder) rows(is, to map[policy.Row]bool) {
-	for r, has := range missing(is, to) {
-		if has {
-			b.add(rowSet, rowKey(r), "", "")
-		}
-	}
-}
+func (b *builder) row(r policy.Row) { b.add(rowSet, rowKey(r), "", "") }
 
 // leases adds the subnets of to that is lacks.
 func (b *builder) leases(is, to []netip.Prefix) {
@@ -149,7 +144,7 @@ func rowKey(r policy.Row) string {
 	return nft.MarkOf(uint32(r.Bits)) + nft.MarkOf(uint32(r.Set)) + string([]byte{r.Proto, 0, 0, 0}) + nft.PortWord(r.Port)
 }
 
-// rowOfElement reads what rows made; false for another set's.
+// rowOfElement reads what row made; false for another set's.
 func rowOfElement(e nft.Element) (policy.Row, bool) {
 	if e.Set != rowSet || len(e.Key) != 16 {
 		return policy.Row{}, false
