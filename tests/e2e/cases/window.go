@@ -174,7 +174,7 @@ func (w *watch) round(ctx context.Context, namespace string, n int) (sum crossin
 	if err != nil {
 		return sum, err
 	}
-	if err := scaleSenders(ctx, w.c, namespace, n); err != nil {
+	if err := scaleTo(ctx, w.c, namespace, "sender", n); err != nil {
 		return sum, err
 	}
 	if err := netlab.Pause(ctx, windowStays); err != nil {
@@ -206,7 +206,7 @@ func (w *watch) round(ctx context.Context, namespace string, n int) (sum crossin
 			}
 		}
 	}
-	return sum, scaleSenders(ctx, w.c, namespace, 0)
+	return sum, scaleTo(ctx, w.c, namespace, "sender", 0)
 }
 
 // ahead makes the pods of w call the addresses that host-local gives next, until
@@ -309,13 +309,14 @@ func strays(ctx context.Context, p cluster.Pod) (map[bool]bool, error) {
 	return got, nil
 }
 
-// scaleSenders makes a namespace have n senders that run, or that are gone.
-func scaleSenders(ctx context.Context, c *cluster.Cluster, namespace string, n int) error {
-	if _, err := c.Kubectl(ctx, "-n", namespace, "scale", "deployment/sender", fmt.Sprintf("--replicas=%d", n)); err != nil {
+// scaleTo makes a deployment of senderManifest have n pods that run, or that are
+// gone.
+func scaleTo(ctx context.Context, c *cluster.Cluster, namespace, name string, n int) error {
+	if _, err := c.Kubectl(ctx, "-n", namespace, "scale", "deployment/"+name, fmt.Sprintf("--replicas=%d", n)); err != nil {
 		return err
 	}
 	return eventually(ctx, 3*time.Minute, func(ctx context.Context) error {
-		pods, err := c.Pods(ctx, namespace, "role=sender")
+		pods, err := c.Pods(ctx, namespace, "role="+name)
 		if err != nil {
 			return err
 		}
