@@ -2,7 +2,10 @@
 
 package subnet
 
-import "net/netip"
+import (
+	"net/netip"
+	"slices"
+)
 
 // Config is the network's configuration, as net-conf.json holds it, with
 // every default filled in. ParseConfig guarantees: at least one Network, at
@@ -36,6 +39,11 @@ type BackendConfig struct {
 	Learning      bool   // let the device learn remote VTEPs from traffic
 	GBP           bool   // VXLAN group policy extension
 	DirectRouting bool   // route without VXLAN to peers on the same link
+}
+
+// Equal reports whether c and o say the same.
+func (c Config) Equal(o Config) bool {
+	return c.Backend == o.Backend && slices.Equal(c.Networks, o.Networks)
 }
 
 // Network returns the pod network of family f.

@@ -41,7 +41,7 @@ func (a *agent) judgeConfig(next subnet.Config, err error, apply func(subnet.Con
 		return
 	}
 	a.problems.set(partConfig)
-	if next.Backend == running.Backend && slices.Equal(next.Networks, running.Networks) {
+	if next.Equal(running) {
 		return
 	}
 	a.log.Infof("the network configuration has changed: networks %s and backend %+v, before %s and %+v",

@@ -59,7 +59,7 @@ func (s *Store) ConfigChange(ctx context.Context, running subnet.Config) (string
 	switch {
 	case err != nil:
 		return err.Error() + "; this node goes on with what it started with", nil
-	case sameConfig(cfg, running):
+	case cfg.Equal(running):
 		return "", nil
 	}
 	return fmt.Sprintf("etcd key %s has changed to %+v; this node goes on with %+v until weftd is restarted", s.configKey(), cfg, running), nil

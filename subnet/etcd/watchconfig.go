@@ -4,7 +4,6 @@ package etcd
 
 import (
 	"context"
-	"slices"
 	"time"
 
 	"weft.dev/weft/internal/waiting"
@@ -28,7 +27,7 @@ func (s *Store) WatchConfig(ctx context.Context, running subnet.Config, set func
 	defer s.newsWait.Forget()
 	watching := s.watchOne(ctx, s.configKey())
 	defer watching.end()
-	told := news{good: running}
+	told := subnet.ConfigNews{Good: running}
 	b := &backoff{dice: s.dice}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -53,31 +52,9 @@ func (s *Store) WatchConfig(ctx context.Context, running subnet.Config, set func
 		}
 		s.newsWait.Clear()
 		b.reset()
-		if told.update(s.parseConfig(resp)) {
-			set(told.good, told.err)
+		if _, cfg, err := s.parseConfig(resp); told.Update(cfg, err) {
+			set(told.Good, told.Err)
 		}
 		timer.Reset(s.dice.between(verifyEvery*9/10, verifyEvery))
 	}
-}
-
-// news is what was last told of the configuration.
-type news struct {
-	good subnet.Config // the last valid one
-	err  error         // why the present one is not, else nil
-}
-
-// update takes what was read, and reports whether it is worth telling.
-func (n *news) update(_ string, cfg subnet.Config, err error) bool {
-	was := *n
-	n.err = err
-	if err != nil {
-		return was.err == nil || was.err.Error() != err.Error()
-	}
-	n.good = cfg
-	return was.err != nil || !sameConfig(was.good, cfg)
-}
-
-// sameConfig reports whether a and b say the same.
-func sameConfig(a, b subnet.Config) bool {
-	return slices.Equal(a.Networks, b.Networks) && a.Backend == b.Backend
 }

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"slices"
 
 	"weft.dev/weft/internal/waiting"
 	"weft.dev/weft/subnet"
@@ -69,14 +68,14 @@ func (s *Store) Config(ctx context.Context) (subnet.Config, error) {
 func (s *Store) WatchConfig(ctx context.Context, running subnet.Config, set func(cfg subnet.Config, err error)) error {
 	ctx, done := s.life.Scope(ctx)
 	defer done()
-	told := news{good: running}
+	told := subnet.ConfigNews{Good: running}
 	for {
 		cfg, err := s.readConfig()
 		if err == nil {
 			cfg, err = s.resolve(ctx, cfg)
 		}
-		if _, later := asNotYet(err); !later && told.update(cfg, err) {
-			set(told.good, told.err)
+		if _, later := asNotYet(err); !later && told.Update(cfg, err) {
+			set(told.Good, told.Err)
 		}
 		if waiting.Pause(ctx, s.o.PollEvery); ctx.Err() != nil {
 			return s.life.Err(ctx)
@@ -102,21 +101,4 @@ func (s *Store) readConfig() (subnet.Config, error) {
 		err = fmt.Errorf("%w, or neither EnableIPv4 nor EnableIPv6 false: then it is what the cluster says", err)
 	}
 	return cfg, err
-}
-
-// news is what was last told of the configuration.
-type news struct {
-	good subnet.Config // the last valid one
-	err  error         // why the present one is not, else nil
-}
-
-// update takes what was read, and reports whether it is worth telling.
-func (n *news) update(cfg subnet.Config, err error) bool {
-	was := *n
-	n.err = err
-	if err != nil {
-		return was.err == nil || was.err.Error() != err.Error()
-	}
-	n.good = cfg
-	return was.err != nil || was.good.Backend != cfg.Backend || !slices.Equal(was.good.Networks, cfg.Networks)
 }

@@ -18,6 +18,12 @@ import (
 	"weft.dev/weft/tests/netlab"
 )
 
+// Where nodes have what kubelet would mount into the agent's pod.
+const (
+	confFile   = "/run/net-conf.json"
+	kubeconfig = "/run/kubeconfig"
+)
+
 // onNodes starts an API server in the lab, without Nodes, and returns the flags
 // of agents with leases there.
 func onNodes(ctx context.Context, t *testing.T, l *netlab.Lab) (*apitest.Server, []string) {
@@ -31,10 +37,10 @@ func onNodes(ctx context.Context, t *testing.T, l *netlab.Lab) (*apitest.Server,
 	t.Cleanup(func() { srv.Close() })
 	for _, n := range l.Nodes() {
 		must(t, errors.Join(
-			os.WriteFile(n.Path("/run/net-conf.json"), []byte(`{"Network":"10.42.0.0/16","IPv6Network":"fd42::/48"}`), 0o600),
-			os.WriteFile(n.Path("/run/kubeconfig"), []byte("apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters: [{name: c, cluster: {server: 'http://"+at+"'}}]\ncontexts: [{name: c, context: {cluster: c}}]\n"), 0o600)))
+			os.WriteFile(n.Path(confFile), []byte(`{"Network":"10.42.0.0/16","IPv6Network":"fd42::/48"}`), 0o600),
+			os.WriteFile(n.Path(kubeconfig), []byte("apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters: [{name: c, cluster: {server: 'http://"+at+"'}}]\ncontexts: [{name: c, context: {cluster: c}}]\n"), 0o600)))
 	}
-	return api, []string{"--store=kube", "--kubeconfig=/run/kubeconfig", "--net-conf=/run/net-conf.json"}
+	return api, []string{"--store=kube", "--kubeconfig=" + kubeconfig, "--net-conf=" + confFile}
 }
 
 func podCIDRs(i int) []string {

@@ -5,6 +5,7 @@ package integration
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -12,26 +13,22 @@ import (
 	"testing"
 
 	"weft.dev/weft/subnet"
+	"weft.dev/weft/subnet/kube/apitest"
 	"weft.dev/weft/tests/netlab"
 )
 
 // openLab is a lab on the Node API whose configuration is a file.
 type openLab struct {
 	*netlab.Lab
-	api *kubeAPI
+	api   *apitest.Server
+	flags []string
 }
 
-// Where nodes have what kubelet would mount into the agent's pod.
-const (
-	confFile   = "/run/net-conf.json"
-	kubeconfig = "/run/kubeconfig"
-)
-
-// write puts a file on all nodes, whole.
-func (o *openLab) write(t *testing.T, file, content string) {
+// configure puts the configuration on all nodes, whole.
+func (o *openLab) configure(t *testing.T, content string) {
 	t.Helper()
 	for _, n := range o.Nodes() {
-		path := n.Path(file)
+		path := n.Path(confFile)
 		must(t, os.WriteFile(path+".new", []byte(content), 0o644))
 		must(t, os.Rename(path+".new", path))
 	}
@@ -41,9 +38,8 @@ func (o *openLab) write(t *testing.T, file, content string) {
 func (o *openLab) start(ctx context.Context, t *testing.T, i int) *netlab.Pod {
 	t.Helper()
 	n := o.Nodes()[i]
-	o.api.put(n.Name(), scattered(i+1)...)
-	// This API has no pods and no policies: with them no pod would start.
-	must(t, n.StartAgent(ctx, "--store=kube", "--kubeconfig="+kubeconfig, "--net-conf="+confFile, "--network-policy=false"))
+	o.api.Create(n.Name(), nil, scattered(i+1)...)
+	must(t, n.StartAgent(ctx, o.flags...))
 	must(t, n.WaitReady(ctx))
 	p, err := n.AddPod(ctx, "pod-"+n.Name())
 	must(t, err)
@@ -58,9 +54,9 @@ func (o *openLab) start(ctx context.Context, t *testing.T, i int) *netlab.Pod {
 // into the configuration is judged by what is leased.
 func TestNetworksThatNobodyNames(t *testing.T) {
 	inLab(t, netlab.Config{Nodes: 3}, func(ctx context.Context, t *testing.T, l *netlab.Lab) {
-		o := &openLab{l, newKubeAPI(ctx, t, l)}
-		o.write(t, kubeconfig, o.api.kubeconfig())
-		o.write(t, confFile, `{}`)
+		api, flags := onNodes(ctx, t, l)
+		o := &openLab{l, api, flags}
+		o.configure(t, `{}`)
 		first, second := o.start(ctx, t, 0), o.start(ctx, t, 1)
 		must(t, l.Fabric().ServeAddress(ctx))
 
@@ -96,7 +92,7 @@ func TestNetworksThatNobodyNames(t *testing.T) {
 		third := o.start(ctx, t, 2)
 		eventually(ctx, t, "the third node's subnet is in the set", listed(joins))
 		eventually(ctx, t, "its pod is reached", func() error { return seenAsItself(first, third) })
-		o.api.remove("n3")
+		o.api.Delete("n3")
 		eventually(ctx, t, "it is not any more", gone(joins))
 
 		status := func(words string) func() error {
@@ -110,11 +106,11 @@ func TestNetworksThatNobodyNames(t *testing.T) {
 		}
 		eventually(ctx, t, "status says where the networks come from",
 			status("IPv4 as leased (ConfigMap kube-system/kubeadm-config: not there; ConfigMap kube-system/kube-proxy: not there)"))
-		o.write(t, confFile, `{"Network":"10.101.0.0/16"}`)
+		o.configure(t, `{"Network":"10.101.0.0/16"}`)
 		eventually(ctx, t, "a network that leaves out a node is a Problem that names both",
 			status("the pod network 10.101.0.0/16 does not contain 10.102.7.0/24, the subnet of node n2"))
 		must(t, seenAsItself(first, second))
-		o.write(t, confFile, `{"Network":"10.96.0.0/11"}`)
+		o.configure(t, `{"Network":"10.96.0.0/11"}`)
 		eventually(ctx, t, "one that does not is followed", status("10.96.0.0/11 (configured)"))
 		eventually(ctx, t, "in the kernel", func() error {
 			out, err := first.Node().Run(ctx, "nft", "list", "table", "inet", "weft")
@@ -127,10 +123,29 @@ func TestNetworksThatNobodyNames(t *testing.T) {
 		if seen, _, err := first.AskAddress(ctx, outside); err != nil || seen != nodeIPv4(first.Node()) {
 			t.Errorf("outside, the pod is seen as %v, %v", seen, err)
 		}
-		o.write(t, confFile, `{}`)
+		o.configure(t, `{}`)
 		eventually(ctx, t, "and one that goes", listed(netip.MustParsePrefix(scattered(2)[0])))
 		must(t, seenAsItself(first, second))
 	})
+}
+
+// fabricIPv4 is the fabric's address, whose network namespace this process has.
+func fabricIPv4(t *testing.T) netip.Addr {
+	t.Helper()
+	addrs, err := net.InterfaceAddrs()
+	must(t, err)
+	for _, a := range addrs {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Is4() && !p.Addr().IsLoopback() {
+			return p.Addr()
+		}
+	}
+	t.Fatalf("no IPv4 address among %v", addrs)
+	return netip.Addr{}
+}
+
+// scattered returns podCIDRs of the n-th node: of no common network.
+func scattered(n int) []string {
+	return []string{fmt.Sprintf("10.%d.7.0/24", 100+n), fmt.Sprintf("fd00:%d::/64", 100+n)}
 }
 
 func nodeIPv4(n *netlab.Node) netip.Addr {

@@ -69,7 +69,7 @@ func (w *configWatch) says(good string, words ...string) {
 	w.e.Helper()
 	want := config(w.e, good)
 	w.last(fmt.Sprintf("an error with %q", words), func(t told) bool {
-		return t.err != nil && sameConfig(t.cfg, want) &&
+		return t.err != nil && t.cfg.Equal(want) &&
 			!slices.ContainsFunc(words, func(s string) bool { return !strings.Contains(t.err.Error(), s) })
 	})
 }
@@ -78,11 +78,7 @@ func (w *configWatch) says(good string, words ...string) {
 func (w *configWatch) gives(text string) {
 	w.e.Helper()
 	want := config(w.e, text)
-	w.last("configuration "+text, func(t told) bool { return t.err == nil && sameConfig(t.cfg, want) })
-}
-
-func sameConfig(a, b subnet.Config) bool {
-	return slices.Equal(a.Networks, b.Networks) && a.Backend == b.Backend
+	w.last("configuration "+text, func(t told) bool { return t.err == nil && t.cfg.Equal(want) })
 }
 
 const (

@@ -70,3 +70,7 @@ func eventually(ctx context.Context, within time.Duration, check func(context.Co
 		}
 	}
 }
+
+// ranked returns the percentile of an ascending list: the smallest value that is
+// not below that share of them.
+func ranked[T any](list []T, percent int) T { return list[(percent*len(list)+99)/100-1] }

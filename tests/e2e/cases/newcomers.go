@@ -68,8 +68,8 @@ func (f *folk) welcome(ctx context.Context) error {
 	}
 	slices.SortFunc(all, func(a, b arrival) int { return cmp.Compare(a.after, b.after) })
 	last := all[len(all)-1]
-	p99 := all[(99*len(all)+99)/100-1].after // the nearest rank
-	f.c.Progress("  %d addresses of new pods were let in on another node %s after the first instruction, p99 %s, the last, %s of %s, %s", len(all), all[len(all)/2].after, p99, last.addr, last.pod, last.after)
+	p50, p99 := ranked(all, 50).after, ranked(all, 99).after
+	f.c.Progress("  %d addresses of new pods were let in on another node %s after the first instruction, p99 %s, the last, %s of %s, %s", len(all), p50, p99, last.addr, last.pod, last.after)
 	if p99 > heardWithin {
 		return fmt.Errorf("p99 is %s, want at most %s", p99, heardWithin)
 	}
