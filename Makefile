@@ -135,9 +135,9 @@ e2e-full: need-root bin/.plugins image weft-e2e ## the same for IPv4, IPv6 and b
 	@failed=; for family in ipv4 ipv6 dual; do for proxy in nftables iptables; do \
 	  bin/weft-e2e run --family $$family --proxy $$proxy --log-dir bin/e2e-logs/$$family-$$proxy $(E2E) || failed="$$failed $$family-$$proxy"; \
 	done; done; [ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
-e2e-policy: need-root bin/.plugins image weft-e2e ## NetworkPolicy: our long cases and Kubernetes' own specs, pods spread and on one node, both modes of kube-proxy (about an hour)
+e2e-policy: need-root bin/.plugins image weft-e2e ## NetworkPolicy: our long cases and Kubernetes' own specs, pods spread and on one node, both modes of kube-proxy (an hour and a quarter)
 	@failed=; for nodes in 3 1; do for proxy in nftables iptables; do \
-	  bin/weft-e2e run --nodes $$nodes --cases "$$([ $$nodes$$proxy = 3nftables ] && echo '^policy: ' || echo '^$$')" --long --focus Netpol --limit 60m \
+	  bin/weft-e2e run --nodes $$nodes --cases "$$([ $$nodes$$proxy = 3nftables ] && echo '^policy: ' || echo '^$$')" --long --focus Netpol --specs tests/e2e/specs/netpol-v1.37.2.txt --limit 60m \
 	    --proxy $$proxy --log-dir bin/e2e-logs/policy-$$nodes-$$proxy $(E2E) || failed="$$failed $$nodes-$$proxy"; \
 	done; done; [ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
 e2e-steps: bin/.plugins image weft-e2e

@@ -33,6 +33,7 @@ type options struct {
 	Manifest string // what weft's network comes from
 	Plugins  string // directory of the reference CNI plugins
 	Focus    []string
+	Listed   []string // names of all specs that are to run, if that is known
 	Skip     string
 	Suite    bool          // run Kubernetes' suite
 	Cases    string        // which of our own, a regular expression; empty: all
@@ -47,6 +48,7 @@ type options struct {
 type launcher struct {
 	options
 	cache, image   string
+	specs          string // file of Listed, or ""
 	id             string
 	noSuite        bool
 	stdout, stderr io.Writer
@@ -113,6 +115,7 @@ func (l *launcher) command() *cobra.Command {
 	for _, f := range []*pflag.FlagSet{run.Flags(), up.Flags()} {
 		l.clusterFlags(f)
 	}
+	run.Flags().StringVar(&l.specs, "specs", "", "file with the names of the specs that are to run, one a line: one that does not, or another that does, is a failure")
 	run.Flags().StringSliceVar(&l.Focus, "focus", nil, "specs of the suite, as regular expressions, in place of the usual ones")
 	run.Flags().BoolVar(&l.Suite, "suite", true, "run Kubernetes' e2e suite")
 	run.Flags().StringVar(&l.Cases, "cases", "", "which of our own tests, as a regular expression over their names (default all)")
@@ -201,6 +204,10 @@ func (l *launcher) programs(ctx context.Context, names []string) error {
 func (l *launcher) run(cmd *cobra.Command, _ []string) error {
 	if _, err := regexp.Compile(l.Cases); err != nil {
 		return fmt.Errorf("--cases %q: %w", l.Cases, err)
+	}
+	var err error
+	if l.Listed, err = readSpecs(l.specs); err != nil {
+		return err
 	}
 	l.noSuite = !l.Suite
 	l.id = cluster.NewID()

@@ -8,9 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -108,7 +110,54 @@ func (o options) runSuite(ctx context.Context, c *cluster.Cluster) ([]Result, er
 	if err != nil {
 		return nil, errors.Join(ended, err, fmt.Errorf("the suite's log is %s", log.Name()))
 	}
-	return results, ctx.Err()
+	return append(results, amiss(results, o.Listed)...), ctx.Err()
+}
+
+// readSpecs returns the names in a file of specs, one a line; # is for comments.
+// No path is no list.
+func readSpecs(path string) ([]string, error) {
+	if path == "" {
+		return nil, nil
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("specs that are to run (--specs): %w", err)
+	}
+	var out []string
+	for line := range strings.Lines(string(b)) {
+		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
+			out = append(out, line)
+		}
+	}
+	if len(out) == 0 {
+		return nil, fmt.Errorf("specs that are to run (--specs): %s names none", path)
+	}
+	return out, nil
+}
+
+// amiss returns failures for what was listed and did not run, which is also what
+// skipped itself, and for what ran and is not in the list. An empty list is about
+// nothing.
+func amiss(ran []Result, listed []string) []Result {
+	const group = "list of specs"
+	if len(listed) == 0 {
+		return nil
+	}
+	open := map[string]bool{}
+	for _, name := range listed {
+		open[name] = true
+	}
+	var out []Result
+	for _, r := range ran {
+		if !slices.Contains(listed, r.Name) {
+			out = append(out, Result{Group: group, Name: r.Name, Error: "ran, and is not in the list"})
+		}
+		delete(open, r.Name)
+	}
+	for _, name := range slices.Sorted(maps.Keys(open)) {
+		out = append(out, Result{Group: group, Name: name, Error: "is in the list and did not run"})
+	}
+	return out
 }
 
 // remaining is the time until ctx ends, less what is needed to say so.

@@ -3,8 +3,10 @@
 package main
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -54,5 +56,31 @@ func TestGroups(t *testing.T) {
 	o.Focus = []string{"HostPort"}
 	if got := o.groupsFor(); len(got) != 1 || got[0].focus != "HostPort" {
 		t.Errorf("what is asked for is %+v", got)
+	}
+}
+
+// What was listed and did not run is a failure, and so is what ran and was not
+// listed. Our list of NetworkPolicy's specs names each once.
+func TestListOfSpecs(t *testing.T) {
+	ran := []Result{{Name: "a", OK: true}, {Name: "b"}, {Name: "d", OK: true}}
+	if got := amiss(ran, []string{"a", "b", "c"}); len(got) != 2 || got[0].Name != "d" || got[1].Name != "c" || got[0].OK || got[1].OK {
+		t.Errorf("%+v", got)
+	}
+	if got := amiss(ran, nil); len(got) != 0 {
+		t.Errorf("without a list: %+v", got)
+	}
+	list, err := readSpecs("specs/netpol-v1.37.2.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := map[string]bool{}
+	for _, name := range list {
+		names[name] = strings.HasPrefix(name, "[sig-network] Netpol ")
+	}
+	if len(list) != 48 || len(names) != 48 || slices.Contains(slices.Collect(maps.Values(names)), false) {
+		t.Errorf("%d specs, %d different ones: %v", len(list), len(names), names)
+	}
+	if _, err := readSpecs(filepath.Join(t.TempDir(), "none")); err == nil || !strings.Contains(err.Error(), "--specs") {
+		t.Errorf("a file that is not there: %v", err)
 	}
 }
