@@ -184,15 +184,16 @@ func (e *Enforcer) loop(ctx context.Context) error {
 			look = true
 		}
 		p.collect() // what has come together is one pass
-		start := time.Now()
+		start, had := time.Now(), cpuTime()
 		p.make(ctx, look)
-		took := time.Since(start)
 		now := time.Now()
-		p.rest = now.Add(restFactor * took)
-		if again := now.Add(max(e.o.Resync, restFactor*took)); look {
+		took := now.Sub(start)
+		pause := rest(took, cpuTime()-had)
+		p.rest = now.Add(pause)
+		if again := now.Add(max(e.o.Resync, pause)); look {
 			due = again
 			if p.Status().InForce {
-				due = now.Add(max(e.o.Resync, min(lookFactor*took, longestPause), restFactor*took))
+				due = now.Add(max(e.o.Resync, min(lookFactor*took, longestPause), pause))
 			}
 		} else if !p.Status().InForce && again.Before(due) {
 			due = again
@@ -200,11 +201,6 @@ func (e *Enforcer) loop(ctx context.Context) error {
 		audit.Reset(time.Until(due))
 	}
 }
-
-// restFactor times the duration of a pass is the least time to the next one,
-// but for pods that wait: so a storm of changes takes at most a quarter of a
-// core.
-const restFactor = 3
 
 // lookFactor times the duration of a look at the kernel is the time to the next
 // one if that is longer than Resync, up to longestPause: a table of a quarter of a
