@@ -133,7 +133,7 @@ e2e: need-root ## a real Kubernetes on this machine: our cases and its own netwo
 	timeout --kill-after=60 3600 $(MAKE) --no-print-directory e2e-steps
 e2e-full: need-root bin/.plugins image weft-e2e ## the same for IPv4, IPv6 and both, with kube-proxy by nftables and by iptables (about an hour)
 	@failed=; for family in ipv4 ipv6 dual; do for proxy in nftables iptables; do \
-	  bin/weft-e2e run --family $$family --proxy $$proxy --log-dir bin/e2e-logs/$$family-$$proxy $(E2E) || failed="$$failed $$family-$$proxy"; \
+	  bin/weft-e2e run --family $$family --proxy $$proxy --helm=$$([ $$family$$proxy = dualnftables ] && echo true || echo false) --log-dir bin/e2e-logs/$$family-$$proxy $(E2E) || failed="$$failed $$family-$$proxy"; \
 	done; done; [ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
 e2e-policy: need-root bin/.plugins image weft-e2e ## NetworkPolicy: our long cases and Kubernetes' own specs, pods spread and on one node, both modes of kube-proxy (an hour and a quarter)
 	@failed=; for nodes in 3 1; do for proxy in nftables iptables; do \

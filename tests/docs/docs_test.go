@@ -7,6 +7,7 @@ package docs
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -127,7 +128,7 @@ func flagName(word string) string {
 func foreignFlags() []string {
 	return []string{
 		"flannel-backend", "disable-network-policy", "cluster-cidr", "pod-network-cidr", "allocate-node-cidrs", // k3s, kubeadm, controller manager
-		"family", "proxy", "network", "focus", "suite", "cases", "long", // weft-e2e
+		"family", "proxy", "network", "focus", "suite", "cases", "long", "helm", // weft-e2e
 		"nodes", "etcd", "keep", // weft-lab
 		"from", "to", // weftd install-cni
 		"kube-subnet-mgr", "iptables-resync", // flanneld
@@ -313,6 +314,42 @@ func TestBlocks(t *testing.T) {
 				t.Errorf("%s, line %d: %v", path, b.Line, err)
 			}
 		}
+	}
+}
+
+// TestMarksAreFollowed looks for each block that says it is tested in what the
+// tests of the cluster follow.
+func TestMarksAreFollowed(t *testing.T) {
+	files, err := filepath.Glob(filepath.Join(root, "tests/e2e/cases/*.go"))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("the cases of tests/e2e: %d files, %v", len(files), err)
+	}
+	followed := map[string]bool{}
+	for _, f := range files {
+		src, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, call := range regexp.MustCompile(`follow\(.*"(docs/[a-z-]+\.md)"(.*)\)|remove\(.*\)`).FindAllStringSubmatch(string(src), -1) {
+			doc := cmp.Or(call[1], "docs/uninstall.md")
+			for _, name := range regexp.MustCompile(`"([a-z-]+)"`).FindAllStringSubmatch(call[0], -1) {
+				followed[doc+" "+name[1]] = true
+			}
+		}
+	}
+	n := 0
+	for _, path := range documents(t) {
+		for _, b := range blocks(t, path) {
+			if b.Name() == "" {
+				continue
+			}
+			if n++; !followed[path+" "+b.Name()] {
+				t.Errorf("%s, line %d: nothing follows what is marked test: %s", path, b.Line, b.Name())
+			}
+		}
+	}
+	if n < 10 {
+		t.Errorf("%d blocks are marked; the test looks at the wrong place", n)
 	}
 }
 

@@ -38,6 +38,7 @@ type options struct {
 	Suite    bool          // run Kubernetes' suite
 	Cases    string        // which of our own, a regular expression; empty: all
 	Long     bool          // also those that take minutes
+	Helm     bool          // also those that use Helm
 	Outage   time.Duration // how long the API server is away in one of them
 	DNS      bool
 	Keep     bool          // leave it standing after the tests
@@ -120,6 +121,9 @@ func (l *launcher) command() *cobra.Command {
 	run.Flags().BoolVar(&l.Suite, "suite", true, "run Kubernetes' e2e suite")
 	run.Flags().StringVar(&l.Cases, "cases", "", "which of our own tests, as a regular expression over their names (default all)")
 	run.Flags().BoolVar(&l.Long, "long", false, "also our own tests that take minutes each")
+	for _, f := range []*pflag.FlagSet{run.Flags(), up.Flags(), build.Flags()} {
+		f.BoolVar(&l.Helm, "helm", false, "build Helm as well; run tests the chart with it")
+	}
 	run.Flags().DurationVar(&l.Outage, "outage", 2*time.Minute, "how long the API server is away in one of them")
 	run.Flags().StringVar(&l.Skip, "skip", defaultSkip, "specs to leave out, as a regular expression")
 	up.Flags().BoolVar(&l.noSuite, "without-suite", true, "do not build Kubernetes' e2e suite")
@@ -167,6 +171,9 @@ func (l *launcher) build(ctx context.Context) (parts.Set, error) {
 	var without []string
 	if l.noSuite {
 		without = append(without, parts.E2ETest)
+	}
+	if !l.Helm {
+		without = append(without, parts.Helm)
 	}
 	return cache.Build(ctx, without...)
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -46,7 +47,7 @@ func (o options) test(ctx context.Context, c *cluster.Cluster, before cases.Trac
 	r := Report{
 		Nodes: o.Cluster.Nodes, Family: o.Cluster.Family, Proxy: o.Cluster.Proxy, Network: o.Network, Parts: o.Cluster.Parts.Versions,
 	}
-	r.Results = append([]Result{promised(ready)}, o.runCases(ctx, c, append(cases.Network(), cases.Policies()...))...)
+	r.Results = append([]Result{promised(ready)}, o.runCases(ctx, c, slices.Concat(cases.Network(), cases.Documents(), cases.Policies()))...)
 	if o.Suite {
 		suite, err := o.runSuite(ctx, c)
 		if err != nil {
@@ -55,7 +56,7 @@ func (o options) test(ctx context.Context, c *cluster.Cluster, before cases.Trac
 		c.Progress("%d specs of Kubernetes' suite", len(suite))
 		r.Results = append(r.Results, suite...)
 	}
-	last := append(append(cases.Faults(o.Outage), cases.Churn()...), cases.Removal(before)...)
+	last := slices.Concat(cases.Faults(o.Outage), cases.Churn(), cases.Removal(before, o.Helm))
 	r.Results = append(r.Results, o.runCases(ctx, c, last)...)
 	r.OK = len(r.Results) > 0
 	for _, t := range r.Results {

@@ -27,7 +27,7 @@ const (
 // server is away.
 func Faults(outage time.Duration) []Case {
 	return []Case{
-		{Name: "a rollout of the agents loses nothing", Run: rollout, Weft: true},
+		{Name: "an upgrade, a rollout of the agents and the way back lose nothing", Run: rollout, Weft: true},
 		{Name: "kill -9 of every agent loses nothing", Run: killAgents, Weft: true},
 		{Name: "kubelet and containerd restarted: nothing lost", Run: restartKubelet},
 		{Name: "annotations wiped: they are back, nothing lost", Run: wipeAnnotations, Weft: true},
@@ -55,14 +55,11 @@ func agents(ctx context.Context, c *cluster.Cluster) ([]cluster.Pod, error) {
 	return pods, nil
 }
 
-// rollout has the DaemonSet replace all of its pods.
+// rollout does what docs/upgrade.md says: the DaemonSet replaces all of its pods
+// twice.
 func rollout(ctx context.Context, c *cluster.Cluster) error {
 	return underTraffic(ctx, c, nil, func(ctx context.Context) error {
-		if _, err := c.Kubectl(ctx, "-n", agentSystem, "rollout", "restart", "daemonset/weft"); err != nil {
-			return err
-		}
-		_, err := c.Kubectl(ctx, "-n", agentSystem, "rollout", "status", "daemonset/weft", "--timeout=120s")
-		return err
+		return follow(ctx, c, c.Fabric(), "docs/upgrade.md", "upgrade", "restart", "rollback")
 	})
 }
 

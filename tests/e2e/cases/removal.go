@@ -11,10 +11,8 @@ import (
 	"strings"
 	"time"
 
-	"weft.dev/weft/tests/doccmd"
 	"weft.dev/weft/tests/e2e/cluster"
 	"weft.dev/weft/tests/e2e/parts"
-	"weft.dev/weft/tests/netlab"
 )
 
 // A Trace is what can be seen of a network on the nodes and in the API, line
@@ -77,23 +75,83 @@ func (t Trace) differences(after Trace) error {
 	return errors.Join(errs...)
 }
 
-// Removal is the last case: after it, the cluster has no network. before is
-// what there was before weft came.
-func Removal(before Trace) []Case {
-	return []Case{{Name: "kubectl delete and weftd --cleanup leave no trace", Weft: true, Run: func(ctx context.Context, c *cluster.Cluster) error {
-		return remove(ctx, c, before)
+// Removal are the last cases: after each, the cluster has no network. before is
+// what there was before weft came; helm asks for Helm's as well.
+func Removal(before Trace, helm bool) []Case {
+	out := []Case{{Name: "kubectl delete and weftd --cleanup leave no trace", Weft: true, Run: func(ctx context.Context, c *cluster.Cluster) error {
+		return remove(ctx, c, before, "uninstall", cleanFirst)
 	}}}
+	if helm {
+		out = append(out, Case{Name: "helm install gives the network, helm upgrade loses nothing, helm uninstall leaves no trace", Weft: true,
+			Run: func(ctx context.Context, c *cluster.Cluster) error { return chart(ctx, c, before) }})
+	}
+	return out
 }
 
-// remove removes the pods and does then what docs/uninstall.md says.
-func remove(ctx context.Context, c *cluster.Cluster, before Trace) error {
+// chart does with Helm what the other cases do with the manifest. The nodes do
+// not have weft's image any more.
+func chart(ctx context.Context, c *cluster.Cluster, before Trace) error {
+	for _, n := range c.Nodes() {
+		for _, archive := range c.Config().Images {
+			if err := n.Import(ctx, archive); err != nil {
+				return err
+			}
+		}
+	}
+	if err := follow(ctx, c, c.Fabric(), "docs/install.md", "helm-install"); err != nil {
+		return err
+	}
+	if err := c.WaitReady(ctx, 2*time.Minute); err != nil {
+		return err
+	}
+	if err := checkPods(ctx, c); err != nil {
+		return err
+	}
+	if err := underTraffic(ctx, c, nil, func(ctx context.Context) error { return upgradeChart(ctx, c) }); err != nil {
+		return err
+	}
+	return remove(ctx, c, before, "helm-uninstall", nil)
+}
+
+// upgradeChart gives the release another value, for which its agents are replaced,
+// and then does what docs/upgrade.md says, which keeps that value.
+func upgradeChart(ctx context.Context, c *cluster.Cluster) error {
+	root, err := parts.Root()
+	if err != nil {
+		return err
+	}
+	helm := func(args ...string) (string, error) {
+		return c.Fabric().RunCmd(ctx, c.Command(ctx, "helm", append(args, "--namespace", agentSystem)...))
+	}
+	if _, err := helm("upgrade", "weft", filepath.Join(root, "dist/chart/weft"), "--set", "networkPolicy.enabled=false"); err != nil {
+		return err
+	}
+	if err := follow(ctx, c, c.Fabric(), "docs/upgrade.md", "helm-upgrade"); err != nil {
+		return err
+	}
+	values, err := helm("get", "values", "weft", "--output", "json")
+	if err == nil && strings.TrimSpace(values) != `{"networkPolicy":{"enabled":false}}` {
+		err = fmt.Errorf("docs/upgrade.md, commands helm-upgrade: values of the release are %s", values)
+	}
+	return err
+}
+
+// remove removes the pods and does then what docs/uninstall.md says, with agents
+// first for the agents. between, if not nil, is done when they are gone.
+func remove(ctx context.Context, c *cluster.Cluster, before Trace, agents string, between func(context.Context, *cluster.Cluster) error) error {
 	if err := removePods(ctx, c); err != nil {
 		return err
 	}
-	for _, block := range []string{"uninstall", "uninstall-nodes", "uninstall-annotations", "uninstall-conditions"} {
-		if err := follow(ctx, c, c.Fabric(), "docs/uninstall.md", block); err != nil {
+	if err := follow(ctx, c, c.Fabric(), "docs/uninstall.md", agents); err != nil {
+		return err
+	}
+	if between != nil {
+		if err := between(ctx, c); err != nil {
 			return err
 		}
+	}
+	if err := follow(ctx, c, c.Fabric(), "docs/uninstall.md", "uninstall-nodes", "uninstall-annotations", "uninstall-conditions"); err != nil {
+		return err
 	}
 	for _, n := range c.Nodes() {
 		if err := follow(ctx, c, n.Place, "docs/uninstall.md", "uninstall-rest"); err != nil {
@@ -107,23 +165,21 @@ func remove(ctx context.Context, c *cluster.Cluster, before Trace) error {
 	return before.differences(after)
 }
 
-// follow runs the commands of the documentation that have a mark, as its
-// reader does: at the top of the repository, with kubectl or ctr at hand.
-func follow(ctx context.Context, c *cluster.Cluster, at *netlab.Place, doc, block string) error {
-	root, err := parts.Root()
+// cleanFirst cleans the first node from its own shell and looks whether it has
+// been.
+func cleanFirst(ctx context.Context, c *cluster.Cluster) error {
+	n := c.Nodes()[0]
+	if err := follow(ctx, c, n.Place, "docs/uninstall.md", "uninstall-node"); err != nil {
+		return err
+	}
+	left, err := n.Run(ctx, "sh", "-c", "ip -o link show type vxlan; nft list tables | grep weft || true; ls /run/weft /etc/cni/net.d")
 	if err != nil {
 		return err
 	}
-	commands, err := doccmd.Commands(filepath.Join(root, doc), block)
-	if err != nil {
-		return err
-	}
-	if at == c.Fabric() { // nodes have files of their own
-		commands = "cd " + root + "\n" + commands
-	}
-	cmd := c.Command(ctx, "bash", "-eu", "-c", commands)
-	if _, err = at.RunCmd(ctx, cmd); err != nil {
-		return fmt.Errorf("%s, commands %s: %w", doc, block, err)
+	for word := range strings.FieldsSeq(left) {
+		if word = strings.Trim(word, ":"); word != "/run/weft" && word != "/etc/cni/net.d" {
+			return fmt.Errorf("%s after docs/uninstall.md, commands uninstall-node: is left: %s", n.Name(), left)
+		}
 	}
 	return nil
 }

@@ -28,6 +28,9 @@ type part struct {
 // as long to build as all others together.
 const E2ETest = "e2e.test"
 
+// Helm is the name of a part that few tests use.
+const Helm = "helm"
+
 // catalogue lists all parts, those first that a cluster needs most.
 func catalogue() []module {
 	return []module{
@@ -66,6 +69,10 @@ func catalogue() []module {
 		{
 			name: "coredns", of: "github.com/coredns/coredns",
 			parts: []part{{name: "coredns", pkg: "."}},
+		},
+		{
+			name: "helm", of: "helm.sh/helm/v3",
+			parts: []part{{name: Helm, pkg: "helm.sh/helm/v3/cmd/helm"}},
 		},
 	}
 }
