@@ -172,16 +172,15 @@ func cleanFirst(ctx context.Context, c *cluster.Cluster) error {
 	if err := follow(ctx, c, n.Place, "docs/uninstall.md", "uninstall-node"); err != nil {
 		return err
 	}
-	left, err := n.Run(ctx, "sh", "-c", "ip -o link show type vxlan; nft list tables | grep weft || true; ls /run/weft /etc/cni/net.d")
-	if err != nil {
-		return err
+	left, err := n.Run(ctx, "sh", "-c", `
+ip -o link show type vxlan
+nft list tables | grep weft
+find /run/weft /etc/cni/net.d -type f 2>/dev/null
+true`)
+	if err == nil && strings.TrimSpace(left) != "" {
+		err = fmt.Errorf("%s after docs/uninstall.md, commands uninstall-node: is left: %s", n.Name(), left)
 	}
-	for word := range strings.FieldsSeq(left) {
-		if word = strings.Trim(word, ":"); word != "/run/weft" && word != "/etc/cni/net.d" {
-			return fmt.Errorf("%s after docs/uninstall.md, commands uninstall-node: is left: %s", n.Name(), left)
-		}
-	}
-	return nil
+	return err
 }
 
 // removePods removes all pods that have a network of weft.
