@@ -79,7 +79,7 @@ func (f *folk) welcome(ctx context.Context) error {
 	p50, p99 := ranked(all, 50).after, ranked(all, 99).after
 	f.c.Progress("  %d addresses of new pods were let in on another node %s after the first instruction, p99 %s; the last:", len(all), p50, p99)
 	for _, a := range all[len(all)-lastNamed:] {
-		f.c.Progress("    %s of %s after %s, when the API had had it for %s", a.addr, a.pod, a.after, a.told.Round(time.Millisecond))
+		f.c.Progress("    %s of %s after %s, %s", a.addr, a.pod, a.after, a.told)
 	}
 	if p99 > heardWithin {
 		return fmt.Errorf("p99 is %s, want at most %s", p99, heardWithin)
@@ -109,7 +109,7 @@ func (f *folk) newcomers(ctx context.Context, heard *register, told *telling, ad
 		return nil, err
 	}
 	for i := range out {
-		out[i].told = out[i].at.Sub(told.at(out[i].addr))
+		out[i].told = told.by(out[i].addr, out[i].at)
 	}
 	return out, scaleTo(ctx, f.c, "app", "newcomer", 0)
 }
@@ -120,7 +120,7 @@ type arrival struct {
 	addr  netip.Addr
 	after time.Duration // since the pod's first echo request
 	at    time.Time
-	told  time.Duration // since the API had the address, as far as kubectl tells it at once
+	told  string // how long the API had had the address, as far as kubectl tells it at once
 }
 
 // A register remembers the number of the first echo request of each source.
@@ -229,9 +229,13 @@ func (t *telling) forget() {
 	clear(t.since)
 }
 
-// at is since when the API has a.
-func (t *telling) at(a netip.Addr) time.Time {
+// by says how long the API had had a at a time.
+func (t *telling) by(a netip.Addr, at time.Time) string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.since[a]
+	since, ok := t.since[a]
+	if !ok {
+		return "which kubectl --watch has not told"
+	}
+	return fmt.Sprintf("when the API had had it for %s", at.Sub(since).Round(time.Millisecond))
 }
