@@ -129,9 +129,9 @@ bench-build: weft-e2e
 .PHONY: weft-e2e e2e e2e-full e2e-policy e2e-steps e2e-up e2e-down
 weft-e2e:
 	$(GO) -C tests/e2e build -trimpath -buildvcs=false -o ../../bin/weft-e2e .
-e2e: need-root ## a real Kubernetes on this machine: our cases and its own network specs (15 minutes; the first time it builds Kubernetes, 20 more)
-	timeout --kill-after=60 3600 $(MAKE) --no-print-directory e2e-steps
-e2e-full: need-root bin/.plugins image weft-e2e ## the same for IPv4, IPv6 and both, with kube-proxy by nftables and by iptables (about an hour)
+e2e: need-root ## a real Kubernetes on this machine: our cases and its own network specs (half an hour; the first time it builds Kubernetes, as long again)
+	timeout --kill-after=60 5400 $(MAKE) --no-print-directory e2e-steps
+e2e-full: need-root bin/.plugins image weft-e2e ## the same for IPv4, IPv6 and both, with kube-proxy by nftables and by iptables (about two and a half hours)
 	@failed=; for family in ipv4 ipv6 dual; do for proxy in nftables iptables; do \
 	  bin/weft-e2e run --family $$family --proxy $$proxy --helm=$$([ $$family$$proxy = dualnftables ] && echo true || echo false) --log-dir bin/e2e-logs/$$family-$$proxy $(E2E) || failed="$$failed $$family-$$proxy"; \
 	done; done; [ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }

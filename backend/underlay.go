@@ -20,12 +20,17 @@ import (
 // The selectors Ifaces, Regexes and CanReach are tried in that order, and
 // each list in its own; the first device on which a family has a usable
 // address is that family's underlay. Only when no selector is given does the
-// device of a public address count, and after it the default route's.
+// device of a public address count; after it, where the host has one of
+// NodeAddrs, those alone; and else the default route's.
 type UnderlaySpec struct {
 	Ifaces    []string     // device names or addresses on a device
 	Regexes   []string     // unanchored (regexp/syntax); each is matched with all addresses first, then with names
 	CanReach  []netip.Addr // the route to it decides, for its own family and then for the other on that device
 	PublicIPs []netip.Addr // announced addresses, at most one a family; preferred as local address where the device has them
+	// NodeAddrs are those by which a cluster knows this node, best first: what it
+	// is not known by, others may not reach, and in a family of which none is
+	// known it is not to be reached at all.
+	NodeAddrs []netip.Addr
 	// Keep are the addresses used so far: each is preferred among those of its
 	// device, so that an address which comes, such as a virtual one, does not
 	// move the tunnel.
@@ -144,7 +149,32 @@ func (f *finder) candidates(ctx context.Context, family subnet.Family) error {
 			f.try("public address %s (on no device)", a)
 		}
 	}
+	if f.byNodeAddrs(family) {
+		return nil
+	}
 	return f.byDefaultRoute(ctx, family)
+}
+
+// byNodeAddrs reports whether the host has any address that its cluster knows.
+func (f *finder) byNodeAddrs(family subnet.Family) bool {
+	var here bool
+	for _, a := range f.spec.NodeAddrs {
+		by := "address " + a.String() + " of the Node"
+		n, ok := f.owner(a)
+		if !ok {
+			f.try("%s (on no device)", by)
+			continue
+		}
+		if why := f.usable(n, false); why != "" {
+			f.try("%s (%s %s)", by, n.name, why)
+			continue
+		}
+		here = true
+		if subnet.FamilyOf(a.Unmap()) == family {
+			f.cands = append(f.cands, candidate{index: n.index, pin: a.Unmap(), by: by})
+		}
+	}
+	return here
 }
 
 func (f *finder) byIface(s string) {

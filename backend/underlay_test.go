@@ -112,6 +112,12 @@ func TestFindUnderlays(t *testing.T) {
 		{"public address on a device", UnderlaySpec{PublicIPs: addrs("10.1.0.1")}, []overlay.Underlay{eth1, eth1six}},
 		{"public address elsewhere (NAT)", UnderlaySpec{PublicIPs: addrs("203.0.113.1")}, []overlay.Underlay{eth0, eth1six}},
 		{"public addresses of both families", UnderlaySpec{PublicIPs: addrs("10.0.0.1", "fd02::1")}, []overlay.Underlay{eth0, eth2}},
+		{"the Node's addresses", UnderlaySpec{NodeAddrs: addrs("10.1.0.1", "fd02::1")}, []overlay.Underlay{eth1, eth2}},
+		{"the Node's addresses, in their order", UnderlaySpec{NodeAddrs: addrs("203.0.113.1", "10.0.0.5", "10.0.0.1", "fd01::1")}, []overlay.Underlay{secondary, eth1six}},
+		{"the Node has no address of a family", UnderlaySpec{NodeAddrs: addrs("10.1.0.1")}, []overlay.Underlay{eth1}},
+		{"no address of the Node is here", UnderlaySpec{NodeAddrs: addrs("203.0.113.1", "10.42.0.1", "2001:db8::9")}, []overlay.Underlay{eth0, eth1six}},
+		{"a public address beats the Node's", UnderlaySpec{PublicIPs: addrs("10.0.0.1"), NodeAddrs: addrs("10.1.0.1")}, []overlay.Underlay{eth0}},
+		{"a name beats the Node's addresses", UnderlaySpec{Ifaces: []string{"eth0"}, NodeAddrs: addrs("10.1.0.1", "fd02::1")}, []overlay.Underlay{eth0}},
 		{"public address does not beat a name", UnderlaySpec{Ifaces: []string{"eth0"}, PublicIPs: addrs("10.1.0.1")}, []overlay.Underlay{eth0}},
 		{"public address picks among a device's", UnderlaySpec{Ifaces: []string{"eth0"}, PublicIPs: addrs("10.0.0.5")}, []overlay.Underlay{secondary}},
 	} {

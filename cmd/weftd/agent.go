@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -31,6 +32,7 @@ type agent struct {
 	network    atomic.Pointer[subnet.Config]  // in force
 	held       atomic.Pointer[subnet.Problem] // why the lease is lost; nil while held
 	self       atomic.Pointer[overlay.Self]   // what the reconciler was told of this node
+	known      atomic.Pointer[[]netip.Addr]   // by which the store's cluster knows this node, as last told
 	snapshot   atomic.Pointer[subnet.Snapshot]
 	reconciler atomic.Pointer[overlay.Reconciler]
 	counters   atomic.Pointer[counters]
@@ -125,7 +127,7 @@ func (a *agent) keep(ctx context.Context, cfg subnet.Config, instance string, un
 	a.reconciler.Store(r)
 	a.countWith(kernel)
 	a.waitFor("")
-	told := make(chan struct{}, 1)
+	told, leased := make(chan struct{}, 1), make(chan struct{}, 1)
 	policies, err := a.newPolicies(ctx)
 	if err != nil {
 		return err
@@ -135,6 +137,7 @@ func (a *agent) keep(ctx context.Context, cfg subnet.Config, instance string, un
 		r.SetSelf(s)
 		policies.setPlace(s, a.network.Load().Networks)
 		poke(told)
+		poke(leased)
 	}
 	n := &node{a: a, instance: instance, set: set, retry: fenceRetry, settle: fenceSettle, pods: havePods}
 
@@ -145,12 +148,13 @@ func (a *agent) keep(ctx context.Context, cfg subnet.Config, instance string, un
 		return a.store.Watch(ctx, cfg, func(s subnet.Snapshot) {
 			a.snapshot.Store(&s)
 			r.SetSnapshot(s)
+			poke(leased)
 		})
 	})
 	g.Go(func() error { return r.Run(ctx) })
 	g.Go(func() error { return n.follow(ctx, underlays, moved) })
 	g.Go(func() error {
-		return a.followConfig(ctx, cfg, func(c subnet.Config) { r.SetConfig(c); poke(moved) })
+		return a.followConfig(ctx, cfg, leased, func(c subnet.Config) { r.SetConfig(c); poke(moved) })
 	})
 	g.Go(func() error {
 		return monitor.Run(ctx, r.Poke, func() { poke(moved); poke(probe) })

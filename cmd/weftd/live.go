@@ -10,16 +10,46 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sync/errgroup"
+
 	"weft.dev/weft/subnet"
 )
 
 // followConfig follows the network's configuration in the store. What may
 // change under running pods is handed to apply; what may not, and what is not
-// valid, is a Problem, and the configuration in force stays as it is.
-func (a *agent) followConfig(ctx context.Context, start subnet.Config, apply func(subnet.Config)) error {
-	return a.store.WatchConfig(ctx, start, func(next subnet.Config, err error) {
-		a.judgeConfig(next, err, apply)
+// valid, is a Problem, and the configuration in force stays as it is. As it
+// depends on who has which subnet, it is judged again when leased says so.
+func (a *agent) followConfig(ctx context.Context, start subnet.Config, leased <-chan struct{}, apply func(subnet.Config)) error {
+	type word struct {
+		cfg subnet.Config
+		err error
+	}
+	words := make(chan word)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		return a.store.WatchConfig(ctx, start, func(next subnet.Config, err error) {
+			select {
+			case words <- word{next, err}:
+			case <-ctx.Done():
+			}
+		})
 	})
+	g.Go(func() error {
+		var last *word
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case w := <-words:
+				last = &w
+			case <-leased:
+			}
+			if last != nil {
+				a.judgeConfig(last.cfg, last.err, apply)
+			}
+		}
+	})
+	return g.Wait()
 }
 
 func (a *agent) judgeConfig(next subnet.Config, err error, apply func(subnet.Config)) {

@@ -105,7 +105,7 @@ func (n *node) holdUntilOther(outer context.Context, want subnet.Lease, changed 
 // look finds this node's addresses again and tells when they have changed.
 func (n *node) look(ctx context.Context) {
 	cfg := *n.a.network.Load()
-	found, err := backend.FindUnderlays(ctx, n.a.spec(cfg), families(cfg))
+	found, err := n.a.findUnderlays(ctx, cfg)
 	n.a.tellUnderlay(ctx, err)
 	if err != nil {
 		found = nil // all are gone, for now

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -71,6 +72,41 @@ func settle(had, found []overlay.Underlay, goneSince map[subnet.Family]time.Time
 	return next
 }
 
+// nodeAddresser is a store of a cluster, which knows this node by addresses of
+// its own: those that kubelet reports.
+type nodeAddresser interface {
+	NodeAddresses(ctx context.Context) ([]netip.Addr, error)
+}
+
+// nodeAddrs returns the addresses by which the store's cluster knows this node,
+// the last known ones while it does not say.
+func (a *agent) nodeAddrs(ctx context.Context) ([]netip.Addr, error) {
+	s, ok := a.store.(nodeAddresser)
+	if !ok {
+		return nil, nil
+	}
+	addrs, err := s.NodeAddresses(ctx)
+	if last := a.known.Load(); err != nil && last != nil {
+		return *last, nil
+	}
+	if err == nil {
+		a.known.Store(&addrs)
+	}
+	return addrs, err
+}
+
+// findUnderlays looks for this node's underlays as they are now.
+func (a *agent) findUnderlays(ctx context.Context, cfg subnet.Config) ([]overlay.Underlay, error) {
+	spec := a.spec(cfg)
+	if len(spec.Ifaces)+len(spec.Regexes)+len(spec.CanReach) == 0 {
+		var err error
+		if spec.NodeAddrs, err = a.nodeAddrs(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return backend.FindUnderlays(ctx, spec, families(cfg))
+}
+
 // spec says where to look for underlays: never on our own devices.
 func (a *agent) spec(cfg subnet.Config) backend.UnderlaySpec {
 	skip := deviceNames(presetFor(a.o.FlannelCompat).names, cfg.Backend.VNI)
@@ -94,7 +130,7 @@ func (a *agent) logUnderlays(list []overlay.Underlay) {
 func (a *agent) underlays(ctx context.Context, cfg subnet.Config) ([]overlay.Underlay, error) {
 	last := ""
 	for {
-		found, err := backend.FindUnderlays(ctx, a.spec(cfg), families(cfg))
+		found, err := a.findUnderlays(ctx, cfg)
 		if err == nil {
 			a.logUnderlays(found)
 			return found, nil

@@ -3,12 +3,14 @@
 package kube
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"weft.dev/weft/subnet"
 )
@@ -48,13 +50,57 @@ func (ds dialects) planOwn(cfg subnet.Config, want subnet.Lease, name string, no
 // none; or what is waited for.
 func ownCIDRs(name string, node *corev1.Node) ([]netip.Prefix, notYet) {
 	if node == nil {
-		return nil, notYet{"NodeMissing", fmt.Sprintf("there is no Node %q: want the name that this node has in the cluster (--node-name, NODE_NAME)", name)}
+		return nil, noNode(name)
 	}
 	cidrs, err := parseCIDRs(podCIDRs(node))
 	if err != nil {
 		return nil, notYet{"PodCIDRMissing", fmt.Sprintf("waiting for a podCIDR of Node %s: %v; the controller manager hands them out with --allocate-node-cidrs and --cluster-cidr (kubeadm init --pod-network-cidr)", name, err)}
 	}
 	return cidrs, notYet{}
+}
+
+// noNode is that there is no Node of our name.
+func noNode(name string) notYet {
+	return notYet{"NodeMissing", fmt.Sprintf("there is no Node %q: want the name that this node has in the cluster (--node-name, NODE_NAME)", name)}
+}
+
+// NodeAddresses returns the addresses by which the cluster knows our Node:
+// first those of type InternalIP, then ExternalIP, each in the order of its
+// status; none where nobody has reported any yet. They are as Hold sees them, or
+// read here where it does not. While our Node or the API is missing, the error
+// says in one sentence what is waited for.
+func (s *Store) NodeAddresses(ctx context.Context) ([]netip.Addr, error) {
+	ctx, done := s.life.Scope(ctx)
+	defer done()
+	node := s.node.Load()
+	if node == nil {
+		var err error
+		switch node, err = s.readNode(ctx, s.o.Node); {
+		case apierrors.IsNotFound(err):
+			return nil, noNode(s.o.Node)
+		case ctx.Err() != nil:
+			return nil, s.life.Err(ctx)
+		case err != nil:
+			kind, text := s.conn.Unreachable(err)
+			return nil, notYet{kind, text}
+		}
+	}
+	return nodeAddresses(node), nil
+}
+
+// nodeAddresses are those of node that are addresses and not names.
+func nodeAddresses(node *corev1.Node) []netip.Addr {
+	var out []netip.Addr
+	for _, kind := range []corev1.NodeAddressType{corev1.NodeInternalIP, corev1.NodeExternalIP} {
+		for _, a := range node.Status.Addresses {
+			addr, err := netip.ParseAddr(a.Address)
+			if a.Type != kind || err != nil || slices.Contains(out, addr.Unmap()) {
+				continue
+			}
+			out = append(out, addr.Unmap())
+		}
+	}
+	return out
 }
 
 // podCIDRs are those of node: one list, whatever version of the API wrote it.

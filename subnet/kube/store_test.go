@@ -311,3 +311,36 @@ func TestFlannelsNodesAreReadAndNotWrittenFor(t *testing.T) {
 		}
 	}
 }
+
+// The addresses of our Node are those that its status has, internal ones first,
+// whether somebody watches it yet or not; names are none of them, and a Node
+// that is missing is waited for by name.
+func TestNodeAddresses(t *testing.T) {
+	c := newCluster(t, dualConf)
+	if _, err := c.s.NodeAddresses(t.Context()); err == nil || !strings.Contains(err.Error(), `no Node "n1"`) {
+		t.Errorf("without a Node: %v", err)
+	}
+	c.api.Create("n1", nil, "10.244.1.0/24", "fd00:244:0:1::/64")
+	if got, err := c.s.NodeAddresses(t.Context()); err != nil || len(got) != 0 {
+		t.Errorf("of a Node without a status: %v, %v", got, err)
+	}
+	report := func(list ...string) {
+		c.api.Edit("n1", func(n *corev1.Node) {
+			n.Status.Addresses = nil
+			for _, a := range list {
+				kind, address, _ := strings.Cut(a, " ")
+				n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeAddressType(kind), Address: address})
+			}
+		})
+	}
+	report("Hostname n1", "ExternalIP 203.0.113.7", "InternalIP 192.0.2.1", "InternalIP 2001:db8::1", "InternalDNS n1.internal", "ExternalIP 192.0.2.1")
+	if got, err := c.s.NodeAddresses(t.Context()); err != nil || fmt.Sprint(got) != "[192.0.2.1 2001:db8::1 203.0.113.7]" {
+		t.Errorf("read: %v, %v", got, err)
+	}
+	c.granted(c.hold(), "10.244.1.0/24@192.0.2.1 fd00:244:0:1::/64@2001:db8::1")
+	report("InternalIP 192.0.2.2")
+	eventually(t, "Hold sees another address", func() bool {
+		got, err := c.s.NodeAddresses(t.Context())
+		return err == nil && fmt.Sprint(got) == "[192.0.2.2]"
+	})
+}

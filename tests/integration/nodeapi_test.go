@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"weft.dev/weft/subnet/kube/apitest"
 	"weft.dev/weft/tests/netlab"
 )
@@ -175,4 +177,65 @@ func leaves(ctx context.Context, t *testing.T, l *netlab.Lab, api *apitest.Serve
 	if out, err := n.Run(ctx, append([]string{weftd, "--cleanup", "--node-name=" + n.Name()}, flags...)...); err != nil || strings.Contains(out, "removed from") {
 		t.Errorf("again: %v\n%s", err, out)
 	}
+}
+
+// Where nobody names the underlay it is what the cluster knows the node by, and
+// not what the default route says: other addresses are refused by the admission
+// policy, and peers may not reach them. A family that the Node has no address of
+// is carried by the other one. When kubelet reports other addresses, the node
+// moves there.
+func TestUnderlayIsWhatTheNodeIsKnownBy(t *testing.T) {
+	inLab(t, netlab.Config{Nodes: 2}, func(ctx context.Context, t *testing.T, l *netlab.Lab) {
+		api, flags := onNodes(ctx, t, l)
+		n1, n2 := l.Node("n1"), l.Node("n2")
+		const second = "192.168.77.101"
+		_, err := n1.Run(ctx, "ip", "addr", "add", second+"/24", "dev", "eth0")
+		must(t, err)
+		report := func(n *netlab.Node, addrs ...netip.Addr) {
+			api.Edit(n.Name(), func(o *corev1.Node) {
+				o.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeHostName, Address: n.Name()}}
+				for _, a := range addrs {
+					o.Status.Addresses = append(o.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a.String()})
+				}
+			})
+		}
+		announces := func(want string) func() error {
+			return func() error {
+				ann := api.Node("n1").Annotations
+				if ann["weft.dev/public-ip"] != want || ann["weft.dev/public-ipv6"] == nodeIPv6(n1).String() != (want != second) {
+					return fmt.Errorf("n1 announces %v", ann)
+				}
+				return nil
+			}
+		}
+		for i, n := range l.Nodes() {
+			api.Create(n.Name(), nil, podCIDRs(i+1)...)
+		}
+		report(n1, netip.MustParseAddr(second))
+		report(n2, n2.Underlay()...)
+		var pods []*netlab.Pod
+		for _, n := range l.Nodes() {
+			must(t, n.StartAgent(ctx, flags...))
+			must(t, n.WaitReady(ctx))
+			p, err := n.AddPod(ctx, "pod-"+n.Name())
+			must(t, err)
+			pods = append(pods, p)
+		}
+		eventually(ctx, t, "the reported address is announced, and no other", announces(second))
+		reaches(ctx, t, pods[0], pods[1])
+		report(n1, n1.Underlay()...)
+		_, err = n1.Run(ctx, "ip", "addr", "add", "192.0.2.1/32", "dev", "lo") // the agent looks at events of the host, and else every half minute
+		must(t, err)
+		eventually(ctx, t, "what is reported now is announced", announces(nodeIPv4(n1).String()))
+		reaches(ctx, t, pods[1], pods[0])
+	})
+}
+
+func nodeIPv6(n *netlab.Node) netip.Addr {
+	for _, a := range n.Underlay() {
+		if a.Is6() {
+			return a
+		}
+	}
+	return netip.Addr{}
 }

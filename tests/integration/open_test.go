@@ -110,6 +110,9 @@ func TestNetworksThatNobodyNames(t *testing.T) {
 		eventually(ctx, t, "a network that leaves out a node is a Problem that names both",
 			status("the pod network 10.101.0.0/16 does not contain 10.102.7.0/24, the subnet of node n2"))
 		must(t, seenAsItself(first, second))
+		o.api.Delete("n2")
+		eventually(ctx, t, "it is followed when that node is gone", status("10.101.0.0/16 (configured)"))
+		o.api.Create("n2", nil, scattered(2)...)
 		o.configure(t, `{"Network":"10.96.0.0/11"}`)
 		eventually(ctx, t, "one that does not is followed", status("10.96.0.0/11 (configured)"))
 		eventually(ctx, t, "in the kernel", func() error {
@@ -119,7 +122,7 @@ func TestNetworksThatNobodyNames(t *testing.T) {
 			}
 			return nil
 		})
-		must(t, seenAsItself(first, second))
+		eventually(ctx, t, "the node that is back is let in", func() error { return seenAsItself(first, second) })
 		if seen, _, err := first.AskAddress(ctx, outside); err != nil || seen != nodeIPv4(first.Node()) {
 			t.Errorf("outside, the pod is seen as %v, %v", seen, err)
 		}
