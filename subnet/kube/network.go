@@ -24,12 +24,18 @@ import (
 // the cluster is made.
 const clusterLook = 30 * time.Minute
 
+// firstLooks is the first of the pauses, each twice the one before, after which a
+// cluster is asked again that has refused to say anything yet: an API server that
+// starts has not read its Roles.
+const firstLooks = time.Minute
+
 // A resolver says which networks there are where the file does not.
 type resolver struct {
 	mu    sync.Mutex
 	cidrs []netip.Prefix // podCIDRs of our Node as last seen
 	said  cluster        // what the cluster said last
 	due   time.Time      // when it is asked again; zero before the first time
+	again time.Duration  // until due, of late
 
 	text atomic.Pointer[string] // which networks there are, and who says so
 }
@@ -116,7 +122,10 @@ func (s *Store) askCluster(ctx context.Context, cfg subnet.Config) error {
 		kind, text := s.conn.Unreachable(err)
 		return notYet{kind, text}
 	}
-	r.due = time.Now().Add(wait.Jitter(clusterLook, 0.5))
+	if r.again = min(max(firstLooks, 2*r.again), clusterLook); !r.said.refused || len(r.said.networks) > 0 {
+		r.again = clusterLook
+	}
+	r.due = time.Now().Add(wait.Jitter(r.again, 0.5))
 	return nil
 }
 

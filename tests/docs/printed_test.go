@@ -47,7 +47,7 @@ func TestPrinted(t *testing.T) {
 // TestKinds checks that every kind of problem is explained.
 func TestKinds(t *testing.T) {
 	doc := text(t, "docs/not-ready.md")
-	kind := regexp.MustCompile(`subnet\.Problem\{Kind: "([A-Za-z]+)"|[a-z]\.problem\("([A-Za-z]+)"|return "([A-Z][A-Za-z]+)", fmt\.`)
+	kind := regexp.MustCompile(`subnet\.Problem\{\{?Kind: "([A-Za-z]+)"|[a-z]\.problem\("([A-Za-z]+)"|return "([A-Z][A-Za-z]+)", fmt\.`)
 	var all []string
 	sources(t, func(path string, src []byte) {
 		for _, m := range kind.FindAllStringSubmatch(string(src), -1) {

@@ -31,18 +31,20 @@ type options struct {
 	Up       bool   // leave it standing, test nothing
 	Network  string // weft, static or none
 	Manifest string // what weft's network comes from
-	Plugins  string // directory of the reference CNI plugins
-	Focus    []string
-	Listed   []string // names of all specs that are to run, if that is known
-	Skip     string
-	Suite    bool          // run Kubernetes' suite
-	Cases    string        // which of our own, a regular expression; empty: all
-	Long     bool          // also those that take minutes
-	Helm     bool          // also those that use Helm
-	Outage   time.Duration // how long the API server is away in one of them
-	DNS      bool
-	Keep     bool          // leave it standing after the tests
-	Limit    time.Duration // of the control process
+	// Documented says that Manifest is the one that the documents apply.
+	Documented bool
+	Plugins    string // directory of the reference CNI plugins
+	Focus      []string
+	Listed     []string // names of all specs that are to run, if that is known
+	Skip       string
+	Suite      bool          // run Kubernetes' suite
+	Cases      string        // which of our own, a regular expression; empty: all
+	Long       bool          // also those that take minutes
+	Helm       bool          // also those that use Helm
+	Outage     time.Duration // how long the API server is away in one of them
+	DNS        bool
+	Keep       bool          // leave it standing after the tests
+	Limit      time.Duration // of the control process
 }
 
 // launcher is the command line outside of a cluster.
@@ -271,6 +273,11 @@ func (l *launcher) resolve() error {
 		}
 		*p = abs
 	}
+	root, err := parts.Root()
+	if err != nil {
+		return err
+	}
+	l.Documented = l.Manifest == filepath.Join(root, "dist/manifests/weft.yaml")
 	if l.Network == "weft" {
 		if err := l.findWeft(); err != nil {
 			return err

@@ -22,6 +22,9 @@ type Case struct {
 	// Weft marks what only weft can pass: a network without an agent is not
 	// asked.
 	Weft bool
+	// Documented marks what applies the manifest that the documents name: not
+	// for a cluster that was given another one.
+	Documented bool
 	// Long marks those that are run only where they are asked for.
 	Long bool
 }

@@ -14,14 +14,20 @@ import (
 )
 
 // Documents are cases of what the documentation tells its readers to type, as far
-// as that is no case of its own: upgrades are in Faults, removal and Helm in
-// Removal.
+// as that is no case of its own: the rollout is in Faults, removal and Helm are in
+// Removal. On a cluster that has weft, manifests that are applied again change
+// nothing.
 func Documents() []Case {
 	return []Case{
-		{Name: "the commands of docs/install.md work", Weft: true, Run: func(ctx context.Context, c *cluster.Cluster) error {
-			return follow(ctx, c, c.Fabric(), "docs/install.md", "install", "kustomize-install", "look")
-		}},
+		{Name: "the commands of docs/install.md and docs/upgrade.md work", Weft: true, Documented: true, Run: documents},
 	}
+}
+
+func documents(ctx context.Context, c *cluster.Cluster) error {
+	if err := follow(ctx, c, c.Fabric(), "docs/install.md", "install", "kustomize-install", "look"); err != nil {
+		return err
+	}
+	return follow(ctx, c, c.Fabric(), "docs/upgrade.md", "upgrade")
 }
 
 // follow runs the commands of a document that have these marks, as its reader

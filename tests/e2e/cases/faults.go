@@ -27,7 +27,7 @@ const (
 // server is away.
 func Faults(outage time.Duration) []Case {
 	return []Case{
-		{Name: "an upgrade, a rollout of the agents and the way back lose nothing", Run: rollout, Weft: true},
+		{Name: "a rollout of the agents and the way back lose nothing", Run: rollout, Weft: true},
 		{Name: "kill -9 of every agent loses nothing", Run: killAgents, Weft: true},
 		{Name: "kubelet and containerd restarted: nothing lost", Run: restartKubelet},
 		{Name: "the ConfigMap is followed: a wrong one changes nothing, direct routes come and go, nothing lost", Run: followConfig, Weft: true},
@@ -60,7 +60,7 @@ func agents(ctx context.Context, c *cluster.Cluster) ([]cluster.Pod, error) {
 // twice.
 func rollout(ctx context.Context, c *cluster.Cluster) error {
 	return underTraffic(ctx, c, nil, func(ctx context.Context) error {
-		return follow(ctx, c, c.Fabric(), "docs/upgrade.md", "upgrade", "restart", "rollback")
+		return follow(ctx, c, c.Fabric(), "docs/upgrade.md", "restart", "rollback")
 	})
 }
 

@@ -35,6 +35,10 @@ find /etc/cni/net.d /opt/cni/bin /var/lib/weft /run/weft /var/lib/cni 2>/dev/nul
 	grep -vE '^(/opt/cni/bin/(bandwidth|bridge|host-local|loopback|portmap)|/var/lib/cni(/networks|/results(/.*)?)?)$' | sed 's/^/file /'
 `
 
+// traceKinds are the kinds of the manifest's objects, and those they make.
+const traceKinds = "daemonsets,pods,configmaps,serviceaccounts,roles,rolebindings,clusterroles,clusterrolebindings," +
+	"validatingadmissionpolicies,validatingadmissionpolicybindings"
+
 // Look returns what there is now.
 func Look(ctx context.Context, c *cluster.Cluster) (Trace, error) {
 	out := Trace{}
@@ -54,7 +58,26 @@ func Look(ctx context.Context, c *cluster.Cluster) (Trace, error) {
 		slices.Sort(lines)
 		out[n.Name()] = lines
 	}
+	objects, err := c.Kubectl(ctx, "get", traceKinds, "--all-namespaces", "-l", agentLabel, "-o", "name")
+	if err != nil {
+		return nil, err
+	}
+	conditions, err := c.Kubectl(ctx, "get", "nodes", "-o",
+		`jsonpath={range .items[*]}{.metadata.name}{range .status.conditions[?(@.type=="NetworkUnavailable")]} {.type}{end}{range .status.conditions[?(@.type=="OverlayDegraded")]} {.type}{end}{"\n"}{end}`)
+	if err != nil {
+		return nil, err
+	}
+	out["the API"] = slices.Concat(strings.Split(strings.TrimSpace(objects), "\n"), strings.Split(strings.TrimSpace(conditions), "\n"))
 	return out, nil
+}
+
+// without returns t without some lines.
+func (t Trace) without(some []string) Trace {
+	out := Trace{}
+	for node, lines := range t {
+		out[node] = slices.DeleteFunc(slices.Clone(lines), func(l string) bool { return slices.Contains(some, l) })
+	}
+	return out
 }
 
 // differences returns what is in one and not in the other.
@@ -153,6 +176,11 @@ func remove(ctx context.Context, c *cluster.Cluster, before Trace, agents string
 	if err := follow(ctx, c, c.Fabric(), "docs/uninstall.md", "uninstall-nodes", "uninstall-annotations", "uninstall-conditions"); err != nil {
 		return err
 	}
+	if after, err := Look(ctx, c); err != nil {
+		return err
+	} else if err := before.differences(after.without(documentedRest())); err != nil {
+		return err
+	}
 	for _, n := range c.Nodes() {
 		if err := follow(ctx, c, n.Place, "docs/uninstall.md", "uninstall-rest"); err != nil {
 			return err
@@ -165,6 +193,12 @@ func remove(ctx context.Context, c *cluster.Cluster, before Trace, agents string
 	return before.differences(after)
 }
 
+// documentedRest is what docs/uninstall.md says that weftd --cleanup leaves. The
+// directory of a hostPath is there as long as its pod.
+func documentedRest() []string {
+	return []string{"file /opt/cni/bin/weft", "file /var/lib/weft", "file /var/lib/weft/instance-id", "file /run/weft"}
+}
+
 // cleanFirst cleans the first node from its own shell and looks whether it has
 // been.
 func cleanFirst(ctx context.Context, c *cluster.Cluster) error {
@@ -173,10 +207,11 @@ func cleanFirst(ctx context.Context, c *cluster.Cluster) error {
 		return err
 	}
 	left, err := n.Run(ctx, "sh", "-c", `
+set -e
 ip -o link show type vxlan
-nft list tables | grep weft
-find /run/weft /etc/cni/net.d -type f 2>/dev/null
-true`)
+tables=$(nft list tables)
+case "$tables" in *weft*) echo "$tables";; esac
+for d in /run/weft /etc/cni/net.d; do [ ! -d $d ] || find $d ! -type d; done`)
 	if err == nil && strings.TrimSpace(left) != "" {
 		err = fmt.Errorf("%s after docs/uninstall.md, commands uninstall-node: is left: %s", n.Name(), left)
 	}

@@ -79,14 +79,25 @@ func datagram(src, dst netip.Addr, sport, dport uint16) []byte {
 	return b
 }
 
-// message is IPv6 with a hop limit of 255.
+// message is IPv6 with a hop limit of 255. The checksum of ICMPv6 is right
+// (RFC 8200, section 8.1): conntrack takes others for invalid, which kube-proxy
+// drops with iptables. body has an even length.
 func message(src, dst netip.Addr, proto byte, body []byte) []byte {
 	b := make([]byte, 40)
 	b[0], b[6], b[7] = 0x60, proto, 255
 	binary.BigEndian.PutUint16(b[4:], uint16(len(body)))
 	copy(b[8:], src.AsSlice())
 	copy(b[24:], dst.AsSlice())
-	return append(b, body...)
+	b = append(b, body...)
+	if proto == unix.IPPROTO_ICMPV6 {
+		sum := uint32(len(body)) + unix.IPPROTO_ICMPV6
+		for i := 8; i < len(b); i += 2 {
+			sum += uint32(binary.BigEndian.Uint16(b[i:]))
+		}
+		sum = sum&0xffff + sum>>16
+		binary.BigEndian.PutUint16(b[42:], ^uint16(sum&0xffff+sum>>16))
+	}
+	return b
 }
 
 // lies are eight kinds of them, from a device with address own to a pod at dst.
@@ -162,11 +173,14 @@ func spoof(ctx context.Context, c *cluster.Cluster) (err error) {
 		return err
 	}
 	for name, n := range open {
-		if n < few {
+		// Conntrack reads a packet behind a redirect's first 8 octets, where there is
+		// none, and takes it for invalid (nf_conntrack_icmpv6_error).
+		dropped := name == "redirect" && c.Config().Proxy == "iptables"
+		if n < few && !dropped {
 			err = errors.Join(err, fmt.Errorf("without the guard %d of %d frames of kind %s arrived: it proves nothing", n, few, name))
 		}
 	}
-	c.Progress("  %d kinds of lies, %d each: none arrived; without the guard all did", len(arrived), liesEach)
+	c.Progress("  %d kinds of lies, %d each: none arrived; without the guard those that kube-proxy lets pass did", len(arrived), liesEach)
 	return err
 }
 
