@@ -196,7 +196,7 @@ func remove(ctx context.Context, c *cluster.Cluster, before Trace, agents string
 // documentedRest is what docs/uninstall.md says that weftd --cleanup leaves. The
 // directory of a hostPath is there as long as its pod.
 func documentedRest() []string {
-	return []string{"file /opt/cni/bin/weft", "file /var/lib/weft", "file /var/lib/weft/instance-id", "file /run/weft"}
+	return []string{"file /opt/cni/bin/weft", "file /var/lib/weft", "file /var/lib/weft/instance-id", "file /var/lib/weft/node.json", "file /run/weft"}
 }
 
 // cleanFirst cleans the first node from its own shell and looks whether it has
