@@ -86,7 +86,8 @@ func (a *agent) nodeAddrs(ctx context.Context) ([]netip.Addr, error) {
 		return nil, nil
 	}
 	addrs, err := s.NodeAddresses(ctx)
-	if last := a.known.Load(); err != nil && last != nil {
+	// A Node that has been registered anew may have none for a moment.
+	if last := a.known.Load(); last != nil && len(addrs) == 0 {
 		return *last, nil
 	}
 	if err == nil {

@@ -25,7 +25,7 @@ import (
 const clusterLook = 30 * time.Minute
 
 // firstLooks is the first of the pauses, each twice the one before, after which a
-// cluster is asked again that has refused to say anything yet: an API server that
+// cluster is asked again that has refused to say something: an API server that
 // starts has not read its Roles.
 const firstLooks = time.Minute
 
@@ -122,7 +122,7 @@ func (s *Store) askCluster(ctx context.Context, cfg subnet.Config) error {
 		kind, text := s.conn.Unreachable(err)
 		return notYet{kind, text}
 	}
-	if r.again = min(max(firstLooks, 2*r.again), clusterLook); !r.said.refused || len(r.said.networks) > 0 {
+	if r.again = min(max(firstLooks, 2*r.again), clusterLook); !r.said.refused {
 		r.again = clusterLook
 	}
 	r.due = time.Now().Add(wait.Jitter(r.again, 0.5))

@@ -205,6 +205,40 @@ func TestConfigWithoutNetworks(t *testing.T) {
 	}
 }
 
+// A cluster that refuses at first is asked again soon, then ever more seldom; one
+// that has answered is asked seldom, whatever it says later.
+func TestRefusalsAreNotBelievedForLong(t *testing.T) {
+	conf := &configMap{TB: t, dir: t.TempDir()}
+	conf.write(`{}`)
+	f := &fakeAPI{node: cidrNode("10.244.1.0/24"), maps: map[string]map[string]string{}}
+	s := f.serve(t, conf.path())
+	ask := func(code int, least time.Duration) {
+		t.Helper()
+		f.edit(func() { f.codes["kubeadm-config"] = code })
+		s.resolver.mu.Lock()
+		s.resolver.due = time.Time{}
+		s.resolver.mu.Unlock()
+		start := time.Now()
+		if _, err := s.Config(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if pause := s.resolver.due.Sub(start); pause < least || pause > least*3/2+10*time.Second {
+			t.Errorf("after %d it is asked again in %s, want %s and up to half as much", code, pause, least)
+		}
+	}
+	for _, pause := range []time.Duration{time.Minute, 2 * time.Minute, 4 * time.Minute, 8 * time.Minute, 16 * time.Minute, clusterLook, clusterLook} {
+		ask(403, pause)
+	}
+	f.edit(func() {
+		f.maps["kubeadm-config"] = map[string]string{"ClusterConfiguration": "networking: {podSubnet: 10.244.0.0/16}"}
+	})
+	ask(0, clusterLook)
+	ask(403, clusterLook)
+	if cfg, err := s.Config(t.Context()); err != nil || text(cfg) != "10.244.0.0/16" {
+		t.Errorf("networks %s, %v", text(cfg), err)
+	}
+}
+
 // Who names the networks asks nobody.
 func TestConfigWithNetworksAsksNobody(t *testing.T) {
 	conf := &configMap{TB: t, dir: t.TempDir()}
