@@ -153,7 +153,8 @@ func TestAttachmentsOfDyingPods(t *testing.T) {
 		addPod(t, fmt.Sprintf("goes%d", i), fmt.Sprintf("10.42.1.%d/24", i+1)).close()
 	}
 	seen := 0
-	for deadline := time.Now().Add(30 * time.Second); ; {
+	// The kernel takes namespaces down one batch after another, everybody's.
+	for deadline := time.Now().Add(2 * time.Minute); ; {
 		all, err := Attachments(t.Context(), "cni0")
 		if err != nil {
 			t.Fatal(err)

@@ -31,6 +31,7 @@ func Faults(outage time.Duration) []Case {
 		{Name: "kill -9 of every agent loses nothing", Run: killAgents, Weft: true},
 		{Name: "kubelet and containerd restarted: nothing lost", Run: restartKubelet},
 		{Name: "the ConfigMap is followed: a wrong one changes nothing, direct routes come and go, nothing lost", Run: followConfig, Weft: true},
+		{Name: "a default route that leads elsewhere: the node stays where kubelet says, nothing lost", Run: strayRoute, Weft: true},
 		{Name: "annotations wiped: they are back, nothing lost", Run: wipeAnnotations, Weft: true},
 		{Name: "one node cannot have its device: it alone is tainted, and cleared after", Run: loseDevice, Weft: true},
 		{Name: "API server away: nothing lost, and a pod that is asked for meanwhile works after", Weft: true,
