@@ -30,21 +30,26 @@ func (r right) in(listed []right) bool {
 	})
 }
 
-// agentsRights are all that the manifests give an agent.
-func agentsRights() []right {
-	return []right{
+// agentsRights are all that the manifests give an agent. With flannel's names it
+// enforces no policies.
+func agentsRights(flannel bool) []right {
+	out := []right{
 		{verb: "get", resource: "nodes"}, {verb: "list", resource: "nodes"}, {verb: "watch", resource: "nodes"},
 		{verb: "patch", resource: "nodes/status"},
-		// What NetworkPolicies say, and of whom.
-		{verb: "get", resource: "pods"}, {verb: "list", resource: "pods"}, {verb: "watch", resource: "pods"},
-		{verb: "get", resource: "namespaces"}, {verb: "list", resource: "namespaces"}, {verb: "watch", resource: "namespaces"},
-		{verb: "get", group: "networking.k8s.io", resource: "networkpolicies"}, {verb: "list", group: "networking.k8s.io", resource: "networkpolicies"},
-		{verb: "watch", group: "networking.k8s.io", resource: "networkpolicies"},
 		{verb: "create", resource: "events", namespace: "default"}, {verb: "patch", resource: "events", namespace: "default"},
 		// Where the pod networks stand in clusters that kubeadm has made.
 		{verb: "get", resource: "configmaps", namespace: "kube-system", name: "kubeadm-config"},
 		{verb: "get", resource: "configmaps", namespace: "kube-system", name: "kube-proxy"},
 	}
+	if flannel {
+		return out
+	}
+	// What NetworkPolicies say, and of whom.
+	for _, verb := range []string{"get", "list", "watch"} {
+		out = append(out, right{verb: verb, resource: "pods"}, right{verb: verb, resource: "namespaces"},
+			right{verb: verb, group: "networking.k8s.io", resource: "networkpolicies"})
+	}
+	return out
 }
 
 // everyonesRights are what the server's own roles give to whoever is
@@ -152,7 +157,7 @@ func (k kind) request(r right) (path string, ok bool) {
 // across all. What is not listed must be refused by the authorizer, and what is
 // must not.
 func matrix(c *cluster) {
-	listed := append(agentsRights(), everyonesRights()...)
+	listed := append(agentsRights(c.flannel), everyonesRights()...)
 	asked, unmet := 0, slices.Clone(listed)
 	for _, k := range c.kinds() {
 		namespaces := []string{""}
@@ -207,7 +212,7 @@ func (c *cluster) tryRight(k kind, r right, allowed bool) (asked bool) {
 func rules(c *cluster) {
 	for _, ns := range []string{"default", "kube-system", "kube-public"} {
 		var want []string
-		for _, r := range append(agentsRights(), everyonesRights()...) {
+		for _, r := range append(agentsRights(c.flannel), everyonesRights()...) {
 			if r.namespace == "" || r.namespace == ns {
 				want = append(want, fmt.Sprintf("%s %s/%s [%s]", r.verb, r.group, r.resource, r.name))
 			}
