@@ -46,6 +46,11 @@ func strayRoute(ctx context.Context, c *cluster.Cluster) error {
 		}
 		err := stays(ctx, c, n, before)
 		_, e := n.Run(ctx, "sh", "-c", strayEnd)
+		if e == nil {
+			// Its connection to the API may have been from an address that is gone, which
+			// only pings find out, within 45 s.
+			e = stays(ctx, c, n, before)
+		}
 		return errors.Join(err, e)
 	})
 }
