@@ -104,6 +104,7 @@ type Enforcer struct {
 	wake     chan struct{}  // one slot
 	admits   chan admission // to Run
 	status   atomic.Pointer[Status]
+	cpu      func() time.Duration // cpuTime
 }
 
 // New returns an Enforcer. Nothing happens before Run.
@@ -114,7 +115,7 @@ func New(o Options) *Enforcer {
 		l.SetOutput(io.Discard)
 		o.Log = l
 	}
-	e := &Enforcer{o: o, wake: make(chan struct{}, 1), admits: make(chan admission)}
+	e := &Enforcer{o: o, wake: make(chan struct{}, 1), admits: make(chan admission), cpu: cpuTime}
 	e.status.Store(&Status{Reason: "starting"})
 	return e
 }
@@ -184,11 +185,11 @@ func (e *Enforcer) loop(ctx context.Context) error {
 			look = true
 		}
 		p.collect() // what has come together is one pass
-		start, had := time.Now(), cpuTime()
+		start, had := time.Now(), e.cpu()
 		p.make(ctx, look)
 		now := time.Now()
 		took := now.Sub(start)
-		pause := rest(took, cpuTime()-had)
+		pause := rest(took, e.cpu()-had)
 		p.rest = now.Add(pause)
 		if again := now.Add(max(e.o.Resync, pause)); look {
 			due = again

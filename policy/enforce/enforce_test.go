@@ -38,6 +38,8 @@ type bench struct {
 	failed error // what the kernel says
 	table  *policy.Table
 	passes int
+	takes  time.Duration // a pass, of the clock and of a CPU
+	worked time.Duration // what passes have had of the CPU
 
 	unbridged error // what Bridge says
 	unguarded error // what the guard says
@@ -57,6 +59,11 @@ func start(t *testing.T) *bench {
 		defer b.mu.Unlock()
 		return slices.Clone(b.ledger), nil
 	}})
+	b.cpu = func() time.Duration {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return b.worked
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- b.Run(ctx) }()
@@ -97,7 +104,12 @@ func (b *bench) Sync(ctx context.Context, t *policy.Table, s []netip.Prefix) (ru
 
 func (b *bench) Update(_ context.Context, t *policy.Table, _ []netip.Prefix) (rules.Report, error) {
 	b.mu.Lock()
+	takes := b.takes
+	b.mu.Unlock()
+	time.Sleep(takes)
+	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.worked += takes
 	if b.failed != nil {
 		return rules.Report{}, b.failed
 	}
@@ -124,6 +136,13 @@ func (b *bench) do(f func()) {
 	b.mu.Lock()
 	f()
 	b.mu.Unlock()
+}
+
+// count is how many passes have been made.
+func (b *bench) count() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.passes
 }
 
 func (b *bench) deliver(c policy.Cluster) {
@@ -303,20 +322,47 @@ func TestPodsOfAnOlderPlugin(t *testing.T) {
 	})
 }
 
-// A storm of changes costs few passes; a pod that starts does not wait for it.
+// A storm of changes costs few passes, at most a quarter of a core; a pod that
+// starts does not wait for it.
 func TestStorm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		const takes = 20 * time.Millisecond
 		b := start(t)
 		b.SetSubnets(node(), nil)
-		b.deliver(policy.Cluster{})
-		b.do(func() { b.ledger = []policy.Registered{registered4("", 3)} })
-		before := b.passes
-		for range 1000 {
+		b.deliver(policy.Cluster{Policies: []*policy.Policy{denyAll()}, Pods: []*policy.Pod{apiPod("web", addr(2))}})
+		b.do(func() {
+			b.ledger, b.api, b.takes = []policy.Registered{registered4("web", 2)}, []*policy.Pod{apiPod("web")}, takes
+		})
+
+		before := b.count()
+		for range 1000 { // within one pass: the clock stands still
 			b.Poke()
 		}
 		b.sleep(time.Second)
-		if n := b.passes - before; n < 1 || n > 3 {
+		if n := b.count() - before; n < 1 || n > 2 {
 			t.Errorf("%d passes for 1000 pokes at once", n)
+		}
+
+		before = b.count()
+		for range 1000 {
+			b.Poke()
+			b.sleep(time.Millisecond)
+		}
+		every := takes + rest(takes, takes)
+		if n, most := b.count()-before, int(time.Second/every)+1; n < most-2 || n > most {
+			t.Errorf("%d passes for 1000 pokes in a second, want %d", n, most)
+		}
+
+		b.sleep(time.Second)
+		b.Poke()
+		b.sleep(takes + time.Millisecond) // a pass is made and the rest begins
+		b.Poke()
+		asked := time.Now()
+		if err := b.admit("sandbox-web"); err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(asked); took > 2*takes {
+			t.Errorf("a pod waited %s for a pass that takes %s", took, takes)
 		}
 		b.stop()
 	})
