@@ -5,7 +5,9 @@ package rules
 import (
 	"fmt"
 	"net/netip"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -121,29 +123,45 @@ func TestCostOfChanges(t *testing.T) {
 func TestMonitorOfNft(t *testing.T) {
 	h := nshost.New(t)
 	p := NewProgrammer(dial(t, h), params())
-	var out strings.Builder
-	var cmd *exec.Cmd
-	h.Do(func() error {
-		cmd = exec.Command("nft", "monitor")
-		cmd.Stdout, cmd.Stderr = &out, &out
-		return cmd.Start()
-	})
+	said, err := os.Create(filepath.Join(t.TempDir(), "nft"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer said.Close()
+	cmd := exec.CommandContext(t.Context(), "nft", "monitor")
+	cmd.Stdout, cmd.Stderr = said, said
+	h.Do(cmd.Start)
 	done := make(chan error, 1)
 	go func() { done <- cmd.Wait() }()
-	time.Sleep(200 * time.Millisecond) // for it to listen
-	for _, table := range []*policy.Table{sample(), {}, sample()} {
-		if _, err := p.Update(t.Context(), table, subnets()); err != nil {
+	read := func() string {
+		text, err := os.ReadFile(said.Name())
+		if err != nil {
 			t.Fatal(err)
 		}
+		return string(text)
 	}
-	select {
-	case err := <-done:
-		t.Fatalf("nft monitor ended: %v\n%s", err, out.String())
-	case <-time.After(300 * time.Millisecond):
+	const rule = "add rule inet weft_policy pod_forward"
+	deadline := time.Now().Add(30 * time.Second) // when it begins to listen is its own affair
+	for heard := 0; heard < 3; {
+		for _, table := range []*policy.Table{sample(), {}} {
+			if _, err := p.Update(t.Context(), table, subnets()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		select {
+		case err := <-done:
+			t.Fatalf("nft monitor ended: %v\n%s", err, read())
+		case <-time.After(100 * time.Millisecond):
+		}
+		if strings.Contains(read(), rule) {
+			heard++
+		} else if time.Now().After(deadline) {
+			t.Fatalf("nft monitor has told of no table; it says\n%.3000s", read())
+		}
 	}
 	_ = cmd.Process.Kill()
 	<-done
-	if !strings.Contains(out.String(), "add rule inet weft_policy pod_forward") || strings.Contains(out.String(), "rror") {
-		t.Errorf("nft monitor says\n%.3000s", out.String())
+	if strings.Contains(read(), "rror") {
+		t.Errorf("nft monitor says\n%.3000s", read())
 	}
 }
