@@ -18,9 +18,10 @@ import (
 	"weft.dev/weft/subnet"
 )
 
-// wipeGrace is how long a Node whose annotations were wiped keeps its lease.
-// Its agent sees it at once and publishes them again, unless the API is slow
-// or the agent restarts; peers must not lose it over that.
+// wipeGrace is how long a Node whose annotations were wiped keeps its lease,
+// also where flannel's old ones are still there and would be read next. Its
+// agent sees it at once and publishes them again, unless the API is slow or the
+// agent restarts; peers must not lose it over that.
 const wipeGrace = time.Minute
 
 // mostNamed bounds how many Nodes a Problem of several names.
@@ -50,12 +51,13 @@ type mirror struct {
 type peer struct {
 	uid    types.UID
 	digest uint64            // of what matters of its annotations
-	ann    map[string]string // that, while podCIDRs may be needed to read it
-	oneWay bool              // its lease is in a dialect that we do not publish in
+	ann    map[string]string // that, while it may have to be read again
+	own    bool              // its lease is in the dialect that we publish in
+	oneWay bool              // its lease is in another
 	cidrs  []netip.Prefix    // as read from the Node with this UID; nil before
 	asking bool              // cidrs are to be read
 	err    error             // why the annotations do not parse
-	wiped  time.Time         // since when it has no annotations; zero while it has
+	wiped  time.Time         // since when the annotations of its lease are gone; zero while they are there
 }
 
 func newMirror(ds dialects, now func() time.Time) *mirror {
@@ -152,7 +154,7 @@ func (m *mirror) put(n *metav1.PartialObjectMetadata) {
 	}
 	if p.uid != n.UID {
 		// The lease of the Node's predecessor stays until this one's is read.
-		p.uid, p.cidrs, p.asking = n.UID, nil, false
+		p.uid, p.cidrs, p.own = n.UID, nil, false
 	}
 	p.digest = digest
 	m.read(n.Name, p, m.ds.pick(n.Annotations))
@@ -161,32 +163,34 @@ func (m *mirror) put(n *metav1.PartialObjectMetadata) {
 // read makes a lease of a Node's annotations.
 func (m *mirror) read(name string, p *peer, ann map[string]string) {
 	d, managed := m.ds.of(ann)
-	p.ann = nil
-	if managed {
-		p.wiped = time.Time{}
-	}
-	switch {
-	case !managed:
+	oneWay := d.prefix != m.ds[0].prefix
+	p.ann, p.asking = nil, false
+	if !managed || p.own && oneWay {
+		p.ann = ann
 		if p.wiped.IsZero() {
 			p.wiped = m.now()
 			poke(m.poke) // there is a moment at which to look again
 		}
 		return
-	case !d.whole && p.cidrs == nil:
-		p.ann, p.asking = ann, true
-		poke(m.ask)
-		return
-	case !d.whole:
+	}
+	p.wiped = time.Time{}
+	if !d.whole {
 		p.ann = ann
 	}
-	oneWay := d.prefix != m.ds[0].prefix
+	if !d.whole && p.cidrs == nil {
+		p.asking = true
+		poke(m.ask)
+		return
+	}
 	m.changed = m.changed || oneWay != p.oneWay
 	p.oneWay = oneWay
 	l, err := d.decode(name, p.cidrs, ann)
 	m.changed = m.changed || fmt.Sprint(err) != fmt.Sprint(p.err)
-	if p.err = err; err == nil && m.roll.Put(name, l) {
-		m.changed = true
+	if p.err = err; err != nil {
+		return
 	}
+	p.own = !oneWay
+	m.changed = m.roll.Put(name, l) || m.changed
 }
 
 func (m *mirror) remove(name string) {
@@ -276,7 +280,7 @@ func (m *mirror) untried() bool {
 }
 
 // forgetWiped drops the leases whose annotations have been gone for wipeGrace,
-// and returns when the next one will be (0 for none).
+// or reads those that are left, and returns when the next one will be (0 for none).
 func (m *mirror) forgetWiped() (next time.Duration) {
 	now := m.now()
 	for name, p := range m.peers {
@@ -284,13 +288,18 @@ func (m *mirror) forgetWiped() (next time.Duration) {
 			continue
 		}
 		left := wipeGrace - now.Sub(p.wiped)
-		if left <= 0 {
-			m.remove(name)
+		if left > 0 {
+			if next == 0 || left < next {
+				next = left
+			}
 			continue
 		}
-		if next == 0 || left < next {
-			next = left
+		if _, managed := m.ds.of(p.ann); managed {
+			p.own = false
+			m.read(name, p, p.ann)
+			continue
 		}
+		m.remove(name)
 	}
 	return next
 }

@@ -320,6 +320,71 @@ func TestTwoDialectsOnOneNode(t *testing.T) {
 	}
 }
 
+// A Node gets weft's annotations beside flannel's while its podCIDR is being
+// read: what comes of that is of no use, and takes nothing away a minute later.
+func TestAnnotatedWhileItIsRead(t *testing.T) {
+	for name, failed := range map[string]error{"read": nil, "unread": errors.New("timed out")} {
+		t.Run(name, func(t *testing.T) {
+			m, c := testMirror(t, Options{})
+			n := flannelNode(t, leaseOf(2))
+			must(t, m.Replace(list(n), "1"))
+			none(t, m, "a Node that is to be read")
+			maps.Copy(n.Annotations, weftNode(t, leaseOf(2)).Annotations)
+			must(t, m.Update(n))
+			want(t, next(t, m), []subnet.Lease{leaseOf(2)})
+			if !m.learn("n2", n.UID, []netip.Prefix{leaseOf(2).Paths[0].Subnet}, failed) {
+				t.Error("it is asked for again")
+			}
+			c.add(2 * wipeGrace)
+			none(t, m, "what was read too late")
+		})
+	}
+}
+
+// The same grace where flannel's old annotations are left on the Node, whose
+// device nobody has any more; flannel's agent, if it is really back, is heard
+// after it.
+func TestWipedBesideFlannels(t *testing.T) {
+	m, c := testMirror(t, Options{})
+	old := leaseOf(2)
+	old.Instance, old.Paths[0].MAC = "", subnet.MAC{2, 9, 9, 9, 9, 9}
+	both := func() *metav1.PartialObjectMetadata {
+		n := flannelNode(t, old)
+		maps.Copy(n.Annotations, weftNode(t, leaseOf(2)).Annotations)
+		return n
+	}
+	must(t, m.Replace(list(both()), "1"))
+	want(t, next(t, m), []subnet.Lease{leaseOf(2)})
+	must(t, m.Update(flannelNode(t, old)))
+	learned(t, m)
+	none(t, m, "a wipe")
+	c.add(wipeGrace - time.Second)
+	if _, again, ok := m.snapshot(); ok || again != time.Second {
+		t.Errorf("looked at again in %s, want 1s", again)
+	}
+	must(t, m.Update(both()))
+	c.add(2 * time.Second)
+	none(t, m, "a wipe that is mended")
+
+	must(t, m.Update(flannelNode(t, old)))
+	none(t, m, "a wipe")
+	c.add(wipeGrace)
+	none(t, m, "a Node that is to be read")
+	learned(t, m, "n2")
+	want(t, next(t, m), []subnet.Lease{old}, "flannel")
+	must(t, m.Update(both()))
+	want(t, next(t, m), []subnet.Lease{leaseOf(2)})
+
+	again := flannelNode(t, old) // a Node of the same name, which weft has never had
+	again.UID = "another"
+	must(t, m.Update(again))
+	none(t, m, "a Node that is to be read")
+	if !m.learn("n2", "another", []netip.Prefix{old.Paths[0].Subnet}, nil) {
+		t.Error("not settled")
+	}
+	want(t, next(t, m), []subnet.Lease{old}, "flannel")
+}
+
 // Peers that only flannel has annotated are one Problem, however many, which
 // ends when weft's agents annotate them too or they are gone.
 func TestOneWayPeers(t *testing.T) {
