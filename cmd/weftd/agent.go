@@ -140,6 +140,9 @@ func (a *agent) keep(ctx context.Context, cfg subnet.Config, instance string, un
 		poke(leased)
 	}
 	n := &node{a: a, instance: instance, set: set, retry: fenceRetry, settle: fenceSettle, pods: havePods}
+	if policies.source != nil {
+		n.conns = append(n.conns, policies.source)
+	}
 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

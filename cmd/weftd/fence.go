@@ -147,12 +147,19 @@ func (n *node) fence(err error) {
 	n.a.held.Store(&subnet.Problem{Kind: "LeaseLost", Object: n.a.o.NodeName, Detail: detail})
 }
 
-// leases are those that the store last delivered.
+// leases are those that the store last delivered. What stands on our own Node
+// is nobody else's: two agents there write over each other's annotations, and an
+// operator's overwrite of the address is in force before it is granted.
 func (n *node) leases() []subnet.Lease {
-	if s := n.a.snapshot.Load(); s != nil {
-		return s.Leases.Slice()
+	s := n.a.snapshot.Load()
+	if s == nil {
+		return nil
 	}
-	return nil
+	list := s.Leases.Slice()
+	if n.a.o.Store == storeKube {
+		list = slices.DeleteFunc(list, func(l subnet.Lease) bool { return l.Node == n.a.o.NodeName })
+	}
+	return list
 }
 
 // twin reports whether another machine, or another agent on this one, has our
@@ -209,7 +216,7 @@ func (a *agent) fenceText(had, rival subnet.Lease) string {
 		who = "node " + rival.Node
 	}
 	id := filepath.Join(a.o.StateDir, "instance-id")
-	switch {
+	switch { // the first two are etcd's: Nodes have names that differ
 	case isTwin(rival, had):
 		return fmt.Sprintf("another machine, at %s, runs with this node's name %s and its instance id, so its state directory is a copy: remove %s there, give it another --node-name and restart its weftd (if that machine is gone: %s)",
 			at, had.Node, id, a.evict(rival))
@@ -234,13 +241,9 @@ func prefixText(l subnet.Lease) string {
 	return strings.Join(out, " and ")
 }
 
-// evict is what takes l out of the store: a command, or, where two agents
-// write on one Node, nothing but the other one's silence.
+// evict is the command that takes l out of the store.
 func (a *agent) evict(l subnet.Lease) string {
-	switch {
-	case a.o.Store == storeKube && l.Node == a.o.NodeName:
-		return "this one writes its annotations again by itself"
-	case a.o.Store == storeKube:
+	if a.o.Store == storeKube {
 		return "kubectl delete node " + l.Node
 	}
 	var subnets []netip.Prefix

@@ -27,6 +27,7 @@ type node struct {
 	lease     subnet.Lease
 	goneSince map[subnet.Family]time.Time
 	tenure    tenure
+	conns     []connected // beside the store's
 
 	retry, settle time.Duration                  // fenceRetry and fenceSettle, but in tests
 	pods          func(ctx context.Context) bool // havePods, but in tests
@@ -92,14 +93,26 @@ func (n *node) holdUntilOther(outer context.Context, want subnet.Lease, changed 
 		other()
 		_ = g.Wait() // only says that it was ended
 		if !sameAddresses(next, want) {
-			// What was sent from the old address is not answered any more.
-			if err := n.a.store.Reconnect(outer); err != nil {
-				n.a.log.WithField("err", err).Debug("the connection from the old address")
-			}
+			n.reconnect(outer)
 		}
 		return nil
 	}
 	return g.Wait()
+}
+
+// connected is what has connections, and drops them.
+type connected interface {
+	Reconnect(ctx context.Context) error
+}
+
+// reconnect drops the connections from an address that this node has no more:
+// what was sent from there is not answered.
+func (n *node) reconnect(ctx context.Context) {
+	for _, c := range append([]connected{n.a.store}, n.conns...) {
+		if err := c.Reconnect(ctx); err != nil {
+			n.a.log.WithField("err", err).Debug("the connection from the old address")
+		}
+	}
 }
 
 // look finds this node's addresses again and tells when they have changed.

@@ -165,6 +165,32 @@ func TestExpiredResourceVersion(t *testing.T) {
 	})
 }
 
+// Connections that are dropped, for this node has another address now, are made
+// anew, and nothing is missed.
+func TestReconnect(t *testing.T) {
+	both(t, func(f *fixture) {
+		f.api.Put(pod("a", app("a")))
+		w := f.watch()
+		w.shows("ns/a@n1=[]{app=a}")
+		made := func() (n int) {
+			for range f.conns.Range {
+				n++
+			}
+			return n
+		}
+		for _, name := range []string{"b", "c"} {
+			before := made()
+			if err := f.s.Reconnect(f.Context()); err != nil {
+				f.Fatal(err)
+			}
+			f.api.Put(pod(name, nil))
+			eventually(f, "a pod that came meanwhile", func() bool { last := w.last().Cluster.Pods; return last[len(last)-1].Name == name })
+			eventually(f, "another connection", func() bool { return made() > before })
+		}
+		eventually(f, "no Reason", func() bool { return f.s.Reason() == "" })
+	})
+}
+
 // The API is away for a while, and has restarted and forgotten meanwhile: what
 // is known stands, once it is said, and what was missed comes.
 func TestOutage(t *testing.T) {
