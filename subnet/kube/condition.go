@@ -20,8 +20,12 @@ const (
 	// is said to have no network: that taints it (DESIGN 3.14).
 	downFor = 30 * time.Second
 	// badFor is how long a problem must have been there before the Node is
-	// called degraded: most are over before anybody could look.
-	badFor = 10 * time.Second
+	// called degraded, most are over before anybody could look, and fineFor how
+	// long there must have been none after that. Each agent takes up to twice as
+	// long, always the same: what is wrong with one Node is a problem on all of
+	// them at once, and what they write of it goes to all of them again.
+	badFor  = 10 * time.Second
+	fineFor = 30 * time.Second
 	// maxMessage bounds a condition's message, bytes; it is on the Node.
 	maxMessage = 300
 )
@@ -57,8 +61,11 @@ type Health struct {
 // edges turns a level into conditions that change seldom. The zero value has
 // seen nothing.
 type edges struct {
+	spread    float64   // how much longer than badFor and fineFor, 0 to 1 times them
 	downSince time.Time // zero while it is not down
 	badSince  time.Time // zero while nothing is wrong
+	fineSince time.Time // zero while something is
+	degraded  bool
 }
 
 // judge returns the conditions that h asks for at now, and when it should be
@@ -73,17 +80,27 @@ func (e *edges) judge(now time.Time, h Health) (want []corev1.NodeCondition, aga
 	case h.DataPlane == Up:
 		want = append(want, condition(corev1.NodeNetworkUnavailable, false, reasonUp, "this node's data plane is in place"))
 	}
-	bad, left := since(&e.badSince, now, h.Degraded != "", badFor)
+	bad, soonBad := since(&e.badSince, now, h.Degraded != "", e.spreadOut(badFor))
+	fine, soonFine := since(&e.fineSince, now, h.Degraded == "", e.spreadOut(fineFor))
+	left = soonBad
+	switch {
+	case bad:
+		e.degraded = true
+		want = append(want, condition(OverlayDegraded, true, reasonProblems, h.Degraded))
+	case h.Degraded == "" && e.degraded && !fine:
+		left = soonFine
+	case h.Degraded == "" && h.DataPlane != Unknown:
+		e.degraded = false
+		want = append(want, condition(OverlayDegraded, false, reasonFine, "nothing is wrong that weft knows of"))
+	}
 	if left > 0 && (again == 0 || left < again) {
 		again = left
 	}
-	switch {
-	case bad:
-		want = append(want, condition(OverlayDegraded, true, reasonProblems, h.Degraded))
-	case h.Degraded == "" && h.DataPlane != Unknown:
-		want = append(want, condition(OverlayDegraded, false, reasonFine, "nothing is wrong that weft knows of"))
-	}
 	return want, again
+}
+
+func (e *edges) spreadOut(d time.Duration) time.Duration {
+	return d + time.Duration(e.spread*float64(d))
 }
 
 // since reports whether is has been so for long enough, and else how much is

@@ -36,7 +36,8 @@ func TestConditionEdges(t *testing.T) {
 		{time.Hour, Health{}, "", 0},                         // waits for a podCIDR: it taints nothing by that
 		{0, Health{Degraded: "waits"}, "", 10 * time.Second}, // but says so
 		{10 * time.Second, Health{Degraded: "waits"}, "OverlayDegraded=True", 0},
-		{0, Health{DataPlane: Up}, "NetworkUnavailable=False OverlayDegraded=False", 0},
+		{0, Health{DataPlane: Up}, "NetworkUnavailable=False", 30 * time.Second},
+		{30 * time.Second, Health{DataPlane: Up}, "NetworkUnavailable=False OverlayDegraded=False", 0},
 		{0, Health{DataPlane: Down, Why: "no device"}, "OverlayDegraded=False", 30 * time.Second},
 		{29 * time.Second, Health{DataPlane: Down, Why: "no device"}, "OverlayDegraded=False", time.Second},
 		{0, Health{DataPlane: Up}, "NetworkUnavailable=False OverlayDegraded=False", 0}, // it was there again
@@ -45,12 +46,53 @@ func TestConditionEdges(t *testing.T) {
 		{time.Hour, Health{DataPlane: Down, Why: "no device", Degraded: "MTU"}, "NetworkUnavailable=True", 10 * time.Second},
 		{9 * time.Second, Health{DataPlane: Up, Degraded: "MTU"}, "NetworkUnavailable=False", time.Second},
 		{time.Second, Health{DataPlane: Up, Degraded: "peers"}, "NetworkUnavailable=False OverlayDegraded=True", 0},
+		{11 * time.Second, Health{DataPlane: Up}, "NetworkUnavailable=False", 30 * time.Second},
+		{29 * time.Second, Health{DataPlane: Up}, "NetworkUnavailable=False", time.Second},
+		{0, Health{DataPlane: Up, Degraded: "peers"}, "NetworkUnavailable=False", 10 * time.Second}, // what comes and goes is not over
+		{5 * time.Second, Health{DataPlane: Up}, "NetworkUnavailable=False", 30 * time.Second},
+		{30 * time.Second, Health{}, "", 0}, // nobody knows yet
 		{0, Health{DataPlane: Up}, "NetworkUnavailable=False OverlayDegraded=False", 0},
+		{0, Health{DataPlane: Up, Degraded: "peers"}, "NetworkUnavailable=False", 10 * time.Second},
+		{5 * time.Second, Health{DataPlane: Up}, "NetworkUnavailable=False OverlayDegraded=False", 0}, // was never called so
 	} {
 		c.add(s.after)
 		got, again := e.judge(c.now, s.h)
 		if say(got) != s.want || again != s.again {
 			t.Errorf("step %d: %s, again in %s; want %s, %s", i, say(got), again, s.want, s.again)
+		}
+	}
+}
+
+// What all agents see at the same moment they do not write at the same moment,
+// nor when it flaps: 11 s of junk and 1 s without is one change each.
+func TestConditionsOfManyNodes(t *testing.T) {
+	const flap, nodes = 12 * time.Second, 100
+	moments, writes := map[time.Duration]int{}, 0
+	for i := range nodes {
+		e, c, was := edges{spread: float64(i) / nodes}, newClock(), ""
+		for at := time.Duration(0); at < 20*flap; at += time.Second {
+			h := Health{DataPlane: Up}
+			if at%flap != 0 {
+				h.Degraded = "JunkLease n9"
+			}
+			got, _ := e.judge(c.now, h)
+			for _, cond := range got {
+				if cond.Type == OverlayDegraded && string(cond.Status) != was {
+					was = string(cond.Status)
+					writes++
+					moments[at]++
+				}
+			}
+			c.add(time.Second)
+		}
+	}
+	if writes > 2*nodes {
+		t.Errorf("%d writes by %d agents", writes, nodes)
+	}
+	delete(moments, 0) // that nothing is wrong, at the start
+	for at, n := range moments {
+		if n > nodes/5 {
+			t.Errorf("%d of %d agents write after %s", n, nodes, at)
 		}
 	}
 }

@@ -4,6 +4,7 @@ package kube
 
 import (
 	"context"
+	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -27,7 +28,7 @@ func (s *Store) Report(ctx context.Context, changed <-chan struct{}, look func()
 	ctx, done := s.life.Scope(ctx)
 	defer done()
 	var (
-		e       edges
+		e       = edges{spread: rand.Float64()}
 		p       pace
 		patched []corev1.NodeCondition // what the watch may not have brought yet
 		known   *corev1.Node           // of which patched is true
