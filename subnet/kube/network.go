@@ -57,7 +57,7 @@ func (s *Store) Networks() string {
 // resolve completes cfg, as the file has it: of the families whose network is
 // not given, those that our Node has podCIDRs of are there, with the network
 // that the cluster's own configuration names, or else open. The error is notYet
-// while our Node or the API has to be waited for.
+// while our Node or the API has to be waited for, and else what is wrong with cfg.
 func (s *Store) resolve(ctx context.Context, cfg subnet.Config) (subnet.Config, error) {
 	r := &s.resolver
 	r.mu.Lock()
@@ -72,7 +72,7 @@ func (s *Store) resolve(ctx context.Context, cfg subnet.Config) (subnet.Config, 
 	}
 	cfg, text := resolved(cfg, r.cidrs, r.said)
 	if len(cfg.Networks) == 0 {
-		return cfg, notYet{"PodCIDRMissing", fmt.Sprintf("Node %s has podCIDRs %v, all of families that %s switches off", s.o.Node, r.cidrs, s.o.NetConf)}
+		return cfg, fmt.Errorf("network configuration %s: it switches off all families that Node %s has podCIDRs of: %v", s.o.NetConf, s.o.Node, r.cidrs)
 	}
 	if text != s.Networks() {
 		r.text.Store(&text)

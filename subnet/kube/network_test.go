@@ -293,6 +293,8 @@ func TestNetworksAreFollowed(t *testing.T) {
 	next("10.0.0.0/8")
 	conf.write(`{"Network":"10.0.0.0/99"}`)
 	next("wrong")
+	conf.write(`{"EnableIPv4":false}`) // and there is no other
+	next("wrong")
 	conf.write(`{}`)
 	next("10.244.0.0/16")
 	f.edit(func() { f.maps = kubeadm("10.240.0.0/12") })
