@@ -181,6 +181,10 @@ func (e *Enforcer) loop(ctx context.Context) error {
 				continue
 			}
 		case <-rested.C:
+			if wait := time.Until(p.rest); wait > 0 { // there was a pass meanwhile, for a pod
+				rested.Reset(wait)
+				continue
+			}
 		case <-audit.C:
 			look = true
 		}
