@@ -129,10 +129,10 @@ func TestPrivileges(t *testing.T) {
 		for _, r := range role.Rules {
 			reads := slices.Equal(r.Resources, []string{"nodes"}) && slices.Equal(r.Verbs, []string{"get", "list", "watch"})
 			patches := slices.Equal(r.Resources, []string{"nodes/status"}) && slices.Equal(r.Verbs, []string{"patch"})
-			policies := slices.Equal(r.APIGroups, []string{""}) && slices.Equal(r.Resources, []string{"pods", "namespaces"}) ||
-				slices.Equal(r.APIGroups, []string{"networking.k8s.io"}) && slices.Equal(r.Resources, []string{"networkpolicies"})
-			policies = policies && slices.Equal(r.Verbs, []string{"get", "list", "watch"})
-			if !reads && !patches && !policies {
+			policies := reflect.DeepEqual(r, rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"namespaces"}, Verbs: []string{"list", "watch"}}) ||
+				reflect.DeepEqual(r, rbacv1.PolicyRule{APIGroups: []string{"networking.k8s.io"}, Resources: []string{"networkpolicies"}, Verbs: []string{"list", "watch"}})
+			starting := reflect.DeepEqual(r, rbacv1.PolicyRule{APIGroups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"get", "list", "watch"}})
+			if !reads && !patches && !policies && !starting {
 				t.Errorf("%s: the agents' role has %+v", v.file, r)
 			}
 		}
@@ -204,12 +204,17 @@ func TestNetConf(t *testing.T) {
 
 func TestWrongValues(t *testing.T) {
 	for want, values := range map[string]map[string]any{
-		"ipv5":              {"network": map[string]any{"ipv5": "x"}},
-		"/network/ipv":      {"network": map[string]any{"ipv4": "10.244.0.0"}},
-		"both switched off": {"network": map[string]any{"ipv4": "none", "ipv6": "none"}},
-		"are both switched": {"flannelCompat": true, "network": map[string]any{"ipv4": "none"}},
-		"logLevel":          {"agent": map[string]any{"logLevel": "loud"}},
-		"VNI":               {"network": map[string]any{"backend": map[string]any{"VNI": 1 << 24}}},
+		"ipv5":                            {"network": map[string]any{"ipv5": "x"}},
+		"/network/ipv":                    {"network": map[string]any{"ipv4": "10.244.0.0"}},
+		"both switched off":               {"network": map[string]any{"ipv4": "none", "ipv6": "none"}},
+		"are both switched":               {"flannelCompat": true, "network": map[string]any{"ipv4": "none"}},
+		"logLevel":                        {"agent": map[string]any{"logLevel": "loud"}},
+		"VNI":                             {"network": map[string]any{"backend": map[string]any{"VNI": 1 << 24}}},
+		"/network/backend/MTU":            {"network": map[string]any{"backend": map[string]any{"MTU": 575}}},
+		"'0%' does not match":             {"maxUnavailable": "0%"},
+		"'101%' does not match":           {"maxUnavailable": "101%"},
+		"/networkPolicy/allowAddresses/0": {"networkPolicy": map[string]any{"allowAddresses": []any{"10.9.0.1"}}},
+		"app.kubernetes.io/name":          {"podLabels": map[string]any{"app.kubernetes.io/name": "x"}},
 	} {
 		if _, err := render(chartDir, values); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v: %v, want an error with %q", values, err, want)

@@ -127,7 +127,7 @@ func flagName(word string) string {
 // foreignFlags are those of other programs that stand alone in the prose.
 func foreignFlags() []string {
 	return []string{
-		"flannel-backend", "disable-network-policy", "cluster-cidr", "pod-network-cidr", "allocate-node-cidrs", "node-ip", // k3s, kubeadm, controller manager
+		"flannel-backend", "disable-network-policy", "cluster-cidr", "pod-network-cidr", "allocate-node-cidrs", "node-ip", "node-labels", // k3s, kubeadm, controller manager, kubelet
 		"family", "proxy", "network", "focus", "suite", "cases", "long", "helm", // weft-e2e
 		"nodes", "etcd", "keep", // weft-lab
 		"from", "to", // weftd install-cni

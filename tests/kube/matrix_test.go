@@ -45,7 +45,8 @@ func agentsRights(flannel bool) []right {
 		return out
 	}
 	// What NetworkPolicies say, and of whom.
-	for _, verb := range []string{"get", "list", "watch"} {
+	out = append(out, right{verb: "get", resource: "pods"}) // one that starts
+	for _, verb := range []string{"list", "watch"} {
 		out = append(out, right{verb: verb, resource: "pods"}, right{verb: verb, resource: "namespaces"},
 			right{verb: verb, group: "networking.k8s.io", resource: "networkpolicies"})
 	}
