@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -88,7 +89,7 @@ func converge(t testing.TB, k *Kernel, s scenario) {
 type stream struct {
 	t            testing.TB
 	conn, echo   *net.UDPConn
-	sent         uint64
+	sent         atomic.Uint64
 	back         chan map[uint64]bool
 	stop, halted chan struct{}
 }
@@ -159,8 +160,8 @@ func (s *stream) send() {
 			return
 		case <-tick.C:
 		}
-		_, _ = s.conn.Write(binary.BigEndian.AppendUint64(nil, s.sent)) // a failure is a packet lost
-		s.sent++
+		_, _ = s.conn.Write(binary.BigEndian.AppendUint64(nil, s.sent.Load())) // a failure is a packet lost
+		s.sent.Add(1)
 	}
 }
 
@@ -170,11 +171,12 @@ func (s *stream) end() (sent, lost int) {
 	s.t.Helper()
 	close(s.stop)
 	<-s.halted
-	if err := s.conn.SetReadDeadline(time.Now().Add(500 * time.Millisecond)); err != nil {
+	if err := s.conn.SetReadDeadline(time.Now().Add(2 * time.Second)); err != nil {
 		s.t.Fatal(err)
 	}
 	back := <-s.back
-	return int(s.sent), int(s.sent) - len(back)
+	n := int(s.sent.Load())
+	return n, n - len(back)
 }
 
 // TestSwitchLosesNothing: a peer's route moves from VXLAN to the underlay and
@@ -285,9 +287,15 @@ func TestFlannelsDirectRoutes(t *testing.T) {
 	for _, f := range subnet.Families() {
 		streams = append(streams, startStream(t, other, f))
 	}
-	time.Sleep(50 * time.Millisecond) // some packets before, and some after
+	more := func() { // some packets before, and some after
+		for _, s := range streams {
+			from := s.sent.Load()
+			eventually(t, "packets to be sent", func() bool { return s.sent.Load() >= from+50 })
+		}
+	}
+	more()
 	converge(t, one, node(1, 2, true))
-	time.Sleep(50 * time.Millisecond)
+	more()
 	for i, f := range subnet.Families() {
 		if sent, lost := streams[i].end(); lost != 0 || sent < 100 {
 			t.Errorf("%v: %d of %d packets lost", f, lost, sent)

@@ -62,13 +62,14 @@ func TestMTUOfRunningPods(t *testing.T) {
 	converge(t, one, low(1, 2))
 	converge(t, two, low(2, 1))
 	for f, fits := range map[subnet.Family]int{subnet.IPv4: 1350, subnet.IPv6: 1330} {
-		out, err := ping(f, fits+1)
-		if err == nil || !strings.Contains(strings.ReplaceAll(out, " ", ""), fmt.Sprintf("mtu=%d", fits)) {
-			t.Errorf("%v: %d bytes: %v, want a refusal that names %d\n%s", f, fits+1, err, fits, out)
-		}
-		if out, err := ping(f, fits); err != nil {
-			t.Errorf("%v: %d bytes: %v\n%s", f, fits, err, out)
-		}
+		eventually(t, fmt.Sprintf("a refusal of %d bytes that names %d", fits+1, fits), func() bool {
+			out, err := ping(f, fits+1)
+			if err == nil {
+				t.Fatalf("%v: %d bytes pass\n%s", f, fits+1, out)
+			}
+			return strings.Contains(strings.ReplaceAll(out, " ", ""), fmt.Sprintf("mtu=%d", fits))
+		})
+		eventually(t, fmt.Sprintf("%d bytes to pass", fits), func() bool { _, err := ping(f, fits); return err == nil })
 	}
 	if n := fragments(t); n != [2]int{} {
 		t.Errorf("%d fragments of IPv4 and %d of IPv6 were made, want none", n[0], n[1])

@@ -349,7 +349,7 @@ func (c *campaign) settle(t *testing.T) {
 	t.Helper()
 	l := c.ledger(t)
 	start := time.Now()
-	for deadline := start.Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+	for deadline := start.Add(3 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
 		records, err := l.Records(t.Context())
 		if err != nil {
 			t.Fatal(err)

@@ -468,6 +468,7 @@ func TestLogsEdges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := start(t)
 		b.SetSelf(b.self)
+		synctest.Wait()
 		b.deliver(2)
 		b.sleep(time.Minute)
 		b.k.edit(func(s State) { s.drop("weft.1"); b.k.fail = func(Change) error { return errors.New("refused") } })
@@ -493,6 +494,7 @@ func TestLogsEdges(t *testing.T) {
 		}
 		want := []string{
 			"info: waiting for a subnet lease and for the store's first snapshot of leases",
+			"info: waiting for the store's first snapshot of leases",
 			"info: in sync: 2 links, 2 peers",
 			"warning: out of sync: 8 changes pending",
 			"info: in sync: 2 links, 2 peers",

@@ -192,8 +192,7 @@ func TestBridgeLearnsFromLinkLocalFrames(t *testing.T) {
 	if at := where(); at != "port-b" {
 		t.Fatalf("the bridge knows pod b at %q", at)
 	}
-	tell()
-	nshost.Eventually(t, "the bridge to be misled", func() bool { return where() == "port-a" })
+	nshost.Eventually(t, "the bridge to be misled", func() bool { tell(); return where() == "port-a" })
 	y.node.Run("ip link set br0 type bridge no_linklocal_learn 1")
 	ping()
 	tell()

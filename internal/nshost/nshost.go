@@ -145,11 +145,11 @@ func (h *Host) Link(dev string, o *Host, peer string) {
 // how long success may.
 func Eventually(t testing.TB, what string, f func() bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	for !f() {
 		if ctx.Err() != nil {
-			t.Fatalf("%s: not within 10 s", what)
+			t.Fatalf("%s: not within a minute", what)
 		}
 		select {
 		case <-ctx.Done():

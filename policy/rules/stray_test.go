@@ -225,7 +225,7 @@ func TestTampering(t *testing.T) {
 			if want := before + 1; !undone && !unread && r.Generation != want || (undone || unread) && r.Generation != 0 {
 				t.Errorf("generation %d after %d: %+v", r.Generation, before, r)
 			}
-			if w.reaches("b", netip.AddrPortFrom(at("c", v4), 81)) || !w.reaches("b", netip.AddrPortFrom(at("c", v4), 80)) {
+			if w.reaches("b", netip.AddrPortFrom(at("c", v4), 81)) || !w.connects("b", netip.AddrPortFrom(at("c", v4), 80)) {
 				t.Error("the table does not do what it says")
 			}
 		})

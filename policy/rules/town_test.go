@@ -160,13 +160,17 @@ func (w *town) serve(pod string, port int) {
 	w.t.Cleanup(func() { _ = l.Close() })
 }
 
+// mayNot is how long a connection is waited for that may be one that does not
+// come about.
+const mayNot = 300 * time.Millisecond
+
 // dial connects from a pod; a nil connection is one that did not come about.
-func (w *town) dial(pod string, to netip.AddrPort) net.Conn {
+func (w *town) dial(pod string, to netip.AddrPort, wait time.Duration) net.Conn {
 	w.t.Helper()
 	var c net.Conn
 	w.pods[pod].Do(func() error {
 		var err error
-		d := net.Dialer{Timeout: 300 * time.Millisecond}
+		d := net.Dialer{Timeout: wait}
 		if c, err = d.DialContext(w.t.Context(), "tcp", to.String()); err != nil {
 			var timeout net.Error
 			if !errors.As(err, &timeout) || !timeout.Timeout() {
@@ -182,8 +186,15 @@ func (w *town) dial(pod string, to netip.AddrPort) net.Conn {
 	return c
 }
 
-func (w *town) reaches(pod string, to netip.AddrPort) bool {
-	c := w.dial(pod, to)
+// reaches reports whether a connection comes about soon; only that it does not
+// can be asserted so, connects tells that it does.
+func (w *town) reaches(pod string, to netip.AddrPort) bool { return w.within(pod, to, mayNot) }
+
+func (w *town) connects(pod string, to netip.AddrPort) bool { return w.within(pod, to, 30*time.Second) }
+
+func (w *town) within(pod string, to netip.AddrPort, wait time.Duration) bool {
+	w.t.Helper()
+	c := w.dial(pod, to, wait)
 	return c != nil && c.Close() == nil
 }
 
@@ -204,7 +215,7 @@ type stream struct {
 
 func (w *town) stream(pod string, to netip.AddrPort) *stream {
 	w.t.Helper()
-	s := &stream{conn: w.dial(pod, to)}
+	s := &stream{conn: w.dial(pod, to, 30*time.Second)}
 	if s.conn == nil {
 		w.t.Fatalf("%s does not reach %v", pod, to)
 	}

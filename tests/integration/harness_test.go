@@ -127,7 +127,7 @@ func must(t *testing.T, err error) {
 // would otherwise hang; it is no promise about how long anything takes.
 func eventually(ctx context.Context, t *testing.T, what string, check func() error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	start := time.Now()
 	for {

@@ -101,7 +101,7 @@ func footprint(t *testing.T, id string) []string {
 // kernel still takes apart is given a moment.
 func gone(t *testing.T, id string, ns []string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	left := remains(id, ns)
 	for len(left) > 0 && wait(ctx, 50*time.Millisecond) == nil {

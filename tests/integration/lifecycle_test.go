@@ -100,7 +100,7 @@ func TestNothingIsLeft(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			id := netlab.NewID()
-			p := lab(t, "run", "--name", id, "--nodes", "2", "--pods-per-node", "1", "--iperf-seconds", "0")
+			p := lab(t, "run", "--name", id, "--nodes", "2", "--pods-per-node", "1", "--iperf-seconds", "5", "--iperf-rounds", "1") // it must not end before it is ended
 			if name == "ended by failing" {
 				p.Args = append(p.Args, "--agent-arg=--no-such-flag")
 				must(t, p.Start())

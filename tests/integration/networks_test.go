@@ -82,7 +82,7 @@ func TestEveryKindOfNetwork(t *testing.T) {
 func TestFailedRunSaysSo(t *testing.T) {
 	t.Parallel()
 	id := netlab.NewID()
-	p := lab(t, "run", "--name", id, "--nodes", "2", "--pods-per-node", "1", "--iperf-seconds", "0", "-o", "json")
+	p := lab(t, "run", "--name", id, "--nodes", "2", "--pods-per-node", "1", "--iperf-seconds", "5", "--iperf-rounds", "1", "-o", "json")
 	p.started(t, "pods attached")
 	for _, pid := range members(id) {
 		cmd, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
