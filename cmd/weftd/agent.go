@@ -139,10 +139,7 @@ func (a *agent) keep(ctx context.Context, cfg subnet.Config, instance string, un
 		poke(told)
 		poke(leased)
 	}
-	n := &node{a: a, instance: instance, set: set, retry: fenceRetry, settle: fenceSettle, pods: havePods}
-	if policies.source != nil {
-		n.conns = append(n.conns, policies.source)
-	}
+	n := &node{a: a, instance: instance, set: set, retry: fenceRetry, settle: fenceSettle, pods: havePods, conns: policies.connections()}
 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

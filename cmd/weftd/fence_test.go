@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"weft.dev/weft/overlay"
+	"weft.dev/weft/policy/kube"
 	"weft.dev/weft/subnet"
 )
 
@@ -282,6 +283,9 @@ func TestBackendSwitchPublishesTheLease(t *testing.T) {
 func TestReconnect(t *testing.T) {
 	a, s := bare(t)
 	var other fakeStore
+	if n := len((&policies{}).connections()) + len((&policies{source: &kube.Source{}}).connections()); n != 1 {
+		t.Errorf("%d connections without policies and with them, want 0 and 1", n)
+	}
 	n := &node{a: a, conns: []connected{&other}}
 	n.reconnect(t.Context())
 	if s.reconnects.Load() != 1 || other.reconnects.Load() != 1 {

@@ -126,6 +126,14 @@ func (p *policies) connect() (err error) {
 	return nil
 }
 
+// connections are those to the API, beside the store's.
+func (p *policies) connections() []connected {
+	if p.source == nil {
+		return nil
+	}
+	return []connected{p.source}
+}
+
 // setPlace tells where this node is: its subnets of pods, the pod networks and
 // the addresses that are the node's own.
 func (p *policies) setPlace(self overlay.Self, networks []subnet.Network) {

@@ -364,6 +364,15 @@ func TestStorm(t *testing.T) {
 		if took := time.Since(asked); took > 2*takes {
 			t.Errorf("a pod waited %s for a pass that takes %s", took, takes)
 		}
+		before = b.count()
+		b.sleep(rest(takes, takes) - 2*time.Millisecond)
+		if n := b.count() - before; n != 0 {
+			t.Errorf("%d passes in the rest after a pod's", n)
+		}
+		b.sleep(takes + 5*time.Millisecond)
+		if n := b.count() - before; n != 1 {
+			t.Errorf("%d passes after that rest, want that of the poke before it", n)
+		}
 		b.stop()
 	})
 }

@@ -74,7 +74,9 @@ func newTown(t testing.TB) *town {
 		for like, gateway := range map[string]string{v4: "169.254.1.1", v6: "fe80::1"} {
 			a := at(name, like).String()
 			pod.Run("ip addr add " + a + " dev eth0" + map[string]string{v6: " nodad"}[like])
-			pod.Run("ip route add " + gateway + " dev eth0\nip route add default via " + gateway + " dev eth0 onlink")
+			// Of b's streams it is told what they repeat: a packet that was dropped,
+			// and none that a busy machine was late with.
+			pod.Run("ip route add " + gateway + " dev eth0\nip route add default via " + gateway + " dev eth0 onlink" + map[string]string{"b": " rto_min 30s"}[name])
 			pod.Run("ip neigh add " + gateway + " lladdr 02:00:00:00:00:01 dev eth0 nud permanent")
 			w.router.Run("ip route add " + a + " dev " + name + "0")
 			w.router.Run("ip neigh add " + a + " lladdr " + mac + " dev " + name + "0 nud permanent")

@@ -22,6 +22,9 @@ const (
 	macElse   = "\x02\x00\x00\x00\x00\x09"
 )
 
+// wireTag are the upper 32 bits of the tags of a wire's packets.
+const wireTag = 0x77656674
+
 // wire is a router between two cables. Who is at their ends plays every address
 // there is, with raw frames: what goes in at one may come out at the other.
 type wire struct {
@@ -35,7 +38,7 @@ type wire struct {
 
 func newWire(t testing.TB) *wire {
 	// The router's own packets may well end in a small number.
-	w := &wire{t: t, router: nshost.New(t), end: nshost.New(t), tag: 0x7765667400000000}
+	w := &wire{t: t, router: nshost.New(t), end: nshost.New(t), tag: wireTag << 32}
 	for _, dev := range []string{"in", "out"} {
 		w.router.Link("r"+dev, w.end, dev)
 		w.router.Run("ip link set r" + dev + " address 02:00:00:00:00:01")
@@ -151,7 +154,9 @@ func (w *wire) arrived(tags map[uint64]bool) {
 			return
 		}
 		if ll, ok := from.(*unix.SockaddrLinklayer); ok && ll.Pkttype != unix.PACKET_OUTGOING && n >= 42 {
-			tags[binary.BigEndian.Uint64(buf[n-8:n])] = true
+			if tag := binary.BigEndian.Uint64(buf[n-8 : n]); tag>>32 == wireTag { // not what the router says by itself
+				tags[tag] = true
+			}
 		}
 	}
 }

@@ -26,6 +26,9 @@ const (
 	// them at once, and what they write of it goes to all of them again.
 	badFor  = 10 * time.Second
 	fineFor = 30 * time.Second
+	// blip is how long problems may be away and yet count as if they had been
+	// there all the time.
+	blip = 5 * time.Second
 	// maxMessage bounds a condition's message, bytes; it is on the Node.
 	maxMessage = 300
 )
@@ -63,9 +66,12 @@ type Health struct {
 type edges struct {
 	spread    float64   // how much longer than badFor and fineFor, 0 to 1 times them
 	downSince time.Time // zero while it is not down
-	badSince  time.Time // zero while nothing is wrong
-	fineSince time.Time // zero while something is
-	degraded  bool
+
+	degraded  bool      // the Node says so
+	badSince  time.Time // zero while nothing is wrong, nor was a blip ago
+	fineSince time.Time // zero while something is wrong
+	text      string    // what was wrong last
+	textSince time.Time
 }
 
 // judge returns the conditions that h asks for at now, and when it should be
@@ -80,27 +86,56 @@ func (e *edges) judge(now time.Time, h Health) (want []corev1.NodeCondition, aga
 	case h.DataPlane == Up:
 		want = append(want, condition(corev1.NodeNetworkUnavailable, false, reasonUp, "this node's data plane is in place"))
 	}
-	bad, soonBad := since(&e.badSince, now, h.Degraded != "", e.spreadOut(badFor))
-	fine, soonFine := since(&e.fineSince, now, h.Degraded == "", e.spreadOut(fineFor))
-	left = soonBad
-	switch {
-	case bad:
-		e.degraded = true
-		want = append(want, condition(OverlayDegraded, true, reasonProblems, h.Degraded))
-	case h.Degraded == "" && e.degraded && !fine:
-		left = soonFine
-	case h.Degraded == "" && h.DataPlane != Unknown:
-		e.degraded = false
-		want = append(want, condition(OverlayDegraded, false, reasonFine, "nothing is wrong that weft knows of"))
-	}
+	degraded, left := e.judgeProblems(now, h)
 	if left > 0 && (again == 0 || left < again) {
 		again = left
 	}
-	return want, again
+	return append(want, degraded...), again
+}
+
+// judgeProblems is judge for OverlayDegraded.
+func (e *edges) judgeProblems(now time.Time, h Health) (want []corev1.NodeCondition, again time.Duration) {
+	fine, soonFine := since(&e.fineSince, now, h.Degraded == "", e.spreadOut(fineFor))
+	if h.Degraded == "" {
+		if now.Sub(e.fineSince) >= blip {
+			e.badSince = time.Time{}
+		}
+		switch {
+		case e.degraded && !fine:
+			return nil, soonFine
+		case h.DataPlane == Unknown:
+			return nil, 0
+		}
+		e.degraded = false
+		return []corev1.NodeCondition{condition(OverlayDegraded, false, reasonFine, "nothing is wrong that weft knows of")}, 0
+	}
+	if h.Degraded != e.text {
+		e.text, e.textSince = h.Degraded, now
+	}
+	if e.badSince.IsZero() {
+		e.badSince = now
+	}
+	from := &e.badSince
+	if e.degraded {
+		from = &e.textSince // it is known that something is wrong, but not what
+	}
+	settled, left := since(from, now, true, e.spreadOut(badFor))
+	if !settled {
+		return nil, left
+	}
+	e.degraded = true
+	return []corev1.NodeCondition{condition(OverlayDegraded, true, reasonProblems, h.Degraded)}, 0
 }
 
 func (e *edges) spreadOut(d time.Duration) time.Duration {
 	return d + time.Duration(e.spread*float64(d))
+}
+
+// resume takes over what a Node says that an agent before this one has judged.
+func (e *edges) resume(have []corev1.NodeCondition) {
+	e.degraded = e.degraded || slices.ContainsFunc(have, func(c corev1.NodeCondition) bool {
+		return c.Type == OverlayDegraded && c.Status == corev1.ConditionTrue && c.Reason == reasonProblems
+	})
 }
 
 // since reports whether is has been so for long enough, and else how much is

@@ -48,12 +48,24 @@ func TestConditionEdges(t *testing.T) {
 		{time.Second, Health{DataPlane: Up, Degraded: "peers"}, "NetworkUnavailable=False OverlayDegraded=True", 0},
 		{11 * time.Second, Health{DataPlane: Up}, "NetworkUnavailable=False", 30 * time.Second},
 		{29 * time.Second, Health{DataPlane: Up}, "NetworkUnavailable=False", time.Second},
-		{0, Health{DataPlane: Up, Degraded: "peers"}, "NetworkUnavailable=False", 10 * time.Second}, // what comes and goes is not over
+		{0, Health{DataPlane: Up, Degraded: "peers"}, "NetworkUnavailable=False OverlayDegraded=True", 0}, // what comes and goes is not over
+		{5 * time.Second, Health{DataPlane: Up}, "NetworkUnavailable=False", 30 * time.Second},
+		{20 * time.Second, Health{DataPlane: Up, Degraded: "other"}, "NetworkUnavailable=False", 10 * time.Second}, // this is another
+		{9 * time.Second, Health{DataPlane: Up}, "NetworkUnavailable=False", 30 * time.Second},
+		{20 * time.Second, Health{DataPlane: Up, Degraded: "other"}, "NetworkUnavailable=False OverlayDegraded=True", 0}, // and it comes again
 		{5 * time.Second, Health{DataPlane: Up}, "NetworkUnavailable=False", 30 * time.Second},
 		{30 * time.Second, Health{}, "", 0}, // nobody knows yet
 		{0, Health{DataPlane: Up}, "NetworkUnavailable=False OverlayDegraded=False", 0},
 		{0, Health{DataPlane: Up, Degraded: "peers"}, "NetworkUnavailable=False", 10 * time.Second},
-		{5 * time.Second, Health{DataPlane: Up}, "NetworkUnavailable=False OverlayDegraded=False", 0}, // was never called so
+		{5 * time.Second, Health{DataPlane: Up}, "NetworkUnavailable=False OverlayDegraded=False", 0},        // was never called so
+		{4 * time.Second, Health{DataPlane: Up, Degraded: "peers"}, "NetworkUnavailable=False", time.Second}, // it was only away for a moment
+		{1 * time.Second, Health{DataPlane: Up, Degraded: "peers"}, "NetworkUnavailable=False OverlayDegraded=True", 0},
+		{0, Health{DataPlane: Up}, "NetworkUnavailable=False", 30 * time.Second},
+		{30 * time.Second, Health{DataPlane: Up}, "NetworkUnavailable=False OverlayDegraded=False", 0},
+		{0, Health{DataPlane: Up, Degraded: "peers"}, "NetworkUnavailable=False", 10 * time.Second},
+		{0, Health{DataPlane: Up}, "NetworkUnavailable=False OverlayDegraded=False", 0},
+		{5 * time.Second, Health{DataPlane: Up}, "NetworkUnavailable=False OverlayDegraded=False", 0}, // and now for longer
+		{0, Health{DataPlane: Up, Degraded: "peers"}, "NetworkUnavailable=False", 10 * time.Second},
 	} {
 		c.add(s.after)
 		got, again := e.judge(c.now, s.h)
@@ -64,7 +76,7 @@ func TestConditionEdges(t *testing.T) {
 }
 
 // What all agents see at the same moment they do not write at the same moment,
-// nor when it flaps: 11 s of junk and 1 s without is one change each.
+// and when it flaps, 11 s of junk and 1 s without, it is one change each.
 func TestConditionsOfManyNodes(t *testing.T) {
 	const flap, nodes = 12 * time.Second, 100
 	moments, writes := map[time.Duration]int{}, 0
@@ -86,13 +98,29 @@ func TestConditionsOfManyNodes(t *testing.T) {
 			c.add(time.Second)
 		}
 	}
-	if writes > 2*nodes {
-		t.Errorf("%d writes by %d agents", writes, nodes)
+	if writes != 2*nodes {
+		t.Errorf("%d writes by %d agents, want 2 of each: at the start, and that something is wrong", writes, nodes)
 	}
 	delete(moments, 0) // that nothing is wrong, at the start
 	for at, n := range moments {
 		if n > nodes/5 {
 			t.Errorf("%d of %d agents write after %s", n, nodes, at)
+		}
+	}
+}
+
+// An agent that starts goes on with what the one before it has said.
+func TestConditionAfterARestart(t *testing.T) {
+	for reason, want := range map[string]string{reasonProblems: "NetworkUnavailable=False", "AnotherProgramsReason": "NetworkUnavailable=False OverlayDegraded=False"} {
+		var e edges
+		c := newClock()
+		e.resume([]corev1.NodeCondition{{Type: OverlayDegraded, Status: corev1.ConditionTrue, Reason: reason}})
+		if got, _ := e.judge(c.now, Health{DataPlane: Up}); say(got) != want {
+			t.Errorf("%s: %s, want %s", reason, say(got), want)
+		}
+		c.add(fineFor)
+		if got, _ := e.judge(c.now, Health{DataPlane: Up}); say(got) != "NetworkUnavailable=False OverlayDegraded=False" {
+			t.Errorf("%s: %s after %s", reason, say(got), fineFor)
 		}
 	}
 }

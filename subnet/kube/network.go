@@ -72,7 +72,11 @@ func (s *Store) resolve(ctx context.Context, cfg subnet.Config) (subnet.Config, 
 	}
 	cfg, text := resolved(cfg, r.cidrs, r.said)
 	if len(cfg.Networks) == 0 {
-		return cfg, fmt.Errorf("network configuration %s: it switches off all families that Node %s has podCIDRs of: %v", s.o.NetConf, s.o.Node, r.cidrs)
+		err := fmt.Errorf("network configuration %s: EnableIPv4 or EnableIPv6 is false and the other family has no podCIDR: Node %s has %v, want one of a family that is not switched off", s.o.NetConf, s.o.Node, r.cidrs)
+		if s.node.Load() == nil {
+			r.cidrs = nil // nobody watches the Node yet: it is read again
+		}
+		return cfg, err
 	}
 	if text != s.Networks() {
 		r.text.Store(&text)

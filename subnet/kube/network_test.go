@@ -205,6 +205,34 @@ func TestConfigWithoutNetworks(t *testing.T) {
 	}
 }
 
+// A Node that is made anew with a family that the file does not switch off is
+// seen before there is any watch on it.
+func TestFamilyThatComes(t *testing.T) {
+	conf := &configMap{TB: t, dir: t.TempDir()}
+	conf.write(`{"EnableIPv4":false}`)
+	f := &fakeAPI{node: cidrNode("10.244.1.0/24"), maps: map[string]map[string]string{}}
+	s := f.serve(t, conf.path())
+	got := make(chan subnet.Config, 1)
+	go func() {
+		cfg, err := s.Config(context.Background())
+		if err == nil {
+			got <- cfg
+		}
+	}()
+	eventually(t, "the file is wrong", func() bool {
+		return strings.Contains(s.Reason(), "EnableIPv4") && strings.Contains(s.Reason(), "[10.244.1.0/24]")
+	})
+	f.edit(func() { f.node = cidrNode("10.244.1.0/24", "fd00:244:0:1::/64") })
+	select {
+	case cfg := <-got:
+		if text(cfg) != "::/0" {
+			t.Errorf("networks %s", text(cfg))
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("Config does not return: " + s.Reason())
+	}
+}
+
 // A cluster that refuses at first is asked again soon, then ever more seldom; one
 // that has answered is asked seldom, whatever it says later.
 func TestRefusalsAreNotBelievedForLong(t *testing.T) {

@@ -32,6 +32,7 @@ func (s *Store) Report(ctx context.Context, changed <-chan struct{}, look func()
 		p       pace
 		patched []corev1.NodeCondition // what the watch may not have brought yet
 		known   *corev1.Node           // of which patched is true
+		resumed bool                   // what the Node said at first is taken over
 		timer   = time.NewTimer(0)
 	)
 	defer timer.Stop()
@@ -44,6 +45,10 @@ func (s *Store) Report(ctx context.Context, changed <-chan struct{}, look func()
 		case <-timer.C:
 		}
 		now, node := time.Now(), s.node.Load()
+		if node != nil && !resumed {
+			e.resume(node.Status.Conditions)
+			resumed = true
+		}
 		want, again := e.judge(now, look())
 		if again == 0 || again > lookEvery {
 			again = lookEvery

@@ -102,12 +102,12 @@ func restartReuses(e *env) {
 
 func restartNewAddress(e *env) {
 	cfg := v4(e)
-	h := e.hold(e.store(), cfg, want(cfg, 1))
+	h := e.hold(e.store(oneHour), cfg, want(cfg, 1))
 	first := h.granted()
 	h.stop()
 	w := want(cfg, 1)
 	w.Paths[0].Underlay = netip.MustParseAddr("192.168.77.77")
-	again := e.hold(e.store(), cfg, w).granted()
+	again := e.hold(e.store(oneHour), cfg, w).granted()
 	if again.Paths[0].Subnet != first.Paths[0].Subnet {
 		e.Errorf("subnet %v after %v", again.Paths[0].Subnet, first.Paths[0].Subnet)
 	}
@@ -118,12 +118,12 @@ func restartNewAddress(e *env) {
 
 func reinstalledReuses(e *env) {
 	cfg := v4(e)
-	h := e.hold(e.store(), cfg, want(cfg, 1))
+	h := e.hold(e.store(oneHour), cfg, want(cfg, 1))
 	first := h.granted()
 	h.stop()
 	w := want(cfg, 1)
 	w.Instance = "fresh"
-	if again := e.hold(e.store(), cfg, w).granted(); again.Paths[0].Subnet != first.Paths[0].Subnet {
+	if again := e.hold(e.store(oneHour), cfg, w).granted(); again.Paths[0].Subnet != first.Paths[0].Subnet {
 		e.Errorf("subnet %v after %v", again.Paths[0].Subnet, first.Paths[0].Subnet)
 	}
 	if got := e.only(); got.Instance != "fresh" {
@@ -198,11 +198,11 @@ func overlappedReplaced(e *env) {
 }
 
 func familyAdded(e *env) {
-	h := e.hold(e.store(), v4(e), want(v4(e), 1))
+	h := e.hold(e.store(oneHour), v4(e), want(v4(e), 1))
 	first := h.granted()
 	h.stop()
 	cfg := dual(e)
-	l := e.hold(e.store(), cfg, want(cfg, 1)).granted()
+	l := e.hold(e.store(oneHour), cfg, want(cfg, 1)).granted()
 	if l.Paths[0].Subnet != first.Paths[0].Subnet {
 		e.Errorf("IPv4 subnet %v after %v", l.Paths[0].Subnet, first.Paths[0].Subnet)
 	}
