@@ -25,23 +25,24 @@ const agentAnswerMax = 64 << 20
 
 // agentStatus is what the plugin reads of weftd's status document.
 type agentStatus struct {
-	Ready    *bool   `json:"ready"`
-	Reason   string  `json:"reason"`
-	LastPass *string `json:"lastPass"` // when it last compared the kernel with what it wants; absent before
+	Ready    *bool  `json:"ready"`
+	Reason   string `json:"reason"`
+	Down     string `json:"down"` // why the node's own data plane is down, and has been for a while
 	Problems []struct {
 		Kind string `json:"kind"`
 	} `json:"problems"`
 }
 
 // limited reports whether the agent knows of something that keeps this node's
-// pods from their network: the kernel is not as it should be, or the lease was
-// lost. One that has not looked yet does not know.
+// pods from their network: its own devices or table, or a lease that was lost.
+// What is wrong with one peer, or with a file, is not that: the runtime would call
+// the whole node not ready, and its pods would leave their Services.
 func (s agentStatus) limited() bool {
 	lost := false
 	for _, p := range s.Problems {
 		lost = lost || p.Kind == "LeaseLost"
 	}
-	return !*s.Ready && (s.LastPass != nil || lost)
+	return !*s.Ready && (s.Down != "" || lost)
 }
 
 // whyLimited returns one sentence on what keeps this node's pods from their

@@ -82,20 +82,23 @@ func status(t *testing.T, p plugins) {
 	n.fails(t, call{command: "STATUS", conf: n.with(map[string]any{"cniVersion": "1.0.0"})}, 1)
 }
 
-// statusLimited: an agent that has looked and is not content makes 51; one
-// that is down, has only just started, or is something else does not.
+// statusLimited: an agent whose own data plane is down makes 51; one that cannot
+// reach a peer, that is down itself, has only just started, or is something else
+// does not.
 func statusLimited(t *testing.T, p plugins) {
 	n := newNode(t, p, "v4")
 	n.conf["cniVersion"] = "1.1.0"
 	const looked = `,"lastPass":"2026-08-01T00:00:00Z"`
+	const down = looked + `,"down":"device weft.1 is missing"`
 	peers := `,"peers":[` + strings.Repeat(`{"node":"n"},`, 200000) + `{}]` // 2.6 MB, as of a large network
 	for answer, why := range map[string]string{
 		`{"ready":true` + looked + peers + `}`:             "",
 		`{"ready":false,"reason":"waiting for etcd"` + `}`: "",
 		`{"up":1}`: "",
-		`{"ready":false,"reason":"route to 10.42.2.0/24 is missing"` + peers + looked + `}`: "weftd is not ready: route to 10.42.2.0/24 is missing",
-		`{"ready":false,"reason":"node b has it","problems":[{"kind":"LeaseLost"}]}`:        "weftd is not ready: node b has it",
-		`{"ready":false` + looked + `}`: "weftd is not ready and gives no reason",
+		`{"ready":false,"reason":"route to 10.42.2.0/24 is missing"` + looked + `}`:  "",
+		`{"ready":false,"reason":"device weft.1 is missing"` + peers + down + `}`:    "weftd is not ready: device weft.1 is missing",
+		`{"ready":false,"reason":"node b has it","problems":[{"kind":"LeaseLost"}]}`: "weftd is not ready: node b has it",
+		`{"ready":false` + down + `}`: "weftd is not ready and gives no reason",
 	} {
 		n.conf["agentSocket"] = answerWith(t, "HTTP/1.0 200 OK\r\n\r\n"+answer)
 		if why == "" {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -31,6 +32,7 @@ type agent struct {
 	phase      atomic.Pointer[string]         // what the start waits for; nil when done
 	network    atomic.Pointer[subnet.Config]  // in force
 	held       atomic.Pointer[subnet.Problem] // why the lease is lost; nil while held
+	downSince  atomic.Pointer[time.Time]      // of this node's own data plane; nil while it is not down
 	self       atomic.Pointer[overlay.Self]   // what the reconciler was told of this node
 	known      atomic.Pointer[[]netip.Addr]   // by which the store's cluster knows this node, as last told
 	snapshot   atomic.Pointer[subnet.Snapshot]
@@ -38,6 +40,7 @@ type agent struct {
 	counters   atomic.Pointer[counters]
 	enforcer   atomic.Pointer[enforce.Enforcer] // nil where there is none, or not yet
 	noCopies   atomic.Bool                      // the kernel copies no refused packets
+	bound      atomic.Pointer[os.FileInfo]      // the socket as it was made
 	published  atomic.Bool                      // subnet.env and the CNI configuration are in place
 	unwritten  atomic.Pointer[string]           // why they are not
 }
@@ -185,7 +188,8 @@ func (a *agent) reconcilerOptions(cfg subnet.Config, passed ...chan<- struct{}) 
 	}
 	return overlay.Options{
 		Config: cfg, Log: a.log.WithField("node", a.o.NodeName), MassRemovalHold: hold,
-		OnStatus: func(overlay.Status) {
+		OnStatus: func(st overlay.Status) {
+			a.watchDown(st)
 			for _, p := range passed {
 				poke(p)
 			}

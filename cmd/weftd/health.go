@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"weft.dev/weft/cmd/internal/api"
 	"weft.dev/weft/overlay"
@@ -39,6 +40,23 @@ func (a *agent) health() kube.Health {
 	}
 	h.Degraded = degraded(a.brief())
 	return h
+}
+
+// downFor is how long this node's own data plane must have been down before the
+// container runtime is told: it makes the node not ready (DESIGN 3.14).
+const downFor = 30 * time.Second
+
+// watchDown keeps when this node's own data plane went down.
+func (a *agent) watchDown(st overlay.Status) {
+	is, _ := dataPlane(st)
+	since := a.downSince.Load()
+	switch {
+	case is != kube.Down:
+		a.downSince.Store(nil)
+	case since == nil:
+		now := time.Now()
+		a.downSince.Store(&now)
+	}
 }
 
 // dataPlane tells how this node's own part of the overlay is: its devices,

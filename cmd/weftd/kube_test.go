@@ -102,6 +102,32 @@ func TestWhatIsTheDataPlane(t *testing.T) {
 	}
 }
 
+// The runtime is told of this node's own data plane only, and when it has been
+// down for a while.
+func TestDown(t *testing.T) {
+	a, _ := bare(t)
+	st := overlay.Status{LastPass: time.Now(), Lease: subnet.Lease{Paths: []subnet.Path{{}}}, Reason: "why", Pending: overlay.Changes{{Entry: overlay.Route{}}}}
+	says := func(want string) {
+		t.Helper()
+		var s api.Status
+		a.watchDown(st)
+		if a.fill(&s, st); s.Down != want {
+			t.Errorf("down: %q, want %q", s.Down, want)
+		}
+	}
+	long := time.Now().Add(-downFor)
+	a.downSince.Store(&long)
+	says("") // a peer's route
+	st.Pending = overlay.Changes{{Entry: overlay.Link{}}}
+	says("")
+	a.downSince.Store(&long)
+	says("why")
+	st.Pending, st.InSync, st.Reason = nil, true, ""
+	says("")
+	st.Pending, st.InSync, st.Reason = overlay.Changes{{Entry: overlay.Link{}}}, false, "why"
+	says("")
+}
+
 // A condition's message is the same while the same things are wrong.
 func TestDegraded(t *testing.T) {
 	s := api.Status{}

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"time"
 
 	"weft.dev/weft/cmd/internal/api"
 	"weft.dev/weft/overlay"
@@ -88,6 +89,9 @@ func (a *agent) whyUnwritten() string {
 
 func (a *agent) fill(s *api.Status, st overlay.Status) {
 	s.InSync, s.Reached, s.Repairs = st.InSync, st.Peers, st.Repairs
+	if since := a.downSince.Load(); since != nil && time.Since(*since) >= downFor {
+		_, s.Down = dataPlane(st)
+	}
 	s.Problems = append(s.Problems, st.Problems...)
 	s.Pending = apiChanges(st.Pending)
 	if h := st.Hold; h != nil {

@@ -57,7 +57,8 @@ type Status struct {
 	Subnets  []netip.Prefix   `json:"subnets"`
 	Devices  []Device         `json:"devices"`
 	Peers    []Peer           `json:"peers"`
-	Reached  int              `json:"reached"` // how many of Peers the kernel should know; the rest have Problems
+	Down     string           `json:"down,omitempty"` // why this node's own devices or table have not been what they should be for 30 s
+	Reached  int              `json:"reached"`        // how many of Peers the kernel should know; the rest have Problems
 	InSync   bool             `json:"inSync"`
 	Repairs  uint64           `json:"repairs"` // passes since start that undid what somebody else had changed
 	Guard    Guard            `json:"guard"`
