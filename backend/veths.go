@@ -4,7 +4,6 @@ package backend
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -21,13 +20,10 @@ type Veth struct {
 	Bare  bool // of no bridge, nor a slave of anything else
 }
 
-// errElsewhere is why a veth is Unreadable that is a port of something else.
-var errElsewhere = errors.New("it is no port of the pods' bridge")
-
 // Veths returns every veth device of the calling thread's network namespace,
-// by name. Addresses are read as Attachments does, of those that are on bridge
-// or on nothing; the others are Unreadable. A bridge that does not exist has no
-// ports.
+// by name. Addresses are read as Attachments does, whatever the veth is on:
+// flannel's pods may be on a bridge of another name. A bridge that does not exist
+// has no ports.
 func Veths(ctx context.Context, bridge string) ([]Veth, error) {
 	c, err := dial()
 	if err != nil {
@@ -61,10 +57,7 @@ func Veths(ctx context.Context, bridge string) ([]Veth, error) {
 		if l.elsewhere && l.netns >= 0 {
 			v.Netns = &l.netns
 		}
-		v.Unreadable = errElsewhere
-		if v.Port || v.Bare {
-			v.Addrs, v.Unreadable = k.peerAddrs(ctx, l)
-		}
+		v.Addrs, v.Unreadable = k.peerAddrs(ctx, l)
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}

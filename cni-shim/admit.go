@@ -22,7 +22,8 @@ type onAgentDown string
 
 // The pod does not start, and the runtime tries again; or it starts, and may
 // send and receive what the agent's last table lets it: nothing, since that does
-// not know its addresses, or everything where there is no table.
+// not know its addresses, or what a pod that had them might and ended since the
+// agent went, or everything where there is no table.
 const (
 	deny onAgentDown = "deny"
 	open onAgentDown = "open"

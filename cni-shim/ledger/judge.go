@@ -90,6 +90,9 @@ func (j *judgement) half(r *record) bool {
 // ports of which it cannot be said whose they are.
 func (j *judgement) doomVeths() {
 	for _, v := range j.veths {
+		if !v.Port && !v.Bare {
+			continue // on another bridge: it is looked at for its addresses, and never deleted
+		}
 		owners := j.owners(v)
 		if len(owners) == 0 {
 			j.blind = j.blind || v.Port

@@ -348,6 +348,27 @@ func TestOtherVethsDoNotBlind(t *testing.T) {
 	}
 }
 
+// TestPodsOfAnotherBridge: what is on a bridge of another name is never deleted,
+// and its addresses are no pod's that is gone.
+func TestPodsOfAnotherBridge(t *testing.T) {
+	w := newWorld(t, t.TempDir())
+	flannels, dead := w.pod().alloc(), w.pod().alloc()
+	killed := w.pod().stamp(Adding, w.boot).alloc()
+	w.veths = append(w.veths, Veth{Name: "veth0123456", Index: 7, Addrs: []netip.Addr{flannels.addr}},
+		Veth{Name: "veth1234567", Index: 8, Addrs: []netip.Addr{killed.addr}})
+	r := w.sweep()
+	var freed []Key
+	for _, e := range r.Freed {
+		freed = append(freed, e.Key)
+	}
+	if !slices.Contains(freed, dead.key) || slices.Contains(freed, flannels.key) {
+		t.Errorf("%+v", r)
+	}
+	if len(w.veths) != 2 {
+		t.Errorf("veths %+v are left, want both", w.veths)
+	}
+}
+
 // TestLooksTwice: what the kernel leaves out of one list is not gone.
 func TestLooksTwice(t *testing.T) {
 	w := newWorld(t, t.TempDir())
