@@ -226,7 +226,10 @@ func (r rawRoute) shadows(spec ProbeSpec, space podSpace, nics []nic) bool {
 	if r.proto == overlay.RouteProtocol || !slices.ContainsFunc(spec.Networks, strictly) && !space.isLeased(r.dst) || slices.ContainsFunc(spec.Own, isPod) {
 		return false
 	}
-	ours := append(slices.Clone(spec.Devices), spec.Bridge)
+	ours := slices.Clone(spec.Devices)
+	if slices.ContainsFunc(spec.Own, inside) { // not of a subnet that this node had once
+		ours = append(ours, spec.Bridge)
+	}
 	return !slices.ContainsFunc(r.hops, func(h hop) bool {
 		return h.index != 0 && slices.Contains(ours, nicName(nics, h.index))
 	})

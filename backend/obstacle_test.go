@@ -285,6 +285,29 @@ func TestRouteNotShadowed(t *testing.T) {
 	}
 }
 
+// TestFormerSubnetShadows: what the bridge has of a subnet that this node had
+// once takes what is sent to whoever has it now.
+func TestFormerSubnetShadows(t *testing.T) {
+	enterNetns(t)
+	one, _, _ := twoNodes(t)
+	converge(t, one, node(1, 2, false))
+	run(t, "ip link add cni0 type bridge")
+	run(t, "ip link set cni0 up")
+	for _, a := range []string{"10.42.1.1/24 dev cni0", "10.42.2.1/24 dev cni0", "fd42:0:0:2::1/64 dev cni0 nodad"} {
+		run(t, "ip addr add "+a)
+	}
+	got := found(t, probeSpec(), "RouteShadowed")
+	if len(got) != 2 || !strings.Contains(got[0].Detail, "ip addr del 10.42.2.1/24 dev cni0") || !strings.Contains(got[1].Detail, "ip addr del fd42:0:0:2::1/64 dev cni0") {
+		t.Fatalf("%v, want one for each family, with the command", got)
+	}
+	for _, p := range got {
+		obey(t, p)
+	}
+	if got := found(t, probeSpec(), "RouteShadowed"); len(got) > 0 {
+		t.Errorf("after the commands: %v", got)
+	}
+}
+
 // TestReversePathFilter: a strict filter drops what comes from a peer directly
 // while the way back is VXLAN. The command lets it pass.
 func TestReversePathFilter(t *testing.T) {

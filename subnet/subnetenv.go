@@ -236,8 +236,15 @@ func WriteSubnetEnv(path string, e SubnetEnv) error {
 	}
 	// The temporary file goes next to the target: a rename across file
 	// systems, e.g. from $TMPDIR to /run, would fail.
-	err := renameio.WriteFile(path, data, 0o644,
-		renameio.WithTempDir(dir), renameio.WithStaticPermissions(0o644))
+	// And renameio's WriteFile would keep the mode of a file that is there.
+	f, err := renameio.NewPendingFile(path, renameio.WithTempDir(dir), renameio.WithStaticPermissions(0o644))
+	if err != nil {
+		return fmt.Errorf("write subnet file %s: %w", path, err)
+	}
+	defer func() { _ = f.Cleanup() }() // after a rename there is nothing to clean
+	if _, err = f.Write(data); err == nil {
+		err = f.CloseAtomicallyReplace()
+	}
 	if err != nil {
 		return fmt.Errorf("write subnet file %s: %w", path, err)
 	}

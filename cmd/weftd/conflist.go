@@ -81,8 +81,8 @@ func generated(conf []byte) bool {
 // conflist is the CNI configuration: network weft (flannel: cbr0), bridge
 // cni0, no masquerading by the bridge, which would hide the pods of a node
 // behind its address inside the network too: weftd does it, or nobody should.
-// The bridge takes a new gateway address if the node had to take another
-// subnet (forceAddress).
+// The bridge takes a new IPv4 gateway address if the node had to take another
+// subnet (forceAddress); what it keeps of the old one dropGateways removes.
 func conflist(o *options) []byte {
 	type object map[string]any
 	weft := object{

@@ -175,7 +175,16 @@ func (i installer) plugin(name, scratch string) error {
 	}
 	// Synced before it is renamed, so that after a crash of the machine too
 	// there is the old file or the new one.
-	if err := renameio.WriteFile(path, ours, 0o755, renameio.WithTempDir(scratch), renameio.IgnoreUmask()); err != nil {
+	// renameio's WriteFile would keep the mode of the file that is there.
+	f, err := renameio.NewPendingFile(path, renameio.WithTempDir(scratch), renameio.WithStaticPermissions(0o755))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Cleanup() }() // after a rename there is nothing to clean
+	if _, err := f.Write(ours); err != nil {
+		return err
+	}
+	if err := f.CloseAtomicallyReplace(); err != nil {
 		return err
 	}
 	fmt.Fprintf(i.out, "%s installed: %s\n", path, why)

@@ -156,9 +156,19 @@ func TestInstallCNIRealPlugins(t *testing.T) {
 	write(t, filepath.Join(to, "bridge"), read(t, filepath.Join(from, "bridge"))[:1<<20], 0o755)
 	write(t, filepath.Join(to, "portmap"), "", 0o755)
 	write(t, filepath.Join(to, "weft"), "#!/bin/true\n", 0o755)
+	for name, mode := range map[string]os.FileMode{"loopback": 0o644, "weft": 0o777} {
+		if err := os.Chmod(filepath.Join(to, name), mode); err != nil {
+			t.Fatal(err)
+		}
+	}
 	out := installTo(t, from, to)
-	if strings.Count(out, "damaged") != 2 || strings.Count(out, "weft installed: it was another one") != 1 || strings.Count(out, "stays") != 3 {
+	if strings.Count(out, "damaged") != 2 || strings.Count(out, "weft installed: it was another one") != 1 || strings.Count(out, "loopback installed: it was not executable") != 1 || strings.Count(out, "stays") != 2 {
 		t.Errorf("repair:\n%s", out)
+	}
+	for _, name := range names {
+		if info, err := os.Stat(filepath.Join(to, name)); err != nil || info.Mode() != 0o755 {
+			t.Errorf("%s after the repair: %v, %v", name, info, err)
+		}
 	}
 }
 

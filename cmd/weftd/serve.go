@@ -9,8 +9,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
+	"os"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -28,6 +30,9 @@ func (a *agent) serve(ctx context.Context) error {
 	unix, err := listenUnix(ctx, a.o.Socket)
 	if err != nil {
 		return err
+	}
+	if bound, err := os.Stat(a.o.Socket); err == nil { // by which unreachable knows it again
+		a.bound.Store(&bound)
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return serveHTTP(ctx, unix, a.socketRoutes()) })
@@ -100,6 +105,10 @@ func (a *agent) healthRoutes() http.Handler {
 				return
 			}
 		}
+		if a.unreachable() {
+			http.Error(w, fmt.Sprintf("socket %s was removed, so that the CNI plugin does not find this agent", a.o.Socket), http.StatusServiceUnavailable)
+			return
+		}
 		fmt.Fprintln(w, "ok")
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
@@ -118,6 +127,18 @@ func (a *agent) healthRoutes() http.Handler {
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(a.metrics(), promhttp.HandlerOpts{}))
 	return mux
+}
+
+// unreachable reports whether the socket is not that which this agent listens on:
+// it, or the directory that is mounted there, was removed. Only a new process, in
+// a pod a new container with the host's directory, mends that.
+func (a *agent) unreachable() bool {
+	bound := a.bound.Load()
+	if bound == nil {
+		return false
+	}
+	now, err := os.Stat(a.o.Socket)
+	return errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(*bound, now)
 }
 
 // writeChecks prints a line for each thing that readiness rests on, in the

@@ -128,6 +128,38 @@ func TestHealthBeforeTheStoreAnswers(t *testing.T) {
 	}
 }
 
+// An agent whose socket was removed, or is another's, says that it must be
+// started anew: nobody else would.
+func TestRemovedSocket(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "weftd.sock")
+	a, _ := bare(t, "--socket="+path, "--listen=")
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- a.serve(ctx) }()
+	eventually(t, "no socket", func() bool { return a.bound.Load() != nil })
+	says := func(code int, text string) {
+		t.Helper()
+		if got, body := request(t, a.healthRoutes(), "/livez"); got != code || !strings.Contains(body, text) {
+			t.Errorf("%d %q, want %d with %q", got, body, code, text)
+		}
+	}
+	says(200, "ok")
+	if err := os.Rename(path, path+".away"); err != nil {
+		t.Fatal(err)
+	}
+	says(503, path+" was removed")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	says(503, path+" was removed")
+	if err := os.Rename(path+".away", path); err != nil {
+		t.Fatal(err)
+	}
+	says(200, "ok")
+	stop()
+	<-done
+}
+
 // A release is a thing to do, not to read, and for root alone.
 func TestReleaseIsPostedToTheSocket(t *testing.T) {
 	a, _ := bare(t)

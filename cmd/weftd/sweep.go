@@ -56,6 +56,9 @@ func (a *agent) sweep(ctx context.Context, told <-chan struct{}) error {
 				return ctx.Err()
 			}
 			a.swept(report, lease, err)
+			if err == nil && time.Since(since) >= sweepSettle {
+				a.dropGateways(ctx, lease)
+			}
 			if len(report.Outside) > 0 || time.Since(since) < sweepSettle {
 				pause = sweepSoon
 			}
@@ -67,6 +70,42 @@ func (a *agent) sweep(ctx context.Context, told <-chan struct{}) error {
 		case <-time.After(pause):
 		}
 	}
+}
+
+// dropGateways removes from the bridge the gateways of subnets that this node has
+// no more, once no pod has an address of theirs: with the kernel's routes to them
+// it would not reach the node that has them now. The bridge plugin replaces an
+// IPv4 gateway with the next pod, and never one of IPv6.
+func (a *agent) dropGateways(ctx context.Context, lease []netip.Prefix) {
+	all, err := backend.Veths(ctx, bridge)
+	if err != nil || slices.ContainsFunc(all, func(v backend.Veth) bool { return v.Port && v.Unreadable != nil }) {
+		return // nobody can say who is there; the next sweep may
+	}
+	networks := a.network.Load().Networks
+	dropped, err := backend.DropAddrs(ctx, bridge, func(p netip.Prefix) bool {
+		return isFormerGateway(p, lease, networks) && !slices.ContainsFunc(all, func(v backend.Veth) bool {
+			return slices.ContainsFunc(v.Addrs, p.Contains)
+		})
+	})
+	if len(dropped) > 0 {
+		a.log.WithField("dev", bridge).Infof("removed the gateways of subnets that this node has no more: %v", dropped)
+	}
+	if err != nil && ctx.Err() == nil {
+		a.log.WithField("dev", bridge).Warnf("gateways of subnets that this node has no more are left: %v", err)
+	}
+}
+
+// isFormerGateway reports whether p, an address of the bridge, is what the plugin
+// gives it as the gateway of a subnet in networks as long as this node's, and not
+// this node's: the first address.
+func isFormerGateway(p netip.Prefix, lease []netip.Prefix, networks []subnet.Network) bool {
+	base := p.Masked()
+	like := func(own netip.Prefix) bool {
+		return subnet.FamilyOf(own.Addr()) == subnet.FamilyOf(p.Addr()) && own.Bits() == p.Bits()
+	}
+	return p.Addr() == base.Addr().Next() && slices.ContainsFunc(lease, like) &&
+		!slices.ContainsFunc(lease, base.Overlaps) &&
+		slices.ContainsFunc(networks, func(n subnet.Network) bool { return n.Prefix.Bits() < p.Bits() && n.Prefix.Contains(p.Addr()) })
 }
 
 func subnets(l subnet.Lease) []netip.Prefix {

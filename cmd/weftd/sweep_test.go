@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -49,5 +51,57 @@ func TestSweepSeesThePods(t *testing.T) {
 		if _, err := os.Stat(lives); err != nil {
 			t.Errorf("the address of a pod that lives: %v", err)
 		}
+	})
+}
+
+// Gateways of subnets that this node had are those that the bridge plugin made,
+// as long as its own; others' addresses on the bridge are left alone.
+func TestFormerGateways(t *testing.T) {
+	lease := []netip.Prefix{netip.MustParsePrefix("10.42.7.0/24"), netip.MustParsePrefix("fd42:0:0:7::/64")}
+	for conf, former := range map[string]string{
+		`{"Network":"10.42.0.0/16","IPv6Network":"fd42::/48"}`: "10.42.1.1/24 fd42:0:0:1::1/64",
+		`{"Network":"10.43.0.0/16"}`:                           "",
+		`{"Network":"10.42.4.0/22"}`:                           "",
+	} {
+		var got []string
+		for _, a := range []string{
+			"10.42.1.1/24", "fd42:0:0:1::1/64", // these
+			"10.42.7.1/24", "fd42:0:0:7::1/64", // its own
+			"10.42.1.2/24", "10.42.1.1/32", "10.42.0.1/16", "fd42:0:0:1::2/64", "fd42::1/48", // somebody's
+			"192.168.1.1/24", "fd00:0:0:1::1/64", // of no pod network
+		} {
+			if isFormerGateway(netip.MustParsePrefix(a), lease, config(t, conf).Networks) {
+				got = append(got, a)
+			}
+		}
+		if strings.Join(got, " ") != former {
+			t.Errorf("%s: %v, want %s", conf, got, former)
+		}
+	}
+}
+
+// A gateway goes when no pod has an address of its subnet any more.
+func TestDropGateways(t *testing.T) {
+	inNetns(t, func() {
+		n := &installed{l: locks{dir: t.TempDir()}}
+		n.attach(t) // a pod with 10.42.1.5
+		a, _ := bare(t)
+		cfg := config(t, `{"Network":"10.42.0.0/16"}`)
+		a.network.Store(&cfg)
+		lease := []netip.Prefix{netip.MustParsePrefix("10.42.7.0/24")}
+		sh(t, "ip addr add 10.42.2.1/24 dev cni0\nip addr add 10.42.7.1/24 dev cni0") // beside 10.42.1.1/24
+		left := func(want ...string) {
+			t.Helper()
+			a.dropGateways(t.Context(), lease)
+			shown := sh(t, "ip -o addr show dev cni0")
+			for _, addr := range []string{"10.42.1.1/24", "10.42.2.1/24", "10.42.7.1/24"} {
+				if strings.Contains(shown, addr) != slices.Contains(want, addr) {
+					t.Errorf("want %v, have\n%s", want, shown)
+				}
+			}
+		}
+		left("10.42.1.1/24", "10.42.7.1/24")
+		sh(t, "ip link del veth0a1b2c3d")
+		left("10.42.7.1/24")
 	})
 }

@@ -136,6 +136,13 @@ func TestNodeIsRecreatedWithAnotherPodCIDR(t *testing.T) {
 		}
 		must(t, old.Delete(ctx))
 		eventually(ctx, t, "it is over when they are gone", func() error { return statusSays(ctx, l, n1, "PodOutsideLease", false) })
+		eventually(ctx, t, "the gateways of their subnets go", func() error {
+			out, err := n1.Run(ctx, "ip", "-o", "addr", "show", "dev", "cni0")
+			if err == nil && (strings.Contains(out, " 10.42.1.1/24") || strings.Contains(out, " fd42:0:0:1::1/64")) {
+				err = errors.New(out)
+			}
+			return err
+		})
 		eventually(ctx, t, "the Node is not degraded", func() error { return degradedBy(api, "n1", "") })
 
 		leaves(ctx, t, l, api, n1, flags)
