@@ -7,6 +7,9 @@ import (
 	"fmt"
 	"net/netip"
 
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
 	"weft.dev/weft/overlay"
 )
 
@@ -33,7 +36,10 @@ func DropAddrs(ctx context.Context, dev string, drop func(netip.Prefix) bool) (d
 			if a.ip.IsLinkLocalUnicast() || !drop(p) {
 				continue
 			}
-			if err := c.change(ctx, addrRequest(overlay.Addr{Dev: dev, Prefix: p}, n.index, true)); err != nil && !gone(err) {
+			// With IFA_LOCAL it is this address, and no other of its subnet.
+			r := addrRequest(overlay.Addr{Dev: dev, Prefix: p}, n.index, true)
+			r.AddData(nl.NewRtAttr(unix.IFA_LOCAL, a.ip.AsSlice()))
+			if err := c.change(ctx, r); err != nil && !gone(err) {
 				return dropped, fmt.Errorf("delete addr %v dev %s: %w", p, dev, err)
 			}
 			dropped = append(dropped, p)

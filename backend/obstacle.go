@@ -174,7 +174,10 @@ func (k *Kernel) shadowing(ctx context.Context, f subnet.Family, spec ProbeSpec,
 	})
 	return slices.DeleteFunc(others, func(r rawRoute) bool {
 		m, ours := lowest[r.dst]
-		return ours && m < r.metric
+		if !ours { // the bridge's own, of a subnet that this node had and nobody has now
+			return r.isOn(spec.Bridge, nics)
+		}
+		return m < r.metric
 	}), err
 }
 
@@ -230,9 +233,12 @@ func (r rawRoute) shadows(spec ProbeSpec, space podSpace, nics []nic) bool {
 	if slices.ContainsFunc(spec.Own, inside) { // not of a subnet that this node had once
 		ours = append(ours, spec.Bridge)
 	}
-	return !slices.ContainsFunc(r.hops, func(h hop) bool {
-		return h.index != 0 && slices.Contains(ours, nicName(nics, h.index))
-	})
+	return !slices.ContainsFunc(ours, func(dev string) bool { return r.isOn(dev, nics) })
+}
+
+// isOn reports whether r leads to device dev.
+func (r rawRoute) isOn(dev string, nics []nic) bool {
+	return slices.ContainsFunc(r.hops, func(h hop) bool { return h.index != 0 && nicName(nics, h.index) == dev })
 }
 
 func nicName(nics []nic, index int) string {

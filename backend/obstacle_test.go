@@ -283,6 +283,16 @@ func TestRouteNotShadowed(t *testing.T) {
 	if got := found(t, probeSpec(), "RouteShadowed"); len(got) > 0 {
 		t.Error(got)
 	}
+	run(t, "ip addr add 10.42.9.1/24 dev cni0") // of a subnet that nobody has now
+	early := probeSpec()                        // of an agent that starts and knows no lease yet
+	early.Own = nil
+	for name, spec := range map[string]ProbeSpec{"": probeSpec(), "early: ": early} {
+		for _, p := range found(t, spec, "RouteShadowed") {
+			if strings.Contains(p.Detail, "dev cni0") {
+				t.Error(name, p)
+			}
+		}
+	}
 }
 
 // TestFormerSubnetShadows: what the bridge has of a subnet that this node had

@@ -13,6 +13,7 @@ import (
 
 	"weft.dev/weft/backend"
 	"weft.dev/weft/cni-shim/ledger"
+	"weft.dev/weft/overlay"
 	"weft.dev/weft/subnet"
 )
 
@@ -57,7 +58,7 @@ func (a *agent) sweep(ctx context.Context, told <-chan struct{}) error {
 			}
 			a.swept(report, lease, err)
 			if err == nil && time.Since(since) >= sweepSettle {
-				a.dropGateways(ctx, lease)
+				a.dropGateways(ctx, *self, report)
 			}
 			if len(report.Outside) > 0 || time.Since(since) < sweepSettle {
 				pause = sweepSoon
@@ -76,16 +77,22 @@ func (a *agent) sweep(ctx context.Context, told <-chan struct{}) error {
 // no more, once no pod has an address of theirs: with the kernel's routes to them
 // it would not reach the node that has them now. The bridge plugin replaces an
 // IPv4 gateway with the next pod, and never one of IPv6.
-func (a *agent) dropGateways(ctx context.Context, lease []netip.Prefix) {
+func (a *agent) dropGateways(ctx context.Context, self overlay.Self, r ledger.Report) {
 	all, err := backend.Veths(ctx, bridge)
-	if err != nil || slices.ContainsFunc(all, func(v backend.Veth) bool { return v.Port && v.Unreadable != nil }) {
-		return // nobody can say who is there; the next sweep may
+	blind := slices.ContainsFunc(all, func(v backend.Veth) bool { return v.Port && v.Unreadable != nil })
+	if err != nil || blind || r.Busy > 0 || !a.published.Load() {
+		return // nobody can say who is there, or new pods may still get the old gateway; the next sweep may
 	}
-	networks := a.network.Load().Networks
+	var used []netip.Addr // by pods, in the kernel or, where these have handed them on, in the ledger
+	for _, v := range all {
+		used = append(used, v.Addrs...)
+	}
+	for _, e := range slices.Concat(r.Outside, r.Undecided) {
+		used = append(used, e.Addrs...)
+	}
+	cfg := *a.network.Load()
 	dropped, err := backend.DropAddrs(ctx, bridge, func(p netip.Prefix) bool {
-		return isFormerGateway(p, lease, networks) && !slices.ContainsFunc(all, func(v backend.Veth) bool {
-			return slices.ContainsFunc(v.Addrs, p.Contains)
-		})
+		return isFormerGateway(p, subnets(self.Lease), cfg.Networks, a.leased(cfg, self.Lease)) && !slices.ContainsFunc(used, p.Contains)
 	})
 	if len(dropped) > 0 {
 		a.log.WithField("dev", bridge).Infof("removed the gateways of subnets that this node has no more: %v", dropped)
@@ -97,15 +104,18 @@ func (a *agent) dropGateways(ctx context.Context, lease []netip.Prefix) {
 
 // isFormerGateway reports whether p, an address of the bridge, is what the plugin
 // gives it as the gateway of a subnet in networks as long as this node's, and not
-// this node's: the first address.
-func isFormerGateway(p netip.Prefix, lease []netip.Prefix, networks []subnet.Network) bool {
+// this node's: the first address. Where a network is open, whose pods' are those
+// that are leased, it must be a peer's.
+func isFormerGateway(p netip.Prefix, lease []netip.Prefix, networks []subnet.Network, leased []netip.Prefix) bool {
 	base := p.Masked()
 	like := func(own netip.Prefix) bool {
 		return subnet.FamilyOf(own.Addr()) == subnet.FamilyOf(p.Addr()) && own.Bits() == p.Bits()
 	}
 	return p.Addr() == base.Addr().Next() && slices.ContainsFunc(lease, like) &&
 		!slices.ContainsFunc(lease, base.Overlaps) &&
-		slices.ContainsFunc(networks, func(n subnet.Network) bool { return n.Prefix.Bits() < p.Bits() && n.Prefix.Contains(p.Addr()) })
+		slices.ContainsFunc(networks, func(n subnet.Network) bool {
+			return n.Prefix.Bits() < p.Bits() && n.Prefix.Contains(p.Addr()) && (!n.Open() || slices.Contains(leased, base))
+		})
 }
 
 func subnets(l subnet.Lease) []netip.Prefix {

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"weft.dev/weft/cni-shim/ledger"
+	"weft.dev/weft/overlay"
+	"weft.dev/weft/subnet"
 )
 
 // The ledger sees the kernel's pods through us: the address of one that lives
@@ -58,10 +60,16 @@ func TestSweepSeesThePods(t *testing.T) {
 // as long as its own; others' addresses on the bridge are left alone.
 func TestFormerGateways(t *testing.T) {
 	lease := []netip.Prefix{netip.MustParsePrefix("10.42.7.0/24"), netip.MustParsePrefix("fd42:0:0:7::/64")}
-	for conf, former := range map[string]string{
-		`{"Network":"10.42.0.0/16","IPv6Network":"fd42::/48"}`: "10.42.1.1/24 fd42:0:0:1::1/64",
-		`{"Network":"10.43.0.0/16"}`:                           "",
-		`{"Network":"10.42.4.0/22"}`:                           "",
+	open := []subnet.Network{subnet.OpenNetwork(subnet.IPv4, 24), subnet.OpenNetwork(subnet.IPv6, 64)}
+	peers := []netip.Prefix{netip.MustParsePrefix("10.42.1.0/24"), netip.MustParsePrefix("fd42:0:0:9::/64")}
+	for _, c := range []struct {
+		networks []subnet.Network
+		former   string
+	}{
+		{config(t, `{"Network":"10.42.0.0/16","IPv6Network":"fd42::/48"}`).Networks, "10.42.1.1/24 fd42:0:0:1::1/64"},
+		{config(t, `{"Network":"10.43.0.0/16"}`).Networks, ""},
+		{config(t, `{"Network":"10.42.4.0/22"}`).Networks, ""},
+		{open, "10.42.1.1/24"},
 	} {
 		var got []string
 		for _, a := range []string{
@@ -70,12 +78,12 @@ func TestFormerGateways(t *testing.T) {
 			"10.42.1.2/24", "10.42.1.1/32", "10.42.0.1/16", "fd42:0:0:1::2/64", "fd42::1/48", // somebody's
 			"192.168.1.1/24", "fd00:0:0:1::1/64", // of no pod network
 		} {
-			if isFormerGateway(netip.MustParsePrefix(a), lease, config(t, conf).Networks) {
+			if isFormerGateway(netip.MustParsePrefix(a), lease, c.networks, peers) {
 				got = append(got, a)
 			}
 		}
-		if strings.Join(got, " ") != former {
-			t.Errorf("%s: %v, want %s", conf, got, former)
+		if strings.Join(got, " ") != c.former {
+			t.Errorf("%v: %v, want %s", c.networks, got, c.former)
 		}
 	}
 }
@@ -88,11 +96,13 @@ func TestDropGateways(t *testing.T) {
 		a, _ := bare(t)
 		cfg := config(t, `{"Network":"10.42.0.0/16"}`)
 		a.network.Store(&cfg)
-		lease := []netip.Prefix{netip.MustParsePrefix("10.42.7.0/24")}
+		a.published.Store(true)
+		self := overlay.Self{Lease: leaseOf("n1", "id", "10.0.0.1", "10.42.7.0/24")}
+		var report ledger.Report
 		sh(t, "ip addr add 10.42.2.1/24 dev cni0\nip addr add 10.42.7.1/24 dev cni0") // beside 10.42.1.1/24
 		left := func(want ...string) {
 			t.Helper()
-			a.dropGateways(t.Context(), lease)
+			a.dropGateways(t.Context(), self, report)
 			shown := sh(t, "ip -o addr show dev cni0")
 			for _, addr := range []string{"10.42.1.1/24", "10.42.2.1/24", "10.42.7.1/24"} {
 				if strings.Contains(shown, addr) != slices.Contains(want, addr) {
@@ -100,8 +110,17 @@ func TestDropGateways(t *testing.T) {
 				}
 			}
 		}
+		report.Busy = 1 // a pod is being attached
+		left("10.42.1.1/24", "10.42.2.1/24", "10.42.7.1/24")
+		report.Busy = 0
+		a.published.Store(false) // new pods may get what was
+		left("10.42.1.1/24", "10.42.2.1/24", "10.42.7.1/24")
+		a.published.Store(true)
 		left("10.42.1.1/24", "10.42.7.1/24")
 		sh(t, "ip link del veth0a1b2c3d")
+		report.Outside = []ledger.Entry{{Addrs: []netip.Addr{netip.MustParseAddr("10.42.1.9")}}} // a virtual machine's, say
+		left("10.42.1.1/24", "10.42.7.1/24")
+		report.Outside = nil
 		left("10.42.7.1/24")
 	})
 }

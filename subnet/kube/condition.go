@@ -70,7 +70,8 @@ type edges struct {
 	degraded  bool      // the Node says so
 	badSince  time.Time // zero while nothing is wrong, nor was a blip ago
 	fineSince time.Time // zero while something is wrong
-	text      string    // what was wrong last
+	said      string    // of what is wrong
+	text      string    // what was wrong last, which is said when it has been so for long enough
 	textSince time.Time
 }
 
@@ -102,9 +103,9 @@ func (e *edges) judgeProblems(now time.Time, h Health) (want []corev1.NodeCondit
 		}
 		switch {
 		case e.degraded && !fine:
-			return nil, soonFine
+			return e.say(), soonFine
 		case h.DataPlane == Unknown:
-			return nil, 0
+			return e.say(), 0
 		}
 		e.degraded = false
 		return []corev1.NodeCondition{condition(OverlayDegraded, false, reasonFine, "nothing is wrong that weft knows of")}, 0
@@ -120,11 +121,18 @@ func (e *edges) judgeProblems(now time.Time, h Health) (want []corev1.NodeCondit
 		from = &e.textSince // it is known that something is wrong, but not what
 	}
 	settled, left := since(from, now, true, e.spreadOut(badFor))
-	if !settled {
-		return nil, left
+	if settled {
+		e.degraded, e.said, left = true, h.Degraded, 0
 	}
-	e.degraded = true
-	return []corev1.NodeCondition{condition(OverlayDegraded, true, reasonProblems, h.Degraded)}, 0
+	return e.say(), left
+}
+
+// say is the condition of a Node that has been found degraded.
+func (e *edges) say() []corev1.NodeCondition {
+	if !e.degraded {
+		return nil
+	}
+	return []corev1.NodeCondition{condition(OverlayDegraded, true, reasonProblems, e.said)}
 }
 
 func (e *edges) spreadOut(d time.Duration) time.Duration {
@@ -133,9 +141,11 @@ func (e *edges) spreadOut(d time.Duration) time.Duration {
 
 // resume takes over what a Node says that an agent before this one has judged.
 func (e *edges) resume(have []corev1.NodeCondition) {
-	e.degraded = e.degraded || slices.ContainsFunc(have, func(c corev1.NodeCondition) bool {
-		return c.Type == OverlayDegraded && c.Status == corev1.ConditionTrue && c.Reason == reasonProblems
-	})
+	for _, c := range have {
+		if !e.degraded && c.Type == OverlayDegraded && c.Status == corev1.ConditionTrue && c.Reason == reasonProblems {
+			e.degraded, e.said = true, c.Message
+		}
+	}
 }
 
 // since reports whether is has been so for long enough, and else how much is
