@@ -42,10 +42,6 @@ func (a *agent) health() kube.Health {
 	return h
 }
 
-// downFor is how long this node's own data plane must have been down before the
-// container runtime is told: it makes the node not ready (DESIGN 3.14).
-const downFor = 30 * time.Second
-
 // watchDown keeps when this node's own data plane went down.
 func (a *agent) watchDown(st overlay.Status) {
 	is, _ := dataPlane(st)

@@ -115,7 +115,7 @@ func TestDown(t *testing.T) {
 			t.Errorf("down: %q, want %q", s.Down, want)
 		}
 	}
-	long := time.Now().Add(-downFor)
+	long := time.Now().Add(-kube.DownFor)
 	a.downSince.Store(&long)
 	says("") // a peer's route
 	st.Pending = overlay.Changes{{Entry: overlay.Link{}}}

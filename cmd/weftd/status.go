@@ -12,6 +12,7 @@ import (
 	"weft.dev/weft/cmd/internal/api"
 	"weft.dev/weft/overlay"
 	"weft.dev/weft/subnet"
+	"weft.dev/weft/subnet/kube"
 )
 
 // status is brief with the list of peers, which may be long.
@@ -89,7 +90,7 @@ func (a *agent) whyUnwritten() string {
 
 func (a *agent) fill(s *api.Status, st overlay.Status) {
 	s.InSync, s.Reached, s.Repairs = st.InSync, st.Peers, st.Repairs
-	if since := a.downSince.Load(); since != nil && time.Since(*since) >= downFor {
+	if since := a.downSince.Load(); since != nil && time.Since(*since) >= kube.DownFor {
 		_, s.Down = dataPlane(st)
 	}
 	s.Problems = append(s.Problems, st.Problems...)

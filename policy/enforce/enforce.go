@@ -169,24 +169,22 @@ func (e *Enforcer) loop(ctx context.Context) error {
 	rested := time.NewTimer(0)
 	defer rested.Stop()
 	for {
-		look := false
+		look, paced := false, false
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case a := <-e.admits:
 			p.waiting = append(p.waiting, a)
 		case <-e.wake:
-			if wait := time.Until(p.rest); wait > 0 {
-				rested.Reset(wait)
-				continue
-			}
+			paced = true
 		case <-rested.C:
-			if wait := time.Until(p.rest); wait > 0 { // there was a pass meanwhile, for a pod
-				rested.Reset(wait)
-				continue
-			}
+			paced = true // there may have been a pass meanwhile, for a pod
 		case <-audit.C:
 			look = true
+		}
+		if wait := time.Until(p.rest); paced && wait > 0 {
+			rested.Reset(wait)
+			continue
 		}
 		p.collect() // what has come together is one pass
 		start, had := time.Now(), e.cpu()

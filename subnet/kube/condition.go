@@ -16,9 +16,10 @@ import (
 const OverlayDegraded corev1.NodeConditionType = "OverlayDegraded"
 
 const (
-	// downFor is how long the data plane must have been down before the Node
-	// is said to have no network: that taints it (DESIGN 3.14).
-	downFor = 30 * time.Second
+	// DownFor is how long the data plane must have been down before the Node is
+	// said to have no network, and the container runtime is told: that taints it
+	// (DESIGN 3.14).
+	DownFor = 30 * time.Second
 	// badFor is how long a problem must have been there before the Node is
 	// called degraded, most are over before anybody could look, and fineFor how
 	// long there must have been none after that. Each agent takes up to twice as
@@ -79,7 +80,7 @@ type edges struct {
 // asked again without a change (0 for never). Conditions of which h says
 // nothing, or not for long enough, are not among them.
 func (e *edges) judge(now time.Time, h Health) (want []corev1.NodeCondition, again time.Duration) {
-	down, left := since(&e.downSince, now, h.DataPlane == Down, downFor)
+	down, left := since(&e.downSince, now, h.DataPlane == Down, DownFor)
 	again = left
 	switch {
 	case down:

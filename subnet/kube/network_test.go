@@ -167,13 +167,8 @@ func text(c subnet.Config) string {
 	return strings.Join(out, " ")
 }
 
-// A configuration without networks waits for our Node and its podCIDRs, and
-// takes what the cluster says, or what is leased where that is not to be read.
-func TestConfigWithoutNetworks(t *testing.T) {
-	conf := &configMap{TB: t, dir: t.TempDir()}
-	conf.write(`{}`)
-	f := &fakeAPI{maps: map[string]map[string]string{}}
-	s := f.serve(t, conf.path())
+// asked asks for the configuration, and returns what waits for these networks.
+func asked(s *Store) (answer func(t *testing.T, networks string)) {
 	got := make(chan subnet.Config, 1)
 	go func() {
 		cfg, err := s.Config(context.Background())
@@ -181,6 +176,27 @@ func TestConfigWithoutNetworks(t *testing.T) {
 			got <- cfg
 		}
 	}()
+	return func(t *testing.T, networks string) {
+		t.Helper()
+		select {
+		case cfg := <-got:
+			if text(cfg) != networks {
+				t.Errorf("networks %s, want %s", text(cfg), networks)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatal("Config does not return: " + s.Reason())
+		}
+	}
+}
+
+// A configuration without networks waits for our Node and its podCIDRs, and
+// takes what the cluster says, or what is leased where that is not to be read.
+func TestConfigWithoutNetworks(t *testing.T) {
+	conf := &configMap{TB: t, dir: t.TempDir()}
+	conf.write(`{}`)
+	f := &fakeAPI{maps: map[string]map[string]string{}}
+	s := f.serve(t, conf.path())
+	answer := asked(s)
 	eventually(t, "the Node is missing", func() bool { return strings.Contains(s.Reason(), `there is no Node "n1"`) })
 	f.edit(func() { f.node = cidrNode() })
 	eventually(t, "its podCIDR is missing", func() bool { return strings.Contains(s.Reason(), "waiting for a podCIDR of Node n1") })
@@ -191,14 +207,7 @@ func TestConfigWithoutNetworks(t *testing.T) {
 		f.codes["kubeadm-config"] = 403
 		f.maps["kube-proxy"] = map[string]string{"config.conf": "clusterCIDR: fd00:244::/56"}
 	})
-	select {
-	case cfg := <-got:
-		if text(cfg) != "0.0.0.0/0 fd00:244::/56" {
-			t.Errorf("networks %s", text(cfg))
-		}
-	case <-time.After(10 * time.Second):
-		t.Fatal("Config does not return: " + s.Reason())
-	}
+	answer(t, "0.0.0.0/0 fd00:244::/56")
 	const want = "IPv4 as leased (ConfigMap kube-system/kubeadm-config: not ours to read; ConfigMap kube-system/kube-proxy: names [fd00:244::/56] alone), fd00:244::/56 (ConfigMap kube-system/kube-proxy)"
 	if got := s.Networks(); got != want {
 		t.Errorf("says %q, want %q", got, want)
@@ -212,25 +221,12 @@ func TestFamilyThatComes(t *testing.T) {
 	conf.write(`{"EnableIPv4":false}`)
 	f := &fakeAPI{node: cidrNode("10.244.1.0/24"), maps: map[string]map[string]string{}}
 	s := f.serve(t, conf.path())
-	got := make(chan subnet.Config, 1)
-	go func() {
-		cfg, err := s.Config(context.Background())
-		if err == nil {
-			got <- cfg
-		}
-	}()
+	answer := asked(s)
 	eventually(t, "the file is wrong", func() bool {
 		return strings.Contains(s.Reason(), "EnableIPv4") && strings.Contains(s.Reason(), "[10.244.1.0/24]")
 	})
 	f.edit(func() { f.node = cidrNode("10.244.1.0/24", "fd00:244:0:1::/64") })
-	select {
-	case cfg := <-got:
-		if text(cfg) != "::/0" {
-			t.Errorf("networks %s", text(cfg))
-		}
-	case <-time.After(10 * time.Second):
-		t.Fatal("Config does not return: " + s.Reason())
-	}
+	answer(t, "::/0")
 }
 
 // A cluster that refuses at first is asked again soon, then ever more seldom; one
